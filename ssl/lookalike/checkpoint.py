@@ -1,0 +1,126 @@
+"""A run folder and its checkpoints: complete or absent, checked before use, and the truth about where a run stands.
+
+`checkpoints/step_00000120/` means that 120 steps are done. It appears only by rename, with the sha256 of every
+file in its manifest; `latest.json` is a hint for people, the truth is the newest folder that verifies.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from lookalike import comm
+from lookalike.errors import RecipeError, RunError
+from lookalike.folder import verify, write_file, write_folder
+from lookalike.recipe import Recipe, read
+
+RECIPE = "recipe.yaml"
+# Another value of these makes another backbone; the later stages may change and are simply done again.
+_FIXED = ("seed", "data", "backbone", "pretrain")
+
+
+def open_run(out: Path, recipe: Recipe) -> Path:
+    """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every default.
+
+    Raises RunError when the folder holds something else, or a run whose backbone came from another recipe.
+    """
+    if comm.rank() == 0:
+        if out.exists() and not out.is_dir():
+            raise RunError(f"{out}: is a file: choose another --out")
+        if (out / RECIPE).exists():
+            _refuse_other(out / RECIPE, recipe)
+        elif out.is_dir() and any(not p.name.startswith(".tmp-") for p in out.iterdir()):
+            raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
+        write_file(out / RECIPE, recipe.text().encode())
+    comm.barrier()
+    return out
+
+
+def _refuse_other(path: Path, recipe: Recipe) -> None:
+    try:
+        earlier = read(path.read_text(), str(path)).plain()
+    except (OSError, UnicodeDecodeError, RecipeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}): choose another --out") from error
+    now = recipe.plain()
+    changed = [line for key in _FIXED for line in _differences(key, earlier.get(key), now.get(key))]
+    if changed:
+        raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): choose another --out")
+
+
+def _differences(key: str, earlier: Any, now: Any) -> list[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        keys = sorted({*earlier, *now})
+        return [line for k in keys for line in _differences(f"{key}.{k}", earlier.get(k), now.get(k))]
+    return [] if earlier == now else [f"{key}: {json.dumps(earlier)} -> {json.dumps(now)}"]
+
+
+class Checkpoint(NamedTuple):
+    """`step` steps are done; `tensors` by file (`model`, `optim`) and name; `about` what the manifest says."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    about: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training below `folder`; the `keep` newest stay."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> Path:
+        """Writes a checkpoint; on return it is on disk, whole. Raises RunError when it cannot be written."""
+        target = self.folder / f"step_{step:08d}"
+        files = {f"{name}.safetensors": save(dict(group)) for name, group in tensors.items()}
+        write_folder(target, files, {"step": step, **about})
+        write_file(self.folder / "latest.json", json.dumps({"step": step, "folder": target.name}).encode())
+        self._forget()
+        return target
+
+    def _forget(self) -> None:
+        for old in self._folders()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        for leftover in [*self.folder.glob(".tmp-*"), *self.folder.glob(".old-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step_????????"), reverse=True)
+
+    def newest(self, fixed: Mapping[str, Any]) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None in a folder without any; every rank gets the same.
+
+        Warns of each broken one that it passes over. Raises RunError when all are broken (training never
+        silently starts anew), or when `fixed` (data, batch) is not what the checkpoint was made with.
+        """
+        found = comm.from_first(self._decide(fixed) if comm.rank() == 0 else None)
+        if isinstance(found, str):
+            raise RunError(found)
+        return None if found is None else _read(self.folder / found["folder"], found["about"])
+
+    def _decide(self, fixed: Mapping[str, Any]) -> dict[str, Any] | str | None:
+        """The folder and its manifest, None for a fresh start, or the text of what forbids both."""
+        problems = []
+        for folder in self._folders():
+            try:
+                about = verify(folder)
+            except RunError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                warnings.warn(f"{problem}; going on from {folder.name}", stacklevel=2)
+            changed = [line for key in fixed for line in _differences(key, about.get(key), fixed[key])]
+            if changed:
+                return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): choose another --out"
+            return {"folder": folder.name, "about": about}
+        return f"{problems[0]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
+
+
+def _read(folder: Path, about: dict[str, Any]) -> Checkpoint:
+    tensors = {name.removesuffix(".safetensors"): load((folder / name).read_bytes()) for name in about["files"]}
+    return Checkpoint(about["step"], tensors, about)

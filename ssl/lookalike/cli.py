@@ -1,0 +1,126 @@
+"""The shell's verbs: parse, call, report; no logic. Nothing heavy is imported before a verb is known."""
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lookalike
+from lookalike.errors import Error
+from lookalike.signals import Stopped
+
+app = typer.Typer(
+    help="Pretrain vision backbones without labels, probe, fine-tune, evaluate and export them. One recipe says it all.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe; see recipes/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values in place of the recipe's.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; one of an earlier run is resumed.")]
+Model = Annotated[str | None, typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own.")]
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, *, out: Out) -> None:
+    """Every stage that the recipe names, in order."""
+    lookalike.run(lookalike.load_recipe(recipe, overrides or ()), out)
+
+
+@app.command()
+def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, out: Out) -> None:
+    """Pictures without labels -> DIR/backbone."""
+    lookalike.pretrain(lookalike.load_recipe(recipe, overrides or ()), out)
+
+
+@app.command()
+def probe(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+    """Linear probe and kNN of a backbone -> DIR/probe.json."""
+    lookalike.probe(model or str(out / "backbone"), lookalike.load_recipe(recipe, overrides or ()), out)
+
+
+@app.command()
+def finetune(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+    """Metric learning on a backbone -> DIR/finetune/embedding."""
+    lookalike.finetune(model or str(out / "backbone"), lookalike.load_recipe(recipe, overrides or ()), out)
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+    """Retrieval scores of an embedding model or backbone -> DIR/evaluate.json."""
+    from lookalike.stages.evaluate import table
+
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    name = model or str(out / "finetune" / "embedding")
+    print(table({name: lookalike.evaluate(name, loaded, out, name=name)}))
+
+
+@app.command()
+def export(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+    """A model -> DIR/export/…: timm layout, model card and ONNX, checked."""
+    source = Path(model) if model else out / "backbone"
+    lookalike.export(source, lookalike.load_recipe(recipe, overrides or ()), out / "export" / source.name)
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """The resolved recipe, shapes, parameters, steps, optimizer groups, memory."""
+    from lookalike import pipeline
+
+    print(pipeline.show(lookalike.load_recipe(recipe, overrides or ())))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of recipes, for editors."""
+    from lookalike import pipeline
+
+    print(json.dumps(pipeline.recipe_schema(), indent=2))
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+    """Options of all verbs."""
+    os.environ["LOOKALIKE_DEBUG"] = "1" if debug else ""
+
+
+def main() -> None:
+    """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop."""
+    warnings.showwarning = _one_line
+    sys.exit(guarded(app))
+
+
+def guarded(verb: Callable[[], Any]) -> int:
+    """Calls `verb`; the exit code that says how it ended."""
+    try:
+        verb()
+    except Stopped as stop:
+        print(f"lookalike: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    except Error as error:
+        if os.environ.get("LOOKALIKE_DEBUG"):
+            traceback.print_exc()
+        print(f"lookalike: {error}", file=sys.stderr)
+        return 2
+    finally:
+        _leave()
+    return 0
+
+
+def _leave() -> None:
+    """Leaves the process group, where this process joined one."""
+    if "torch" in sys.modules:
+        from lookalike import comm
+
+        comm.stop()
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    print(f"lookalike: warning: {message}", file=sys.stderr)

@@ -1,0 +1,200 @@
+"""Which samples train in which step, and how they reach it: the order is a pure function of (seed, epoch, position).
+
+The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut those, workers
+only decode. So none of them changes what is trained, and a restart goes on by skipping to its step.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from lookalike import draw
+from lookalike.data.decode import BadPicture
+from lookalike.data.pictures import ArrayPictures, Pictures
+from lookalike.errors import DataError, RunError
+
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Order:
+    """Epochs of `n` samples cut into steps of `batch` (global), `accumulate` micro-batches each.
+
+    Every epoch is a fresh permutation without its last, incomplete batch. Raises DataError when there are
+    fewer samples than one batch.
+    """
+
+    n: int
+    batch: int
+    accumulate: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.n < self.batch:
+            raise DataError(f"data: {self.n} pictures are fewer than one batch of {self.batch}: lower the batch")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n // self.batch
+
+    def ids(self, epoch: int, step: int) -> Tensor:
+        """The samples of the epoch's `step`-th global batch, int64."""
+        return draw.permutation(self.n, self.seed, "order", epoch)[step * self.batch : (step + 1) * self.batch]
+
+    def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]:
+        """(epoch, global micro-batch) from `first_step` to before `last_step`, counted over all epochs."""
+        epoch, permuted = -1, torch.empty(0, dtype=torch.int64)
+        for step in range(first_step, last_step):
+            now, within = divmod(step, self.steps_per_epoch)
+            if now != epoch:
+                epoch, permuted = now, draw.permutation(self.n, self.seed, "order", now)
+            ids = permuted[within * self.batch : (within + 1) * self.batch]
+            yield from ((epoch, micro) for micro in ids.tensor_split(self.accumulate))
+
+
+def share(ids: Tensor, rank: int, world: int) -> Tensor:
+    """This rank's rows of a micro-batch; concatenated in rank order they are the micro-batch."""
+    return ids.tensor_split(world)[rank]
+
+
+class Bad(NamedTuple):
+    """A picture that could not be read, and the sample that took its place."""
+
+    sample: int
+    path: str
+    reason: str
+    replacement: int
+
+
+class Batch(NamedTuple):
+    """One rank's part of a micro-batch: host ids_B, uint8 canvas_BCHW, labels_B or None, what was bad."""
+
+    epoch: int
+    ids_B: Tensor
+    canvas_BCHW: Tensor
+    bad: list[Bad]
+
+
+class _Reader(torch.utils.data.Dataset[Batch]):
+    """Reads one micro-batch an item, so that a worker hands over one tensor."""
+
+    def __init__(self, pictures: Pictures, seed: int) -> None:
+        self.pictures, self.seed = pictures, seed
+
+    def __getitem__(self, key: tuple[int, list[int]]) -> Batch:  # type: ignore[override]
+        epoch, ids = key
+        canvas, bad = read_many(self.pictures, ids, self.seed)
+        return Batch(epoch, torch.tensor(ids, dtype=torch.int64), canvas, bad)
+
+
+def read_many(pictures: Pictures, ids: Sequence[int], seed: int) -> tuple[Tensor, list[Bad]]:
+    """uint8 (B, C, H, W); a picture that cannot be read is replaced by another that (seed, sample) chooses."""
+    if isinstance(pictures, ArrayPictures):
+        return pictures.read_many(ids), []
+    rows, bad = [], []
+    for i in ids:
+        row, record = _read(pictures, i, seed)
+        rows.append(row)
+        bad += record
+    return torch.stack(rows), bad
+
+
+def _read(pictures: Pictures, i: int, seed: int) -> tuple[Tensor, list[Bad]]:
+    """Follows a chain of replacements, each drawn from (seed, sample, attempt), until one can be read."""
+    problems: list[BadPicture] = []
+    for attempt in range(_ATTEMPTS):
+        chosen = i if attempt == 0 else draw.seed(seed, "replace", i, attempt) % len(pictures)
+        try:
+            picture = pictures.read(chosen)
+        except BadPicture as error:
+            problems.append(error)
+            continue
+        first = problems[:1]
+        return picture, [Bad(i, str(p.path), p.reason, chosen) for p in first]
+    raise DataError(f"{problems[0].path}: {problems[0].reason}; nor could {_ATTEMPTS - 1} replacements be read: is the folder sound?")
+
+
+class Plan(Protocol):
+    """What names the samples of each global micro-batch: Order here, P × K batches in metric/."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]: ...
+
+
+class _Keys(Sampler[tuple[int, list[int]]]):
+    """The (epoch, ids of this rank) of every micro-batch, in order."""
+
+    def __init__(self, order: Plan, first_step: int, last_step: int, rank: int, world: int) -> None:
+        self.order, self.first, self.last, self.rank, self.world = order, first_step, last_step, rank, world
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        for epoch, micro in self.order.micro_batches(self.first, self.last):
+            yield epoch, share(micro, self.rank, self.world).tolist()
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.order.accumulate
+
+
+def batches(
+    pictures: Pictures, order: Plan, *, first_step: int, last_step: int, rank: int, world: int, workers: int, pin: bool
+) -> Iterator[Batch]:
+    """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes (0: in this one).
+
+    Raises RunError when a worker process dies.
+    """
+    loader = DataLoader(
+        _Reader(pictures, order.seed),
+        sampler=_Keys(order, first_step, last_step, rank, world),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(f"data: a loader process died ({str(error).splitlines()[0]}): out of memory? set workers lower") from error
+
+
+def default_workers(pictures: Pictures, world: int) -> int:
+    """None for pictures in memory; else the machine's cores shared among its ranks, at most 16 each."""
+    if isinstance(pictures, ArrayPictures):
+        return 0
+    return max(1, min(16, (os.cpu_count() or 1) // max(1, world)))
+
+
+class _InOrder(torch.utils.data.Dataset[tuple[list[int], Tensor | None]]):
+    """The readable ones of each run of `batch` pictures."""
+
+    def __init__(self, pictures: Pictures, batch: int) -> None:
+        self.pictures, self.batch = pictures, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.pictures) // self.batch)
+
+    def __getitem__(self, b: int) -> tuple[list[int], Tensor | None]:
+        ids = range(b * self.batch, min((b + 1) * self.batch, len(self.pictures)))
+        if isinstance(self.pictures, ArrayPictures):
+            return list(ids), self.pictures.read_many(ids)
+        rows = {}
+        for i in ids:
+            with contextlib.suppress(BadPicture):
+                rows[i] = self.pictures.read(i)
+        return list(rows), torch.stack(list(rows.values())) if rows else None
+
+
+def in_order(pictures: Pictures, batch: int, workers: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+    """(ids, uint8 canvas_BCHW) of all pictures in order; those that cannot be read are left out."""
+    loader = DataLoader(_InOrder(pictures, batch), batch_size=None, num_workers=workers)
+    yield from ((ids, canvas) for ids, canvas in loader if ids)

@@ -1,0 +1,241 @@
+"""Where pictures come from: a name and a few values in a recipe -> a train and a test set of `Pictures`.
+
+A source's constructor is the schema of its recipe section. It touches no file; `split` does.
+"""
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lookalike.data.decode import shown
+from lookalike.data.pictures import SUFFIXES, ArrayPictures, FilePictures, Pictures, refusing, scan, subset
+from lookalike.errors import DataError
+
+Split = Literal["train", "test"]
+
+FASHION = "for Fashion-MNIST: apt-get install dataset-fashion-mnist, path /usr/share/datasets/fashion-mnist"
+CHUNK = 1 << 20
+
+
+class Source(Protocol):
+    """Pictures with `channels` channels in two splits."""
+
+    @property
+    def channels(self) -> int: ...
+    def split(self, name: Split) -> Pictures:
+        """The train or the test set. Raises DataError when there is none."""
+
+
+class Digits:
+    """Scikit-learn's 1,797 handwritten digits, grey, 8 x 8: no download, for trying things out."""
+
+    channels = 1
+
+    def __init__(self, test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> None:
+        self._test_fraction = test_fraction
+
+    def split(self, name: Split) -> Pictures:
+        # Late, because the import takes a second and nothing else in this room needs it.
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images_NHW = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
+        labels_N = torch.from_numpy(digits.target.astype(np.int64))
+        classes = tuple(str(digit) for digit in range(10))
+        everything = ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, "digits")
+        is_test_N = stratified(labels_N, self._test_fraction)
+        return subset(everything, torch.nonzero(is_test_N == (_checked(name) == "test")).flatten())
+
+
+class Idx:
+    """A folder in the layout of MNIST: `train-images-idx3-ubyte.gz`, `t10k-labels-idx1-ubyte.gz`, …"""
+
+    channels = 1
+
+    def __init__(self, path: str, max_bytes: Annotated[int, Field(gt=0)] = 2_000_000_000) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+
+    def split(self, name: Split) -> Pictures:
+        folder = _folder(self._path, FASHION)
+        prefix = {"train": "train", "test": "t10k"}[_checked(name)]
+        images = _find_idx(folder, f"{prefix}-images", 3)
+        if images is None:
+            raise DataError(f"{shown(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
+        images_NHW = read_idx(images, 3, self._max_bytes)
+        labels = {each: self._labels(folder, each) for each in ("train", "t10k")}
+        labels_N = labels[prefix]
+        if labels_N is not None and len(labels_N) != len(images_NHW):
+            counts = f"{len(labels_N)} labels for the {len(images_NHW)} pictures of {images.name}"
+            raise DataError(f"{shown(folder)}: {counts}; fetch both files again")
+        highest = max((int(known.max()) for known in labels.values() if known is not None), default=-1)
+        classes = () if labels_N is None else tuple(str(label) for label in range(highest + 1))
+        return ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
+
+    def _labels(self, folder: Path, prefix: str) -> Tensor | None:
+        labels = _find_idx(folder, f"{prefix}-labels", 1)
+        return None if labels is None else read_idx(labels, 1, self._max_bytes).long()
+
+
+class Folder:
+    """A folder of picture files: PATH/train and PATH/test, or one set split by a hash of each relative path.
+
+    The hash keeps every picture in its split when others are added; it does not balance the classes.
+    Without PATH/test, PATH/val is the test set. Subfolders with pictures are the classes, in sorted order of
+    the train set; classes that only the test set has come after them. `auto` labels a set that has no picture
+    directly in its folder and at least two subfolders with pictures.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        canvas: Annotated[int, Field(ge=1, le=4096)] = 256,
+        channels: Literal[1, 3] = 3,
+        train: str = "train",
+        test: str = "test",
+        test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+        labels: Literal["auto", "folders", "none"] = "auto",
+    ) -> None:
+        self.channels: int = channels
+        self._path = path
+        self._canvas = canvas
+        self._train = train
+        self._test = test
+        self._test_fraction = test_fraction
+        self._labels = labels
+        self._scanned: dict[Path, list[bytes]] = {}
+
+    def split(self, name: Split) -> Pictures:
+        root = _folder(self._path, "give the folder that holds the pictures")
+        wants_test = _checked(name) == "test"
+        with refusing(root):
+            has_train = (root / self._train).is_dir()
+        if not has_train:
+            return self._hashed(root, wants_test)
+        train = self._scan(root / self._train, root)
+        classes = self._classes(root / self._train, train)
+        if not wants_test:
+            return self._pictures(root / self._train, train, classes)
+        folder = self._test_folder(root)
+        test = self._scan(folder, root)
+        return self._pictures(folder, test, self._classes(folder, test, classes) if classes else ())
+
+    def _hashed(self, root: Path, wants_test: bool) -> Pictures:
+        paths = self._scan(root, root)
+        chosen = [path for path in paths if (_unit(path) < self._test_fraction) == wants_test]
+        if not chosen:
+            which = f"none of its {len(paths)} pictures is in the {'test' if wants_test else 'train'} set"
+            raise DataError(f"{shown(root)}: {which}; add pictures, or change test_fraction")
+        return self._pictures(root, chosen, self._classes(root, paths))
+
+    def _test_folder(self, root: Path) -> Path:
+        folder = root / self._test
+        if self._test == "test" and not folder.exists() and (root / "val").is_dir():
+            return root / "val"
+        return _folder(folder, "add the folder, or name the one that holds the test set with `test`")
+
+    def _scan(self, folder: Path, root: Path) -> list[bytes]:
+        if folder not in self._scanned:
+            self._scanned[folder] = scan(folder, root)
+        if not self._scanned[folder]:
+            suffixes = b" ".join(SUFFIXES).decode()
+            raise DataError(f"{shown(folder)}: no pictures in it or below; looked for {suffixes}")
+        return self._scanned[folder]
+
+    def _classes(self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
+        if self._labels == "none":
+            return ()
+        loose = next((path for path in paths if b"/" not in path), None)
+        if loose is None:
+            names = {path.partition(b"/")[0] for path in paths}
+            labelled = known or len(names) >= 2 or self._labels == "folders"
+            return (*known, *sorted(names.difference(known))) if labelled else ()
+        if self._labels == "folders":
+            place = shown(folder / os.fsdecode(loose))
+            raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
+        return ()
+
+    def _pictures(self, folder: Path, paths: list[bytes], classes: tuple[bytes, ...]) -> Pictures:
+        index = {name: label for label, name in enumerate(classes)}
+        labels_N = torch.tensor([index[path.partition(b"/")[0]] for path in paths]) if classes else None
+        names = tuple(os.fsdecode(name) for name in classes)
+        return FilePictures(folder, paths, labels_N, names, self._canvas, self.channels)
+
+
+def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
+    """Which rows are for testing, bool (N,): a fixed hash's share of each class, never all or none."""
+    is_test_N = torch.zeros(len(labels_N), dtype=torch.bool)
+    for label in set(labels_N.tolist()):
+        rows = torch.nonzero(labels_N == label).flatten().tolist()
+        rows.sort(key=lambda row: _unit(b"stratified/%d" % row))
+        is_test_N[rows[: min(max(1, round(test_fraction * len(rows))), len(rows) - 1)]] = True
+    return is_test_N
+
+
+def read_idx(path: Path, ndim: int, max_bytes: int) -> Tensor:
+    """The uint8 tensor of an idx file, gzipped if so named; unpacking stops a byte past the declared size.
+
+    Raises DataError when it is no such file, too short, too long, or declares more than `max_bytes`.
+    """
+    with refusing(path):
+        try:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                return _parse_idx(file, ndim, max_bytes)  # type: ignore[arg-type]
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{shown(path)}: {error}; fetch the file again") from error
+
+
+def _parse_idx(file: BinaryIO, ndim: int, max_bytes: int) -> Tensor:
+    header = file.read(4)
+    if header != bytes((0, 0, 8, ndim)):
+        raise ValueError(f"not an idx file of {ndim}-dimensional bytes: it begins with {header!r}")
+    sizes = file.read(4 * ndim)
+    if len(sizes) < 4 * ndim:
+        raise ValueError("cut short in its header")
+    dims = struct.unpack(f">{ndim}I", sizes)
+    declared = math.prod(dims)
+    if not 0 < declared <= max_bytes:
+        raise ValueError(f"it declares {dims}, {declared} bytes; 1 to {max_bytes} (max_bytes) are allowed")
+    body = bytearray()
+    while len(body) <= declared and (chunk := file.read(min(CHUNK, declared + 1 - len(body)))):
+        body += chunk
+    if len(body) != declared:
+        what = "cut short: fewer bytes" if len(body) < declared else "more bytes"
+        raise ValueError(f"{what} than the {declared} that it declares")
+    return torch.frombuffer(body, dtype=torch.uint8).reshape(dims)
+
+
+def _find_idx(folder: Path, stem: str, ndim: int) -> Path | None:
+    names = [f"{stem}{dot}idx{ndim}-ubyte{suffix}" for dot in "-." for suffix in (".gz", "")]
+    with refusing(folder):
+        return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _folder(path: str | Path, remedy: str) -> Path:
+    folder = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
+    with refusing(folder):
+        if folder.is_dir():
+            return folder
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+    raise DataError(f"{shown(folder)}: {what}; {remedy}")
+
+
+def _checked(name: str) -> str:
+    if name not in ("train", "test"):
+        raise ValueError(f"a split is train or test, not {name!r}")
+    return name
+
+
+def _unit(key: bytes) -> float:
+    """A number in [0, 1) that depends on the key alone."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:6], "big") / (1 << 48)

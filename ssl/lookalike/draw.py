@@ -1,0 +1,64 @@
+"""Randomness without state: every number is a pure function of its coordinates, on any device, in any order.
+
+The coordinates (seed, epoch, sample, view, draw, …) are absorbed one after the other by the finalizer of
+SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, fig. 17).
+Neither ranks nor workers nor a restart can change what is drawn, because nothing is remembered.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+
+
+def _signed(word: int) -> int:
+    """The 64-bit word as torch's int64 holds it."""
+    word &= 2**64 - 1
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Logical right shift; torch's own copies the sign."""
+    return (x >> n) & (2 ** (64 - n) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_MULTIPLIER_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MULTIPLIER_2)
+    return x ^ _shift(x, 31)
+
+
+def word(text: str) -> int:
+    """A coordinate that names a purpose, so that two uses of one seed never share their numbers."""
+    return _signed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+
+
+def bits(*coordinates: int | str | Tensor) -> Tensor:
+    """64 random bits (int64) at each point of the broadcast coordinates; tensors are int64, on one device."""
+    x = torch.zeros((), dtype=torch.int64)
+    for c in coordinates:
+        if isinstance(c, str):
+            c = word(c)
+        # A plain int stays on the host: adding it to a tensor of any device costs no transfer.
+        x = (x.to(c.device) ^ c) if isinstance(c, Tensor) else (x ^ _signed(c))
+        x = _mix(x + _signed(_GAMMA))
+    return x
+
+
+def uniform(*coordinates: int | str | Tensor) -> Tensor:
+    """float32 in [0, 1), 24 bits each, shape as the broadcast coordinates."""
+    return _shift(bits(*coordinates), 40).to(torch.float32) * 2.0**-24
+
+
+def permutation(n: int, *coordinates: int | str) -> Tensor:
+    """A permutation of 0 … n-1 (int64), drawn by sorting random words: exact for any n that fits memory."""
+    return torch.argsort(bits(*coordinates, torch.arange(n)), stable=True)
+
+
+def seed(*coordinates: int | str) -> int:
+    """A non-negative 63-bit seed for a library that wants a generator of its own."""
+    return int(_shift(bits(*coordinates), 1))

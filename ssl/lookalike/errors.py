@@ -1,0 +1,21 @@
+"""What a user did or met that stops the work: one line that names the place and the remedy, exit code 2."""
+
+
+class Error(Exception):
+    """A user's error. The message names the place and the remedy; the shell prints it without a traceback."""
+
+
+class RecipeError(Error):
+    """One line for every problem found in a recipe: `file:line:column: key: what, remedy`."""
+
+
+class DataError(Error):
+    """A data source, a folder of pictures or too many bad pictures."""
+
+
+class BackboneError(Error):
+    """A backbone that cannot be made, or a backbone folder that cannot be trusted."""
+
+
+class RunError(Error):
+    """A run folder, a checkpoint or a training run that cannot go on."""

@@ -1,0 +1,80 @@
+"""Pictures through a frozen model: features and labels, extracted once and kept in the run folder."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lookalike import comm
+from lookalike.backbones import Architecture
+from lookalike.data.loader import in_order
+from lookalike.data.pictures import Pictures
+from lookalike.errors import Error
+from lookalike.folder import write_file
+from lookalike.views import normalise, resize_crop, scale
+
+Embed = Callable[[Tensor], Tensor]
+
+
+class Features(NamedTuple):
+    """`x_ND` float32 and `labels_N` int64 on the CPU; `dropped` pictures could not be read and are left out."""
+
+    x_ND: Tensor
+    labels_N: Tensor
+    dropped: int
+
+
+def embed(model: nn.Module, architecture: Architecture) -> Embed:
+    """uint8 canvas (B, C, H, W) -> features (B, D): the test-time view, normalised, through `model` in eval mode."""
+    mean, std = architecture.normalisation()
+    model.eval()
+
+    def function(canvas_BCHW: Tensor) -> Tensor:
+        x_BCHW = resize_crop(scale(canvas_BCHW), architecture.size, architecture.crop)
+        h_BD: Tensor = model(normalise(x_BCHW, mean, std))
+        return h_BD
+
+    return function
+
+
+def pixels(canvas_BCHW: Tensor) -> Tensor:
+    """The raw picture as a feature: (B, C·H·W) in 0 … 1, the mirror that every backbone has to beat."""
+    return scale(canvas_BCHW).flatten(1)
+
+
+@torch.inference_mode()
+def extract(function: Embed, pictures: Pictures, *, batch: int = 256, workers: int = 0) -> Features:
+    """Every readable picture's features, in order. Raises Error where the pictures have no labels."""
+    if pictures.labels is None:
+        raise Error("data: these pictures have no labels to score with: use class folders, or leave probe and evaluate out")
+    device = comm.device()
+    rows, kept = [], []
+    for ids, canvas_BCHW in in_order(pictures, batch, workers):
+        rows.append(function(canvas_BCHW.to(device)).float().cpu())
+        kept += ids
+    if not rows:
+        raise Error("data: not one picture of this split could be read")
+    ids_N = torch.tensor(kept)
+    return Features(torch.cat(rows), pictures.labels[ids_N], len(pictures) - len(kept))
+
+
+def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:
+    """The features under `key` (model, data, view) from `folder`, made and kept there if new."""
+    if folder is None:
+        return make()
+    path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
+    if path.exists():
+        try:
+            tensors = load_file(path)
+            return Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]))
+        except Exception:  # a cache that cannot be read is made again, whatever is wrong with it
+            path.unlink()
+    found = make()
+    tensors = {"x_ND": found.x_ND.contiguous(), "labels_N": found.labels_N, "dropped": torch.tensor(found.dropped)}
+    write_file(path, save(tensors))
+    return found

@@ -1,0 +1,120 @@
+"""Folders that appear whole or not at all, with a manifest of every file's sha256 that is checked before use.
+
+Write into `.tmp-…` beside the target, flush every file to disk, write the manifest, flush, rename, flush the
+parent: a kill at any moment leaves the old folder or the new one, never half of one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lookalike.errors import Error, RunError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, Any] | None = None) -> None:
+    """Makes or replaces the folder `target` with these files and a manifest that also holds `about`.
+
+    Raises RunError when the disk is full or the place cannot be written; what was there before stays whole.
+    """
+    temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        for name, content in files.items():
+            _write(temporary / name, content)
+        _write(temporary / MANIFEST, _manifest(files, about or {}))
+        _flush(temporary)
+        _swap(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"{target}: cannot be written: {error.strerror or error}: free space or choose another --out") from error
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Makes or replaces one file, whole or not at all."""
+    temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, content)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Renames into place; an older folder steps aside first and goes last."""
+    old = target.parent / f".old-{target.name}-{os.getpid()}"
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(temporary, target)
+    _flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _manifest(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:
+    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    return json.dumps({"format": FORMAT, **about, "files": entries}, indent=2).encode()
+
+
+def verify(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
+    """The manifest, after every file it names was found whole. Raises `kind` naming the file and the remedy."""
+    manifest = _read_manifest(folder, kind)
+    for name, entry in manifest["files"].items():
+        for problem in _problems(folder / name, entry):
+            raise kind(f"{folder / name}: {problem}: restore it or write the folder again")
+    return manifest
+
+
+def _read_manifest(folder: Path, kind: type[Error]) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise kind(f"{folder}: no such folder")
+    try:
+        manifest = json.loads(path.read_bytes())
+        if not isinstance(manifest, dict) or not all(isinstance(e, dict) for e in manifest["files"].values()):
+            raise ValueError("not a manifest")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise kind(f"{path}: missing or unreadable: {folder} is not a folder that lookalike wrote") from error
+    if manifest.get("format") != FORMAT:
+        raise kind(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}: update lookalike")
+    if any(Path(name).name != name for name in manifest["files"]):
+        raise kind(f"{path}: names a file outside its folder")
+    return manifest
+
+
+def _problems(path: Path, entry: Mapping[str, Any]) -> Iterator[str]:
+    if not path.is_file():
+        yield "missing"
+        return
+    if path.stat().st_size != entry.get("bytes"):
+        yield f"{path.stat().st_size} bytes instead of {entry.get('bytes')}"
+        return
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.get("sha256"):
+            yield "its content changed since it was written (sha256 differs)"

@@ -1,0 +1,199 @@
+"""What a run tells: metrics.jsonl (the truth), TensorBoard, the terminal, and the list of bad pictures."""
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lookalike.errors import DataError
+
+_EVERY = 10.0
+
+
+class Metrics:
+    """`metrics.jsonl` and TensorBoard of one training below `folder`; nothing is written where `active` is False.
+
+    What lies beyond `step` in an earlier metrics.jsonl is dropped: those steps are done again.
+    """
+
+    def __init__(self, folder: Path, step: int, active: bool = True) -> None:
+        self.path, self.active = folder / "metrics.jsonl", active
+        self._board: Any = None
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            _cut(self.path, step)
+            self._file = self.path.open("a", encoding="utf-8")
+            self._open_board(folder / "tensorboard", step)
+
+    def _open_board(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            self._give_up(error)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line with the step and its values."""
+        if not self.active:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            try:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """A second logger that fails must not end a training: metrics.jsonl holds everything."""
+        self._board = None
+        warnings.warn(f"TensorBoard stopped ({error}); metrics.jsonl goes on", stacklevel=3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.active:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _cut(path: Path, step: int) -> None:
+    """Keeps the whole lines of steps up to `step`."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Meter:
+    """What the steps reported since it was last asked; tensors stay on the device until then."""
+
+    def __init__(self, images: float) -> None:
+        """`images`: how many pictures of all ranks make one micro-batch."""
+        self.images = images
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parts: dict[str, list[torch.Tensor]] = {"loss": []}
+        self._waited, self._since = 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context whose time counts as waiting for data."""
+        entered = time.monotonic()
+        yield
+        self._waited += time.monotonic() - entered
+
+    def add(self, value: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
+        """One micro-batch's loss and its terms."""
+        for name, part in {"loss": value, **terms}.items():
+            self._parts.setdefault(name, []).append(part.detach())
+
+    def values(self) -> dict[str, float]:
+        """Means of loss and terms, images_per_s over all ranks, waiting (share of the time), since the last call."""
+        means = {name: float(torch.stack(parts).double().mean()) for name, parts in self._parts.items()}
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        images = self.images * len(self._parts["loss"])
+        found = {**means, "images_per_s": images / seconds, "waiting": self._waited / seconds}
+        self._reset()
+        return found
+
+
+class Terminal:
+    """A bar on a terminal, a plain line every ten seconds in a pipe, silence on other ranks than 0."""
+
+    def __init__(self, title: str, steps: int, steps_per_epoch: int, first_step: int, active: bool = True) -> None:
+        self.title, self.steps, self.per_epoch, self.active = title, steps, steps_per_epoch, active
+        self._said, self._bar = 0.0, None
+        self._started, self._first = time.monotonic(), first_step
+        console = Console()
+        if active and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[shown]}"), TimeRemainingColumn(), console=console
+            )
+            self._task = self._bar.add_task(title, total=steps, completed=first_step, shown="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, values: Mapping[str, float]) -> None:
+        """`done` steps are done; `values` as logged: loss, lr, images_per_s, waiting."""
+        if not self.active:
+            return
+        shown = self._sentence(done, values)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, shown=shown)
+        elif time.monotonic() - self._said >= _EVERY or done == self.steps:
+            self._said = time.monotonic()
+            print(f"{self.title}: {shown}, {self._remaining(done)}", flush=True)
+
+    def _sentence(self, done: int, values: Mapping[str, float]) -> str:
+        epoch = min(done, self.steps - 1) // self.per_epoch + 1
+        return (
+            f"epoch {epoch}/{-(-self.steps // self.per_epoch)}, step {done}/{self.steps}, "
+            f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, "
+            f"{values['images_per_s']:.0f} images/s, waiting for data {100 * values['waiting']:.0f} %"
+        )
+
+    def _remaining(self, done: int) -> str:
+        seconds = (time.monotonic() - self._started) / max(1, done - self._first) * (self.steps - done)
+        return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s left"
+
+
+class BadSamples:
+    """`bad_samples.jsonl`: each bad picture once, with path, reason and replacement; more than `limit` stop the run."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path, self.limit = path, limit
+        self._seen = {json.loads(line)["sample"] for line in path.read_text().splitlines()} if path.exists() else set()
+        self.count = len(self._seen)
+
+    def add(self, records: Iterable[Any]) -> int:
+        """Writes the new ones among `records` (named tuples with `sample`); returns how many are new."""
+        fresh = {r.sample: r for r in records if r.sample not in self._seen}
+        if fresh:
+            self._seen |= fresh.keys()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(r._asdict()) + "\n" for r in fresh.values())
+        return len(fresh)
+
+    def check(self, new: int) -> None:
+        """Counts what all ranks found. Raises DataError beyond the limit."""
+        self.count += new
+        if self.count > self.limit:
+            raise DataError(
+                f"data: {self.count} pictures could not be read, more than the {self.limit} allowed: "
+                f"see {self.path}, mend them or raise pretrain.max_bad"
+            )
+
+
+def say(text: str) -> None:
+    """One line for the person at the terminal."""
+    print(text, file=sys.stdout, flush=True)

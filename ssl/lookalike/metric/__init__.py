@@ -1,0 +1,1 @@
+"""Metric learning: objectives and miners by name, P × K batches, and the embedding that they train."""

@@ -1,0 +1,47 @@
+"""An embedding model: a backbone, a linear head and the unit sphere; its folder is a backbone folder with a head."""
+
+import json
+from pathlib import Path
+
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lookalike.backbones import Backbone, folder_files, load_backbone
+from lookalike.errors import BackboneError
+
+HEAD = "head.safetensors"
+
+
+class Embedding(nn.Module):
+    """Pictures (B, C, H, W), normalised, to unit vectors (B, dim)."""
+
+    def __init__(self, backbone: Backbone, dim: int) -> None:
+        super().__init__()
+        self.backbone, self.dim = backbone, dim
+        self.head = nn.Linear(backbone.dim, dim)
+        self.architecture = backbone.architecture
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim), length 1."""
+        return F.normalize(self.head(self.backbone(x_BCHW)).float(), dim=1)
+
+
+def embedding_files(model: Embedding) -> dict[str, bytes]:
+    """The backbone's files and `head.safetensors` (weight, bias)."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.head.state_dict().items()}
+    return {**folder_files(model.backbone), HEAD: save(tensors)}
+
+
+def load_model(folder: str | Path) -> Backbone | Embedding:
+    """The embedding model or plain backbone of a folder, in eval mode. Raises BackboneError as load_backbone does."""
+    backbone = load_backbone(folder)
+    path = Path(folder) / HEAD
+    if HEAD not in json.loads((Path(folder) / "manifest.json").read_bytes())["files"]:
+        return backbone
+    tensors = load_file(path)
+    if tensors.keys() != {"weight", "bias"} or tensors["weight"].shape[1:] != (backbone.dim,):
+        raise BackboneError(f"{path}: the head does not fit its backbone of {backbone.dim} features: export it again")
+    model = Embedding(backbone, len(tensors["weight"]))
+    model.head.load_state_dict(tensors)
+    return model.eval()

@@ -1,0 +1,152 @@
+"""A recipe from end to end: its sections, the stages they name in order, and what it will do before it is done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from torch import nn
+
+from lookalike import comm
+from lookalike.backbones import Architecture, Backbone
+from lookalike.data import SOURCES
+from lookalike.data.loader import Order
+from lookalike.errors import RecipeError
+from lookalike.log import say
+from lookalike.optim import parameter_groups
+from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
+from lookalike.stages.evaluate import Evaluate, evaluate, table
+from lookalike.stages.export import Export, export
+from lookalike.stages.finetune import Finetune, finetune
+from lookalike.stages.pretrain import Pretrain, make_method, pretrain
+from lookalike.stages.probe import Probe, probe
+
+SECTIONS: dict[str, Any] = {
+    "seed": (Index, 0),
+    "data": Annotated[Spec, Choice(SOURCES)],
+    "backbone": Architecture,
+    "pretrain": Pretrain | None,
+    "probe": Probe | None,
+    "finetune": Finetune | None,
+    "evaluate": Evaluate | None,
+    "export": Export | None,
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked recipe. `overrides` are `key.path=value`. Raises RecipeError with a line for every problem."""
+    recipe = load(path, overrides, SECTIONS)
+    architecture: Architecture = recipe.values["backbone"]
+    source = recipe.values["data"]
+    channels = getattr(source.make, "channels", None) or source.args.get("channels")
+    if architecture.name and isinstance(channels, int) and channels != architecture.channels:
+        raise RecipeError(
+            f"{recipe.name}: backbone.channels: {architecture.channels}, but data {source.name} gives {channels}: make them equal"
+        )
+    return recipe
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of recipes, for editors."""
+    return schema(SECTIONS)
+
+
+def run(recipe: Recipe, out: str | Path) -> Path:
+    """Every stage the recipe names, in order, in the run folder `out`; goes on where an earlier run stopped.
+
+    Training stages run on all ranks, scores and export on the first.
+    """
+    folder, wanted = Path(out), recipe.values
+    backbone: Path | str = folder / "backbone"
+    if wanted["pretrain"]:
+        backbone = pretrain(recipe, folder)
+    elif wanted["backbone"].folder:
+        backbone = wanted["backbone"].folder
+    else:
+        raise RecipeError(f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one")
+    scores: dict[str, Any] = {}
+    if wanted["probe"] and comm.rank() == 0:
+        scores |= probe(backbone, recipe, folder)
+    comm.barrier()
+    embedding = finetune(backbone, recipe, folder) if wanted["finetune"] else None
+    if comm.rank() == 0:
+        found = _evaluate(recipe, folder, backbone, embedding) if wanted["evaluate"] else {}
+        if wanted["export"]:
+            export(backbone, recipe, folder / "export" / "backbone", scores)
+            if embedding:
+                export(embedding, recipe, folder / "export" / "embedding", found)
+        say(_results(folder))
+    comm.barrier()
+    return folder
+
+
+def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
+    """Scores before fine-tuning and after; returns the last."""
+    scores = {"backbone": evaluate(backbone, recipe, folder, name="backbone")}
+    if embedding:
+        scores["fine-tuned"] = evaluate(embedding, recipe, folder, name="fine-tuned")
+    say(table(scores))
+    return list(scores.values())[-1]
+
+
+def _results(folder: Path) -> str:
+    """Where everything lies, one line each, of what is there."""
+    named = {
+        "backbone": "pretrained, timm layout",
+        "metrics.jsonl": "the training curve",
+        "tensorboard": "the same for TensorBoard",
+        "probe.json": "linear probe and kNN",
+        "finetune/embedding": "the embedding model",
+        "evaluate.json": "retrieval on unseen classes",
+        "export": "folders with model.onnx",
+    }
+    lines = [f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()]
+    return "\n".join(["results:", *lines])
+
+
+def show(recipe: Recipe) -> str:
+    """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups, memory."""
+    lines = [recipe.text().rstrip(), ""]
+    source = recipe.values["data"].build()
+    pictures = source.split("train")
+    lines.append(f"data        {len(pictures)} pictures of {'×'.join(map(str, pictures.shape))}, {len(pictures.classes)} classes")
+    if recipe.values["pretrain"]:
+        lines += _training(recipe, len(pictures))
+    else:
+        lines += _shapes(recipe.values["backbone"].build())
+    return "\n".join(lines)
+
+
+def _shapes(backbone: Backbone) -> list[str]:
+    a = backbone.architecture
+    return [
+        f"backbone    {a.timm_name}: (B, {a.channels}, {a.size}, {a.size}) -> (B, {backbone.dim}), {_parameters(backbone)}",
+    ]
+
+
+def _training(recipe: Recipe, pictures: int) -> list[str]:
+    settings = recipe.section(Pretrain)
+    module = make_method(recipe)
+    order = Order(pictures, settings.batch, settings.accumulate, recipe.values["seed"])
+    optimizer = settings.optimizer.build(parameter_groups(module))
+    steps = settings.epochs * order.steps_per_epoch
+    lines = _shapes(module.backbone)
+    lines.append(f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with its heads")
+    lines.append(f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} pictures")
+    for group in optimizer.param_groups:
+        count = sum(p.numel() for p in group["params"])
+        lines.append(
+            f"group       {group['name']}: {len(group['params'])} tensors, {count:,} numbers, "
+            f"lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}"
+        )
+    lines.append(f"memory      {_mebibytes(module, settings.optimizer.name)} MiB for weights, gradient and optimizer, activations not counted")
+    return lines
+
+
+def _parameters(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()):,} parameters"
+
+
+def _mebibytes(module: nn.Module, optimizer: str) -> int:
+    """fp32 weights and gradient, and one (momentum) or two (Adam) moments."""
+    copies = 4 if optimizer == "adamw" else 3
+    return round(4 * copies * sum(p.numel() for p in module.parameters()) / 2**20)

@@ -1,0 +1,1 @@
+"""Frozen features to numbers: `knn` (weighted vote), `linear` (probe), `retrieval` (ranked lists)."""

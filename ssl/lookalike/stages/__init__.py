@@ -1,0 +1,1 @@
+"""The stages, each usable alone; none imports another. pipeline.py runs them in order."""

@@ -1,0 +1,143 @@
+"""Export: one folder a model that timm, lookalike and onnxruntime load, each checked against the trained model."""
+
+import io
+import json
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from lookalike import card
+from lookalike.backbones import Architecture, Backbone, folder_files
+from lookalike.errors import BackboneError
+from lookalike.log import say
+from lookalike.metric.embedding import Embedding, embedding_files, load_model
+from lookalike.recipe import Count, NonNegative, Recipe
+
+BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """The exported folder; `onnx` adds `model.onnx`, pictures in 0 … 1 in, features out, any batch size."""
+
+    onnx: bool = True
+    opset: Count = 20
+    tolerance: NonNegative = 1e-4
+
+
+def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str, Any] | None = None) -> Path:
+    """Writes the folder `out` from a backbone or embedding folder; returns it.
+
+    Raises BackboneError when what timm or onnxruntime computes is not what the model computes.
+    """
+    settings, source = recipe.section(Export), Path(model)
+    opened = load_model(source).cpu()
+    files = embedding_files(opened) if isinstance(opened, Embedding) else folder_files(opened)
+    facts = {**card.read(source), "scores": scores or {}}
+    if settings.onnx:
+        content = to_onnx(opened, settings.opset)
+        facts["onnx"] = {"worst_relative_error": check_onnx(opened, content, settings.tolerance), "batches": list(BATCHES)}
+        files["model.onnx"] = content
+    target = Path(out)
+    card.write_model(target, files, facts)
+    check_timm(opened.backbone if isinstance(opened, Embedding) else opened, target)
+    say(f"export: {target}")
+    return target
+
+
+class WithNormalisation(nn.Module):
+    """The model with its mean and std inside: pictures (B, C, H, W) in 0 … 1 -> features."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, model: nn.Module, architecture: Architecture) -> None:
+        super().__init__()
+        self.model = model
+        for name, values in zip(("mean_C11", "std_C11"), architecture.normalisation(), strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, C, H, W) in 0 … 1 -> (B, D)."""
+        h: Tensor = self.model((pictures - self.mean_C11) / self.std_C11)
+        return h
+
+
+def example(architecture: Architecture, batch: int) -> Tensor:
+    """Random pictures in 0 … 1, always the same."""
+    shape = (batch, architecture.channels, architecture.size, architecture.size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(batch))
+
+
+def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
+    """The model as ONNX, batch dynamic, input size, mean and std in its metadata."""
+    onnx = _onnx()
+    wrapped = WithNormalisation(model, model.architecture).eval()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            wrapped,
+            (example(model.architecture, 2),),
+            path,
+            input_names=["pictures"],
+            output_names=["features"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=opset,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        proto = onnx.load(path)
+    mean, std = model.architecture.normalisation()
+    size, channels = model.architecture.size, model.architecture.channels
+    about = {"input": "0..1", "size": size, "channels": channels, "mean": mean, "std": std, "crop": model.architecture.crop}
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in about.items()})
+    onnx.checker.check_model(proto)
+    buffer = io.BytesIO()
+    onnx.save(proto, buffer)
+    return buffer.getvalue()
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BackboneError(f"export.onnx: {error.name} is not installed: pip install 'lookalike[onnx]' or set export.onnx=false") from error
+    return onnx
+
+
+@torch.no_grad()
+def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) -> float:
+    """The worst error of onnxruntime's features, relative to their largest; raises BackboneError beyond `tolerance`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    wrapped, worst = WithNormalisation(model, model.architecture).eval(), 0.0
+    for batch in BATCHES:
+        pictures = example(model.architecture, batch)
+        wanted = wrapped(pictures)
+        found = torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
+        worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
+    if not worst <= tolerance:
+        raise BackboneError(f"export: onnxruntime's features are off by {worst:.1e} of the largest, more than {tolerance:.0e}")
+    return worst
+
+
+@torch.no_grad()
+def check_timm(backbone: Backbone, folder: Path) -> None:
+    """Raises BackboneError unless timm, given the folder, computes the same bits (before GeM, which is ours)."""
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    pictures = example(backbone.architecture, 2)
+    if not torch.equal(loaded(pictures), backbone.model(pictures)):
+        raise BackboneError(f"{folder}: timm computes other features from it than the trained backbone: a timm version too old?")

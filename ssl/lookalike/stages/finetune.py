@@ -1,0 +1,108 @@
+"""Fine-tuning: a backbone and labels of some classes -> an embedding folder, by a metric-learning objective."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from lookalike import card, comm, draw
+from lookalike.backbones import Backbone, open_backbone
+from lookalike.blocks import Loss, global_batchnorm
+from lookalike.checkpoint import open_run
+from lookalike.data.loader import Batch
+from lookalike.log import say
+from lookalike.loop import Job, Settings, train
+from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.embedding import Embedding, embedding_files
+from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
+from lookalike.metric.sampler import PKOrder
+from lookalike.recipe import Choice, Count, NonNegative, Recipe, Share, Spec
+from lookalike.views import VIEWS
+
+VIEW = Choice(VIEWS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Settings):
+    """Metric learning on the first classes; the share `held_out` of the classes is never shown.
+
+    A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `freeze` trains
+    the head alone.
+    """
+
+    objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("TripletMarginLoss", margin=0.2)
+    miner: Annotated[Spec, MINER] | None = MINER.spec("TripletMarginMiner", margin=0.2, type_of_triplets="semihard")
+    views: Annotated[Spec, VIEW] = VIEW.spec("symmetric", views=1, crop=(0.5, 1.0), grey=0.0, blur=0.0)
+    epochs: Count = 10
+    warmup_epochs: NonNegative = 1.0
+    classes_per_batch: Count = 8
+    per_class: Count = 8
+    dim: Count = 128
+    held_out: Share = 0.5
+    freeze: bool = False
+
+
+class System(nn.Module):
+    """What fine-tuning trains: the embedding model and its objective, which may own parameters (proxies)."""
+
+    def __init__(self, model: Embedding, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, view_BCHW: Tensor, labels_B: Tensor) -> Loss:
+        """One view of each picture and its class -> the loss over all ranks."""
+        loss: Loss = self.objective(self.model(view_BCHW), labels_B)
+        return loss
+
+
+def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -> Path:
+    """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the embedding folder."""
+    settings, seed = recipe.section(Finetune), recipe.values["seed"]
+    comm.start()
+    folder = open_run(Path(out), recipe) / "finetune"
+    opened = open_backbone(backbone, recipe.values["backbone"])
+    about = {"recipe": recipe.digest("seed", "data", "finetune"), "backbone": card.weights_digest(opened)}
+    target = folder / "embedding"
+    if card.is_done(target, about):
+        return target
+    everything = recipe.values["data"].build().split("train")
+    seen, _ = split_classes(len(everything.classes), settings.held_out)
+    pictures, labels_N = of_classes(everything, seen)
+    order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
+    system = make_system(opened, settings, len(seen), seed)
+    inputs = partial(make_inputs, settings.views.build(), system.model, labels_N, seed)
+    fixed = {"data": pictures.fingerprint, "batch": order.batch, **about}
+    train(Job("finetune", folder, system, pictures, order, inputs, fixed), settings)
+    if comm.rank() == 0:
+        facts = {**about, "method": settings.objective.name, "epochs": settings.epochs, "classes": len(seen)}
+        model = system.model
+        card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
+        say(f"finetune: embedding model in {target}")
+    comm.barrier()
+    return target
+
+
+def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:
+    """The embedding model and its objective on this rank's device; head and proxies drawn by the seed alone."""
+    torch.manual_seed(draw.seed(seed, "finetune", "weights"))
+    backbone.requires_grad_(not settings.freeze)
+    objective = Objective(settings.objective, settings.miner, num_classes=classes, embedding_size=settings.dim)
+    system = System(Embedding(backbone, settings.dim), objective)
+    return global_batchnorm(system.train()).to(comm.device())
+
+
+def make_inputs(
+    views: Callable[..., list[Tensor]], model: Embedding, labels_N: Tensor, seed: int, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """One view of each picture on the device, and its class."""
+    device = comm.device()
+    mean, std = model.architecture.normalisation()
+    canvas_BCHW = batch.canvas_BCHW.to(device, non_blocking=True)
+    (view_BCHW,) = views(
+        canvas_BCHW, batch.ids_B, seed=seed, epoch=batch.epoch, size=model.architecture.size, mean=mean, std=std
+    )
+    return view_BCHW, labels_N[batch.ids_B].to(device, non_blocking=True)

@@ -1,0 +1,89 @@
+"""The probe: what a frozen backbone knows, by a linear classifier and by its neighbours, beside two baselines."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lookalike import comm, draw
+from lookalike.backbones import Backbone, open_backbone
+from lookalike.card import weights_digest
+from lookalike.data.loader import default_workers
+from lookalike.features import Embed, Features, cached, embed, extract, pixels
+from lookalike.folder import write_file
+from lookalike.log import say
+from lookalike.recipe import Count, Index, Positive, Recipe, Share
+from lookalike.scoring import knn, linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Linear probe and weighted kNN on frozen features; `baselines` scores raw pixels and the untrained backbone too."""
+
+    k: Count = 20
+    temperature: Positive = 0.07
+    grid: tuple[Positive, ...] = linear.GRID
+    held_out: Share = 0.2
+    max_iterations: Count = 300
+    batch: Count = 256
+    workers: Index | None = None
+    baselines: bool = True
+
+
+def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
+    """Scores of a backbone, a backbone folder or a timm name on the recipe's data, in [0, 1].
+
+    Keys: `linear/top1`, `knn20/top1`, …, with `pixels/` and `untrained/` before them for the baselines. With
+    `out` the scores go to `out/probe.json` and the features are kept in `out/features/`.
+    """
+    settings, seed = recipe.section(Probe), recipe.values["seed"]
+    folder = Path(out) if out else None
+    source = recipe.values["data"].build()
+    train, test = source.split("train"), source.split("test")
+    scores: dict[str, Any] = {}
+    for prefix, (key, function) in _models(open_backbone(backbone, recipe.values["backbone"]), settings, seed).items():
+        features = []
+        for pictures in (train, test):
+            workers = default_workers(pictures, 1) if settings.workers is None else settings.workers
+            make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
+            features.append(cached(folder and folder / "features", (key, pictures.fingerprint), make))
+        scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
+    if folder:
+        write_file(folder / "probe.json", json.dumps(scores, indent=2).encode())
+        say(table(scores, settings.k))
+    return scores
+
+
+def score(train: Features, test: Features, settings: Probe, seed: int) -> dict[str, Any]:
+    """`linear/…` and `knn…/…` of one set of features."""
+    sets = (train.x_ND, train.labels_N, test.x_ND, test.labels_N)
+    line = linear.probe(
+        *sets, grid=settings.grid, held_out=settings.held_out, seed=seed, max_iterations=settings.max_iterations
+    )
+    near = knn.accuracy(*sets, k=settings.k, temperature=settings.temperature)
+    scores = {f"linear/{name}": value for name, value in line.items() if name != "grid"}
+    return {**scores, **{f"knn{settings.k}/{name}": value for name, value in near.items()}, "dropped": train.dropped + test.dropped}
+
+
+def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[str, Embed]]:
+    """Prefix -> (a name that stands for the weights and the view, how to embed)."""
+    named = {"": backbone}
+    if settings.baselines:
+        torch.manual_seed(draw.seed(seed, "weights"))
+        named["untrained/"] = Backbone(replace(backbone.architecture, pretrained=False))
+    found = {prefix: (weights_digest(b), embed(b.to(comm.device()), b.architecture)) for prefix, b in named.items()}
+    return found | ({"pixels/": ("pixels", pixels)} if settings.baselines else {})
+
+
+def table(scores: dict[str, Any], k: int) -> str:
+    """The scores as lines for a person."""
+    lines = [f"{'probe (top-1)':<20}{'linear':>10}{f'kNN-{k}':>10}"]
+    for prefix, name in (("", "this backbone"), ("untrained/", "untrained backbone"), ("pixels/", "raw pixels")):
+        if f"{prefix}linear/top1" in scores:
+            line, near = scores[f"{prefix}linear/top1"], scores[f"{prefix}knn{k}/top1"]
+            lines.append(f"{name:<20}{100 * line:>8.2f} %{100 * near:>8.2f} %")
+    return "\n".join(lines)
+
+

@@ -1,0 +1,488 @@
+"""The laws of decode: good files equal an independent computation, bad ones are BadPicture."""
+
+import os
+import pickle
+import struct
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile
+from torchvision.transforms.v2 import functional as tv
+
+from lookalike.data.decode import BadPicture, decode, shown
+
+MEGABYTE = 1 << 20
+
+
+def colours(height: int = 37, width: int = 53, seed: int = 0) -> np.ndarray:
+    """RGB uint8 (H, W, 3): smooth, with an asymmetric corner, so that a flip or a swap shows."""
+    y, x = np.mgrid[0:height, 0:width]
+    red, green = 255 * x / width, 255 * y / height
+    picture_HWC = np.stack([red, green, 255 * np.sin((x + y + seed) / 9) ** 2], axis=-1).astype(np.uint8)
+    picture_HWC[:5, :9] = (250, 10, 30)
+    return picture_HWC
+
+
+def save(path: Path, array: np.ndarray, **options) -> Path:
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def pixels(path: Path, channels: int = 3, **limits) -> np.ndarray:
+    """What decode gives, as (H, W) or (H, W, 3)."""
+    picture_CHW = decode(path, size=None, channels=channels, **limits)
+    assert picture_CHW.dtype == torch.uint8
+    assert picture_CHW.is_contiguous()
+    picture_HWC = picture_CHW.permute(1, 2, 0).numpy()
+    return picture_HWC[..., 0] if channels == 1 else picture_HWC
+
+
+def refusal(path: Path | str, size: int | None = 16, channels: int = 3, **limits) -> str:
+    with pytest.raises(BadPicture) as caught:
+        decode(path, size=size, channels=channels, **limits)
+    assert caught.value.path == str(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    return caught.value.reason
+
+
+def png(width: int, height: int, body: bytes, depth: int = 8, colour: int = 2) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def tiff(width: int, height: int, body: bytes, compression: int = 1, bits: int = 8) -> bytes:
+    tags = [(256, width), (257, height), (258, bits), (259, compression), (262, 1), (273, 8), (277, 1)]
+    tags += [(278, height), (279, len(body))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.TIF", "a.webp"])
+def test_lossless_formats_give_the_very_pixels(tmp_path, name):
+    options = {"lossless": True} if name.endswith("webp") else {}
+    assert np.array_equal(pixels(save(tmp_path / name, colours(), **options)), colours())
+
+
+def test_format_follows_the_bytes_and_not_the_name(tmp_path):
+    path = save(tmp_path / "a.jpg", colours(), format="PNG")
+    assert np.array_equal(pixels(path), colours())
+
+
+def test_pillow_may_try_that_one_format_only(tmp_path, monkeypatch):
+    asked = []
+    real = Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda file, **options: (asked.append(options), real(file, **options))[1]
+    )
+    for suffix in ("png", "jpg", "tiff"):
+        pixels(save(tmp_path / f"a.{suffix}", colours()))
+    assert asked == [{"formats": ["PNG"]}, {"formats": ["JPEG"]}, {"formats": ["TIFF"]}]
+
+
+def test_jpeg_equals_pillow_and_is_near_the_source(tmp_path):
+    path = save(tmp_path / "a.jpg", colours(), quality=95, subsampling=0)
+    with Image.open(path) as image:
+        assert np.array_equal(pixels(path), np.asarray(image))
+    assert np.abs(pixels(path).astype(int) - colours()).mean() < 3
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_numpys_flip(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if name.endswith("webp") else {}
+    path = save(tmp_path / name, colours(), exif=exif, **options)
+    assert np.array_equal(pixels(path), UPRIGHT[orientation](colours()))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpeg_orientation_also_in_draft_mode(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = decode(save(tmp_path / "a.jpg", colours(240, 320), quality=95, exif=exif), size=32, channels=3)
+    reference = save(tmp_path / "b.png", UPRIGHT[orientation](colours(240, 320)))
+    difference = turned.int() - decode(reference, size=32, channels=3).int()
+    assert difference.abs().float().mean() < 4
+
+
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xff", b"neither II nor MM"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_damaged_exif_leaves_the_picture(tmp_path, name, exif):
+    plain = pixels(save(tmp_path / name, colours()))
+    assert np.array_equal(pixels(save(tmp_path / name, colours(), exif=b"Exif\0\0" + exif)), plain)
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bit_grey_keeps_the_high_byte(tmp_path, order, name):
+    grey_HW = np.random.default_rng(0).integers(0, 65536, (9, 31)).astype(order)
+    path = tmp_path / name
+    if name == "a.png":  # PNG has one byte order
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey_HW)
+        path.write_bytes(png(31, 9, zlib.compress(rows), depth=16, colour=0))
+    elif order == "<u2":
+        path.write_bytes(tiff(31, 9, grey_HW.tobytes(), bits=16))
+    else:
+        Image.frombytes("I;16B", (31, 9), grey_HW.tobytes()).save(path)
+        assert path.read_bytes()[:2] == b"MM"
+    expected = (grey_HW >> 8).astype(np.uint8)
+    assert np.array_equal(pixels(path, channels=1), expected)
+    assert np.array_equal(pixels(path), np.stack([expected] * 3, axis=-1))
+
+
+def test_16_bit_colour_keeps_the_high_byte(tmp_path):
+    deep = np.random.default_rng(1).integers(0, 65536, (5, 7, 3)).astype(">u2")
+    (tmp_path / "a.png").write_bytes(
+        png(7, 5, zlib.compress(b"".join(b"\0" + r.tobytes() for r in deep)), depth=16)
+    )
+    assert np.array_equal(pixels(tmp_path / "a.png"), deep >> 8)
+
+
+def test_32_bit_greys(tmp_path):
+    whole = np.random.default_rng(0).integers(0, 65536, (6, 8)).astype(np.int32)
+    share = np.random.default_rng(0).random((6, 8)).astype(np.float32)
+    assert np.array_equal(pixels(save(tmp_path / "i.tiff", whole), 1), whole // 256)
+    assert np.array_equal(pixels(save(tmp_path / "f.tiff", share), 1), np.rint(share * 255))
+    assert np.array_equal(pixels(save(tmp_path / "g.tiff", share * 200 + 5), 1), np.rint(share * 200 + 5))
+    for bad in (whole + 65536, whole - 1 - whole.max()):
+        assert "outside 0 to 65535" in refusal(save(tmp_path / "i.tiff", bad), None)
+    for bad in (share * 300, share - 1, np.full((6, 8), np.nan, np.float32)):
+        assert "outside 0 to 255" in refusal(save(tmp_path / "f.tiff", bad), None)
+
+
+def test_grey_is_itu_601_luma(tmp_path):
+    luma = np.rint(colours() @ np.array([0.299, 0.587, 0.114]))
+    grey = pixels(save(tmp_path / "a.png", colours()), channels=1).astype(int)
+    assert np.abs(grey - luma).max() <= 1
+    with Image.fromarray(colours()) as image:
+        assert np.array_equal(grey, np.asarray(image.convert("L")))
+
+
+def test_one_bit_and_grey_become_equal_channels(tmp_path):
+    bits = colours()[..., 0] > 100
+    for name in ("a.png", "a.tiff", "a.bmp"):
+        expected = np.stack([bits * np.uint8(255)] * 3, axis=-1)
+        assert np.array_equal(pixels(save(tmp_path / name, bits)), expected)
+    grey = colours()[..., 2]
+    assert np.array_equal(pixels(save(tmp_path / "b.png", grey)), np.stack([grey] * 3, axis=-1))
+    assert np.array_equal(pixels(save(tmp_path / "b.png", grey), channels=1), grey)
+
+
+def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha[..., None] / 255
+    return colour * share + 255 * (1 - share)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.webp"])
+def test_alpha_lies_on_white(tmp_path, name):
+    alpha = np.arange(37 * 53).reshape(37, 53).astype(np.uint8)
+    options = {"lossless": True, "exact": True} if name.endswith("webp") else {}
+    path = save(tmp_path / name, np.dstack([colours(), alpha]), **options)
+    assert np.abs(pixels(path) - on_white(colours(), alpha)).max() <= 1
+
+
+def test_grey_with_alpha_lies_on_white(tmp_path):
+    grey, alpha = colours()[..., 1], colours()[..., 2]
+    path = tmp_path / "a.png"
+    Image.fromarray(np.dstack([grey, alpha])).save(path)
+    expected = on_white(np.stack([grey] * 3, axis=-1), alpha)
+    assert np.abs(pixels(path) - expected).max() <= 1
+    assert np.abs(pixels(path, channels=1) - expected[..., 0]).max() <= 1
+
+
+PALETTED = [("a.png", None), ("a.png", 3), ("a.png", bytes(range(0, 160, 16))), ("a.gif", None), ("a.gif", 3)]
+
+
+@pytest.mark.parametrize(("name", "transparency"), PALETTED)
+def test_palettes(tmp_path, name, transparency):
+    index = np.random.default_rng(0).integers(0, 10, (12, 17)).astype(np.uint8)
+    palette = np.random.default_rng(1).integers(0, 256, (10, 3)).astype(np.uint8)
+    image = Image.fromarray(index)
+    image.putpalette(palette.tobytes())
+    assert image.mode == "P"
+    options = {} if transparency is None else {"transparency": transparency}
+    image.save(tmp_path / name, optimize=False, **options)
+    alpha = np.full(10, 255)
+    if transparency == 3:
+        alpha[3] = 0
+    elif transparency:
+        alpha = np.frombuffer(transparency, np.uint8)
+    assert np.abs(pixels(tmp_path / name) - on_white(palette[index], alpha[index])).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["a.tiff", "a.jpg"])
+def test_cmyk_is_pillows_rgb(tmp_path, name):
+    Image.fromarray(colours()).convert("CMYK").save(tmp_path / name, quality=95)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode == "CMYK"
+        assert np.array_equal(pixels(tmp_path / name), np.asarray(image.convert("RGB")))
+    assert np.abs(pixels(tmp_path / name).astype(int) - colours()).mean() < 4  # not inverted
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.webp", "a.png", "a.mpo"])
+def test_of_many_frames_the_first(tmp_path, name):
+    frames = [Image.fromarray(colours(seed=40 * i)) for i in range(3)]
+    Image.fromarray(colours()).save(tmp_path / "one.jpg", quality=95)
+    options = {"lossless": True} if name == "a.webp" else {"quality": 95} if name == "a.mpo" else {}
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    with Image.open(tmp_path / name) as image:
+        assert image.n_frames == 3
+        first = np.asarray(image.convert("RGB"))
+    assert np.array_equal(pixels(tmp_path / name), first)
+    assert np.abs(first.astype(int) - colours()).mean() < (20 if name == "a.gif" else 4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(37, 53), (53, 37), (16, 16), (7, 11), (300, 100), (16, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_canvas_is_the_antialiased_resize_and_centre_crop(tmp_path, height, width, channels):
+    path = save(tmp_path / "a.png", colours(height, width))
+    canvas = decode(path, size=16, channels=channels)
+    assert canvas.shape == (channels, 16, 16)
+    assert canvas.is_contiguous()
+    full = decode(path, size=None, channels=channels).double()
+    scale = 16 / min(height, width)
+    sides = [16, int(width * scale + 1e-9)] if height <= width else [int(height * scale + 1e-9), 16]
+    resized = torch.nn.functional.interpolate(full[None], sides, mode="bicubic", antialias=True)[0]
+    difference = canvas - tv.center_crop(resized.clamp(0, 255).round(), [16, 16])
+    assert difference.abs().max() <= 1
+    assert difference.abs().mean() < 0.2
+
+
+def test_draft_mode_is_used_for_large_jpegs_only(tmp_path, monkeypatch):
+    sides = []
+    monkeypatch.setattr("lookalike.data.decode._upright", lambda image: (sides.append(image.size), image)[1])
+    for height, width in ((320, 256), (64, 320), (63, 63)):
+        decode(save(tmp_path / "a.jpg", colours(height, width)), size=32, channels=3)
+    assert sides == [(32, 40), (160, 32), (63, 63)]
+
+
+def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
+    """name -> its bytes and a part of the reason."""
+    good = save(folder / "source.png", colours()).read_bytes()
+    jpeg = save(folder / "source.jpg", colours()).read_bytes()
+    webp = save(folder / "source.webp", colours()).read_bytes()
+    gif = save(folder / "source.gif", colours()).read_bytes()
+    bmp = save(folder / "source.bmp", colours()).read_bytes()
+    deflated = save(folder / "source.tiff", colours(), compression="tiff_adobe_deflate").read_bytes()
+    broken = bytearray(good)
+    broken[len(good) // 2] ^= 0xFF
+    return {
+        "empty.jpg": (b"", "empty file"),
+        "html.jpg": (b"<!DOCTYPE html><html>404</html>", "begins with b'<!doctype"),
+        "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a jpeg, png"),
+        "pdf.png": (b"%PDF-1.7 ...", "not a jpeg, png"),
+        "eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a jpeg, png"),
+        "short.png": (good[: len(good) // 2], "truncated"),
+        "short.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "short.webp": (webp[: len(webp) // 2], ""),
+        "short.gif": (gif[: len(gif) // 2], "truncated"),
+        "short.bmp": (bmp[: len(bmp) // 2], "truncated"),
+        "short.tiff": (tiff(20, 20, bytes(400))[:300], ""),
+        "deflate.tiff": (deflated.replace(deflated[8:40], bytes(32)), ""),
+        "flipped.png": (bytes(broken), "wrong checksum"),
+        "magic.jpg": (b"\xff\xd8\xff", "damaged header"),
+        "magic.png": (b"\x89PNG\r\n\x1a\n", "damaged header"),
+        "magic.gif": (b"GIF89a", "damaged header"),
+        "magic.bmp": (b"BM", "damaged header"),
+        "magic.tif": (b"II*\0", "damaged header"),
+        "magic.webp": (b"RIFF\0\0\0\0WEBP", "truncated header"),
+        "odd.webp": (b"RIFF\0\0\0\0WEBPVP9 " + bytes(40), "damaged header"),
+        "garbage.jpg": (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4, ""),
+        "wide0.gif": (b"GIF89a" + struct.pack("<HH", 0, 9) + bytes(3) + gif[13:], ""),
+        "zero.bmp": (bmp[:18] + bytes(4) + bmp[22:], "damaged header"),
+        "zero.webp": (b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(40), "empty picture"),
+    }
+
+
+def test_every_bad_file_is_a_bad_picture_with_its_path(tmp_path):
+    files = bad_files(tmp_path)
+    for name, (data, part) in files.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        reason = refusal(path)
+        assert part in reason.lower(), (name, reason)
+        assert reason
+        assert "0x" not in reason  # an address would make two runs differ
+        assert refusal(path) == reason
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_flipped_and_cut_bytes_never_raise_anything_else(tmp_path):
+    draw = np.random.default_rng(7)
+    kinds = [
+        ("jpg", {}),
+        ("png", {}),
+        ("gif", {}),
+        ("tiff", {}),
+        ("tiff", {"compression": "tiff_lzw"}),
+        ("webp", {}),
+    ]
+    refused = 0
+    for suffix, options in kinds:
+        whole = save(tmp_path / f"a.{suffix}", colours(20, 24), **options).read_bytes()
+        for _ in range(60):
+            data = bytearray(whole[: draw.integers(1, len(whole) + 1)] if draw.random() < 0.3 else whole)
+            for place in draw.integers(0, len(data), 3):
+                data[place] = draw.integers(0, 256)
+            (tmp_path / "b").write_bytes(data)
+            try:
+                canvas = decode(tmp_path / "b", size=8, channels=3, max_pixels=1_000_000)
+                assert canvas.shape == (3, 8, 8)
+            except BadPicture:
+                refused += 1
+    assert 60 < refused < 360
+
+
+def test_healthy_pictures_are_the_same_among_bad_neighbours(tmp_path):
+    path = save(tmp_path / "good.jpg", colours(90, 120))
+    before = decode(path, size=32, channels=3)
+    for name, (data, _) in bad_files(tmp_path).items():
+        (tmp_path / name).write_bytes(data)
+        refusal(tmp_path / name)
+        assert torch.equal(decode(path, size=32, channels=3), before)
+
+
+def peak_kib(reset: bool = False) -> int:
+    """The most memory this process held since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
+def bombs() -> dict[str, bytes]:
+    side = 30_000
+    vp8x = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (side - 1).to_bytes(3, "little") * 2
+    vp8l = b"VP8L" + struct.pack("<IBI", 9, 0x2F, 16_383 | 16_383 << 14) + bytes(9)
+    vp8 = (
+        b"VP8 "
+        + struct.pack("<I", 20)
+        + b"\x30\1\0\x9d\1\x2a"
+        + struct.pack("<HH", 16_383, 16_383)
+        + bytes(20)
+    )
+    frame = b"GIF89a" + struct.pack("<HHBBB", 5, 5, 0, 0, 0)
+    frame += b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\0;"
+    jpeg = (
+        b"\xff\xd8\xff\xc0"
+        + struct.pack(">HBHHB", 11, 8, side, side, 1)
+        + b"\1\x11\0"
+        + b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+    )
+    return {
+        "a.png": png(side, side, zlib.compress(bytes(4 * MEGABYTE))),
+        "b.png": png(
+            9_990, 9_990, zlib.compress(bytes(4 * MEGABYTE))
+        ),  # between Pillow's limits: it would warn
+        "c.png": png(2**31 - 1, 1, zlib.compress(b"")),
+        "a.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8x)) + b"WEBP" + vp8x,
+        "l.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8l)) + b"WEBP" + vp8l,
+        "y.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8)) + b"WEBP" + vp8,
+        "a.gif": frame,
+        "b.gif": b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0) + frame[13:],
+        "a.tif": tiff(side, side, zlib.compress(bytes(4 * MEGABYTE)), compression=8),
+        "a.bmp": b"BM" + struct.pack("<IIIIiiHHIIIIII", 200, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
+        "a.jpg": jpeg,
+    }
+
+
+@pytest.mark.parametrize("name", list(bombs()))
+def test_bombs_are_refused_from_the_header(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(bombs()[name])
+    before = peak_kib(reset=True)
+    start = time.perf_counter()
+    reason = refusal(path, max_pixels=99_000_000)
+    assert time.perf_counter() - start < 1
+    assert "pixels" in reason
+    assert peak_kib() - before < 100 * 1024
+
+
+def test_no_warning_leaks_and_the_filters_stay(tmp_path):
+    (tmp_path / "a.png").write_bytes(bombs()["b.png"])
+    filters = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        refusal(tmp_path / "a.png", size=None)
+    assert not seen
+    assert warnings.filters == filters
+
+
+def test_limits_are_the_callers(tmp_path):
+    path = save(tmp_path / "a.png", colours())
+    assert "53 x 37 pixels, more than the 1960 allowed" in refusal(path, max_pixels=1960)
+    assert pixels(path, max_pixels=1961).shape == (37, 53, 3)
+    size = path.stat().st_size
+    assert f"{size} bytes, more than the {size - 1} allowed" in refusal(path, max_bytes=size - 1)
+    assert pixels(path, max_bytes=size).shape == (37, 53, 3)
+
+
+def test_a_strip_is_not_blown_up(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((1, 100_000), np.uint8))
+    assert "too narrow" in refusal(path, size=256)
+    assert pixels(path).shape == (1, 100_000, 3)
+
+
+def test_what_is_no_file(tmp_path):
+    assert refusal(tmp_path / "gone.jpg") == "No such file or directory"
+    assert refusal(tmp_path)
+    assert refusal(str(tmp_path / "a\0b"))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    start = time.perf_counter()
+    assert refusal(tmp_path / "pipe.jpg") == "not a regular file"
+    assert time.perf_counter() - start < 1
+
+
+def test_unreadable(tmp_path):
+    path = save(tmp_path / "a.png", colours())
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user reads everything")
+    assert refusal(path) == "Permission denied"
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    path = save(tmp_path / "a.png", colours())
+    (tmp_path / "b.png").write_bytes(path.read_bytes()[:80])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        pixels(path)
+        refusal(tmp_path / "b.png")
+        refusal(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_bad_picture_survives_a_worker_and_shows_in_one_line():
+    bad = pickle.loads(pickle.dumps(BadPicture("x/a\nb\udcff.jpg", "empty file")))
+    assert (bad.path, bad.reason) == ("x/a\nb\udcff.jpg", "empty file")
+    assert str(bad) == "x/a\\nb\\udcff.jpg: empty file"
+    assert shown("grün/猫.png") == "grün/猫.png"
+
+
+def test_channels_are_one_or_three(tmp_path):
+    with pytest.raises(ValueError, match="channels is 1 or 3, not 4"):
+        decode(save(tmp_path / "a.png", colours()), size=8, channels=4)
