@@ -64,9 +64,7 @@ def tiff(width: int, height: int, body: bytes, compression: int = 1, bits: int =
     tags = [(256, width), (257, height), (258, bits), (259, compression), (262, 1), (273, 8), (277, 1)]
     tags += [(278, height), (279, len(body))]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return (
-        b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
-    )
+    return b"II*\0" + struct.pack("<I", 8 + len(body)) + body + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.TIF", "a.webp"])
@@ -83,9 +81,7 @@ def test_format_follows_the_bytes_and_not_the_name(tmp_path):
 def test_pillow_may_try_that_one_format_only(tmp_path, monkeypatch):
     asked = []
     real = Image.open
-    monkeypatch.setattr(
-        Image, "open", lambda file, **options: (asked.append(options), real(file, **options))[1]
-    )
+    monkeypatch.setattr(Image, "open", lambda file, **options: (asked.append(options), real(file, **options))[1])
     for suffix in ("png", "jpg", "tiff"):
         pixels(save(tmp_path / f"a.{suffix}", colours()))
     assert asked == [{"formats": ["PNG"]}, {"formats": ["JPEG"]}, {"formats": ["TIFF"]}]
@@ -157,9 +153,7 @@ def test_16_bit_grey_keeps_the_high_byte(tmp_path, order, name):
 
 def test_16_bit_colour_keeps_the_high_byte(tmp_path):
     deep = np.random.default_rng(1).integers(0, 65536, (5, 7, 3)).astype(">u2")
-    (tmp_path / "a.png").write_bytes(
-        png(7, 5, zlib.compress(b"".join(b"\0" + r.tobytes() for r in deep)), depth=16)
-    )
+    (tmp_path / "a.png").write_bytes(png(7, 5, zlib.compress(b"".join(b"\0" + r.tobytes() for r in deep)), depth=16))
     assert np.array_equal(pixels(tmp_path / "a.png"), deep >> 8)
 
 
@@ -378,13 +372,7 @@ def bombs() -> dict[str, bytes]:
     side = 30_000
     vp8x = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (side - 1).to_bytes(3, "little") * 2
     vp8l = b"VP8L" + struct.pack("<IBI", 9, 0x2F, 16_383 | 16_383 << 14) + bytes(9)
-    vp8 = (
-        b"VP8 "
-        + struct.pack("<I", 20)
-        + b"\x30\1\0\x9d\1\x2a"
-        + struct.pack("<HH", 16_383, 16_383)
-        + bytes(20)
-    )
+    vp8 = b"VP8 " + struct.pack("<I", 20) + b"\x30\1\0\x9d\1\x2a" + struct.pack("<HH", 16_383, 16_383) + bytes(20)
     frame = b"GIF89a" + struct.pack("<HHBBB", 5, 5, 0, 0, 0)
     frame += b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\0;"
     jpeg = (
@@ -395,9 +383,7 @@ def bombs() -> dict[str, bytes]:
     )
     return {
         "a.png": png(side, side, zlib.compress(bytes(4 * MEGABYTE))),
-        "b.png": png(
-            9_990, 9_990, zlib.compress(bytes(4 * MEGABYTE))
-        ),  # between Pillow's limits: it would warn
+        "b.png": png(9_990, 9_990, zlib.compress(bytes(4 * MEGABYTE))),  # between Pillow's limits: it would warn
         "c.png": png(2**31 - 1, 1, zlib.compress(b"")),
         "a.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8x)) + b"WEBP" + vp8x,
         "l.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8l)) + b"WEBP" + vp8l,

@@ -23,10 +23,7 @@ def made(rows=80, tests=30, width=6, classes=7, seed=0):
 def loop(train_ND, labels_N, test_MD, k, temperature, classes):
     rows, table = train_ND.double().tolist(), []
     for x in test_MD.double().tolist():
-        cosine = [
-            sum(a * b for a, b in zip(x, row, strict=True)) / (math.hypot(*x) * math.hypot(*row))
-            for row in rows
-        ]
+        cosine = [sum(a * b for a, b in zip(x, row, strict=True)) / (math.hypot(*x) * math.hypot(*row)) for row in rows]
         nearest = sorted(range(len(rows)), key=lambda j: (-round(cosine[j] / 1e-6), j))[:k]
         vote = [0.0] * classes
         for j in nearest:
@@ -52,9 +49,7 @@ def test_accuracy_counts_the_classes_with_most_votes():
     first = [sorted((c for c in range(7) if row[c] > 0), key=lambda c: (-row[c], c)) for row in table]
     for name, k in (("top1", 1), ("top5", 5)):
         right = [label in ranked[:k] for label, ranked in zip(true_M.tolist(), first, strict=True)]
-        assert knn.accuracy(train_ND, labels_N, test_MD, true_M)[name] == pytest.approx(
-            sum(right) / len(right)
-        )
+        assert knn.accuracy(train_ND, labels_N, test_MD, true_M)[name] == pytest.approx(sum(right) / len(right))
 
 
 def test_top5_needs_more_than_five_classes():

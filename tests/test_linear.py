@@ -77,9 +77,7 @@ def test_autograd_finds_no_slope_at_the_minimum(l2):
 def test_the_bias_is_not_regularised():
     x_ND, y_N = torch.zeros(10, 2), torch.tensor([0] * 9 + [1])
     fitted = linear.fit(x_ND, y_N, 10.0, classes=2)
-    torch.testing.assert_close(
-        fitted.logits(x_ND[:1]).softmax(1), torch.tensor([[0.9, 0.1]]), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(fitted.logits(x_ND[:1]).softmax(1), torch.tensor([[0.9, 0.1]]), rtol=0, atol=1e-4)
 
 
 def test_the_start_does_not_change_the_minimum():
@@ -112,9 +110,7 @@ def test_a_constant_dimension_changes_nothing(value):
     x_ND, y_N, test_MD, _ = made()
     padded = linear.fit(F.pad(x_ND, (0, 1), value=value), y_N, 1e-2, classes=4)
     plain_MC = linear.fit(x_ND, y_N, 1e-2, classes=4).logits(test_MD)
-    torch.testing.assert_close(
-        padded.logits(F.pad(test_MD, (0, 1), value=value)), plain_MC, rtol=0, atol=1e-3
-    )
+    torch.testing.assert_close(padded.logits(F.pad(test_MD, (0, 1), value=value)), plain_MC, rtol=0, atol=1e-3)
 
 
 def test_more_dimensions_than_rows_fit():
@@ -201,9 +197,7 @@ def test_a_choice_inside_the_grid_is_no_edge(monkeypatch):
     inside = {1e-3: 0.5, 1e-2: 0.9, 1e-1: 0.7}
     said = iter(sorted(inside, reverse=True))
     real = linear.hits
-    monkeypatch.setattr(
-        linear, "hits", lambda *a: {"top1": inside[l2]} if (l2 := next(said, None)) else real(*a)
-    )
+    monkeypatch.setattr(linear, "hits", lambda *a: {"top1": inside[l2]} if (l2 := next(said, None)) else real(*a))
     found = linear.probe(*train, grid=list(inside))
     assert (found["l2"], found["held_out_top1"], found["grid_edge"]) == (1e-2, 0.9, False)
     assert found["grid"] == inside

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field
 
 from lookalike.errors import RecipeError
+from lookalike.pipeline import load_recipe, recipe_schema
 from lookalike.recipe import (
     Choice,
     Count,
@@ -83,9 +84,7 @@ class Deaf:
 
 
 METHOD = Choice({"barlow_twins": Barlow, "simclr": simclr}, given={"backbone"})
-LOSS = Choice(
-    {"MarginLoss": MarginLoss, "Deaf": Deaf}, nested={"distance": Choice({"Lp": Distance, "Cosine": Cosine})}
-)
+LOSS = Choice({"MarginLoss": MarginLoss, "Deaf": Deaf}, nested={"distance": Choice({"Lp": Distance, "Cosine": Cosine})})
 
 
 @dataclass(frozen=True)
@@ -657,3 +656,28 @@ def test_pytorch_metric_learning_losses() -> None:
     recipe = build(text)
     assert build(recipe.text()) == recipe
     jsonschema.validate(recipe.plain(), schema(sections))
+
+
+# The recipes we ship
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def pipeline_schema() -> jsonschema.Draft202012Validator:
+    found = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(found)
+    return jsonschema.Draft202012Validator(found)
+
+
+def test_recipes_are_found() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.name for path in RECIPES])
+def test_a_shipped_recipe_loads_and_fits_the_schema(
+    path: Path, pipeline_schema: jsonschema.Draft202012Validator
+) -> None:
+    recipe = load_recipe(path)
+    for plain in (read(path.read_text(encoding="utf-8"), path.name).plain(), recipe.plain()):
+        assert [error.message for error in pipeline_schema.iter_errors(plain)] == []

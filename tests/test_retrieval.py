@@ -62,9 +62,7 @@ def brute_force(embeddings_ND, labels_N, normalize=True):
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("data", [made(), made(seed=1), with_ties(), with_ties(seed=1)])
 def test_scores_equal_brute_force_with_the_same_tie_rule(data, normalize):
-    assert scores(*data, normalize=normalize, full=True) == pytest.approx(
-        brute_force(*data, normalize), abs=1e-12
-    )
+    assert scores(*data, normalize=normalize, full=True) == pytest.approx(brute_force(*data, normalize), abs=1e-12)
 
 
 def test_the_tied_data_has_ties_between_right_and_wrong():

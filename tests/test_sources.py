@@ -117,9 +117,7 @@ def some_arrays(count: int = 7) -> tuple[np.ndarray, np.ndarray]:
     return draw.integers(0, 256, (count, 5, 4)).astype(np.uint8), (np.arange(count) % 4).astype(np.uint8)
 
 
-def write_idx(
-    folder: Path, prefix: str = "train", count: int = 7, dot: str = "-", zipped: bool = True
-) -> None:
+def write_idx(folder: Path, prefix: str = "train", count: int = 7, dot: str = "-", zipped: bool = True) -> None:
     for kind, array in zip(("images", "labels"), some_arrays(count), strict=True):
         data, name = idx_bytes(array), f"{prefix}-{kind}{dot}idx{array.ndim}-ubyte"
         (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)

@@ -25,7 +25,15 @@ from lookalike.recipe import Count, Share
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_STEMS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
 # What may stand in `args`, and so in an untrusted config.json, must not reach a file or the network.
-_FORBIDDEN = ("pretrained", "checkpoint", "cache_dir", "features_only", "scriptable", "exportable", "num_classes")
+_FORBIDDEN = (
+    "pretrained",
+    "checkpoint",
+    "cache_dir",
+    "features_only",
+    "scriptable",
+    "exportable",
+    "num_classes",
+)
 
 Pool = Literal["token", "avg", "max", "gem"]
 
@@ -143,8 +151,10 @@ class Backbone(nn.Module):
             raise BackboneError(_cannot(self.architecture, error)) from error
         self.train(was)
         if h.dim() != 2:
-            raise BackboneError(f"backbone: {self.architecture.name} gives features of shape {tuple(h.shape)}, not (B, D): set pool")
-        return h.shape[1]
+            raise BackboneError(
+                f"backbone: {self.architecture.name} gives features of shape {tuple(h.shape)}, not (B, D): set pool"
+            )
+        return int(h.shape[1])
 
 
 def _cannot(architecture: Architecture, error: Exception) -> str:
@@ -172,8 +182,8 @@ def _check_patch(architecture: Architecture, model: nn.Module) -> None:
         if rest:
             below, above = architecture.size - rest, architecture.size - rest + p
             raise BackboneError(
-                f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide size {architecture.size}: "
-                f"take size {below or above} or {above}, or args.patch_size"
+                f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide "
+                f"size {architecture.size}: take size {below or above} or {above}, or args.patch_size"
             )
 
 
@@ -191,13 +201,20 @@ def register_cifar_stems() -> None:
 def _cifar_entry(name: str) -> Any:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         cfg = kwargs.pop("pretrained_cfg", None)
-        model = timm.create_model(name, pretrained=False, **{k: v for k, v in kwargs.items() if k not in ("pretrained_cfg_overlay", "cache_dir")})
-        wide = model.conv1.out_channels
-        model.conv1 = nn.Conv2d(model.conv1.in_channels, wide, 3, stride=1, padding=1, bias=False)
+        if pretrained:
+            kwargs.setdefault("num_classes", 0)  # as the folder was saved
+        model: nn.Module = timm.create_model(
+            name,
+            pretrained=False,
+            **{k: v for k, v in kwargs.items() if k not in ("pretrained_cfg_overlay", "cache_dir")},
+        )
+        stem: Any = model.conv1
+        model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
         if pretrained:
-            model.load_state_dict(load_file(Path(_local(cfg)) / "model.safetensors"))
+            head = {k: v for k, v in model.state_dict().items() if k.startswith("fc.")}
+            model.load_state_dict({**head, **load_file(Path(_local(cfg)) / "model.safetensors")})
         return model
 
     entry.__name__ = entry.__qualname__ = f"{name}_cifar"
@@ -227,9 +244,20 @@ def _config(backbone: Backbone) -> dict[str, Any]:
     a = backbone.architecture
     args = {k: v for k, v in a.timm_args().items() if k != "num_classes"}
     mean, std = a.normalisation()
-    data = {"input_size": [a.channels, a.size, a.size], "interpolation": "bicubic", "crop_pct": a.crop, "crop_mode": "center"}
-    fixed = bool(timm.get_pretrained_cfg(a.name).fixed_input_size)
-    weights = {"num_classes": 0, "first_conv": None, "classifier": None, "custom_load": False, "fixed_input_size": fixed}
+    data = {
+        "input_size": [a.channels, a.size, a.size],
+        "interpolation": "bicubic",
+        "crop_pct": a.crop,
+        "crop_mode": "center",
+    }
+    published = timm.get_pretrained_cfg(a.name)
+    weights = {
+        "num_classes": 0,
+        "first_conv": None,
+        "classifier": published.classifier,  # so that timm may add a fresh one: num_classes=N
+        "custom_load": False,
+        "fixed_input_size": bool(published.fixed_input_size),
+    }
     ours = {k: v for k, v in asdict(a).items() if k not in ("folder", "pretrained")}
     return {
         "architecture": a.timm_name,
@@ -247,12 +275,19 @@ def load_backbone(folder: str | Path) -> Backbone:
     Raises BackboneError when a file is missing, was changed since it was written, or does not fit the others.
     """
     folder = Path(folder)
-    verify(folder, BackboneError)
-    backbone = Backbone(_read_architecture(folder / "config.json"))
-    _load_weights(backbone.model, folder / "model.safetensors")
+    checked = verify(folder, BackboneError)["files"]
+    backbone = Backbone(_read_architecture(_among(checked, folder / "config.json")))
+    _load_weights(backbone.model, _among(checked, folder / "model.safetensors"))
     if backbone.gem is not None:
-        _load_weights(backbone.gem, folder / "pool.safetensors")
+        _load_weights(backbone.gem, _among(checked, folder / "pool.safetensors"))
     return backbone.eval()
+
+
+def _among(checked: Mapping[str, Any], path: Path) -> Path:
+    """A file that no sha256 vouches for is not read."""
+    if path.name not in checked:
+        raise BackboneError(f"{path}: the manifest does not name it: export it again")
+    return path
 
 
 def open_backbone(what: "Backbone | str | Path", like: Architecture) -> Backbone:
@@ -271,9 +306,11 @@ def _read_architecture(path: Path) -> Architecture:
     try:
         ours = json.loads(path.read_bytes())["lookalike"]
         ours = {**ours, **{k: tuple(ours[k]) for k in ("mean", "std")}}
-        return Architecture(**ours)
+        return Architecture(**{**ours, "pretrained": False, "folder": None})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BackboneError(f"{path}: not a backbone of lookalike ({type(error).__name__}: {error}): export it again") from error
+        raise BackboneError(
+            f"{path}: not a backbone of lookalike ({type(error).__name__}: {error}): export it again"
+        ) from error
 
 
 def _load_weights(module: nn.Module, path: Path) -> None:
@@ -282,5 +319,3 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"{path}: the weights do not fit config.json: {reason}") from error
-
-

@@ -32,7 +32,7 @@ def mlp(widths: Sequence[int], *, last_norm: bool = False) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance (kept dimensions) and count over `dims` and all ranks; differentiable.
 
     The variance is the mean square of the centred values: E[x²] - E[x]² would cancel in fp32.
@@ -53,7 +53,7 @@ def _kept(x: Tensor, dims: Sequence[int]) -> int:
 
 def standardize(x_BD: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit variance of every dimension over the batch of all ranks, as an affine-free BatchNorm."""
-    mean_1D, var_1D, _ = moments(x_BD, (0,))
+    mean_1D, var_1D, _ = moments(x_BD, [0])
     return (x_BD - mean_1D) * (var_1D + eps).rsqrt()
 
 
@@ -65,6 +65,8 @@ class GlobalBatchNorm(nn.Module):
     show which of the two wrote it.
     """
 
+    running_mean: Tensor | None
+    running_var: Tensor | None
     num_batches_tracked: Tensor | None
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
@@ -93,7 +95,8 @@ class GlobalBatchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x32 = x.double() if x.dtype == torch.float64 else x.float()
             mean, var, n = moments(x32, dims)
-            self._follow(mean.detach().flatten(), var.detach().flatten(), n)
+            if self.training:
+                self._follow(mean.detach().flatten(), var.detach().flatten(), n)
             shape = mean.shape
             scale = (var + self.eps).rsqrt()
             scale = scale if self.weight is None else scale * self.weight.view(shape)
@@ -104,13 +107,13 @@ class GlobalBatchNorm(nn.Module):
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, var_C: Tensor, n: Tensor) -> None:
         """Moves the running statistics as torch does: the unbiased variance, momentum None = cumulative."""
-        if not self.training or self.running_mean is None or self.num_batches_tracked is None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
         rate = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.item()
         unbiased_C = var_C * (n / (n - 1).clamp(min=1))
-        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), rate)  # type: ignore[operator]
-        self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), rate)  # type: ignore[union-attr,operator]
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), rate)
+        self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), rate)
 
 
 def global_batchnorm(module: nn.Module) -> nn.Module:

@@ -57,7 +57,13 @@ def facts(architecture: Architecture, dim: int, about: Mapping[str, Any]) -> dic
         "architecture": architecture.timm_name,
         "features": dim,
         "pool": architecture.pool or "timm's own",
-        "input": {"channels": architecture.channels, "size": architecture.size, "crop": architecture.crop, "mean": mean, "std": std},
+        "input": {
+            "channels": architecture.channels,
+            "size": architecture.size,
+            "crop": architecture.crop,
+            "mean": mean,
+            "std": std,
+        },
         **about,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "licence": "Apache-2.0",
@@ -77,8 +83,9 @@ def text(card: Mapping[str, Any]) -> str:
     head = (
         "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n---\n\n"
         f"# {card['architecture']}, {card.get('method', 'trained')} with lookalike\n\n"
-        f"Takes {picture['channels']}-channel pictures of {picture['size']} × {picture['size']} pixels in 0 … 1, "
-        f"normalised by mean {list(picture['mean'])} and std {list(picture['std'])}; gives {card['features']} features.\n\n"
+        f"Takes {picture['channels']}-channel pictures of {picture['size']} × {picture['size']} pixels "
+        f"in 0 … 1, normalised by mean {list(picture['mean'])} and std {list(picture['std'])}; "
+        f"gives {card['features']} features.\n\n"
     )
     return head + _loading(card) + _scores(card.get("scores", {})) + _origin(card)
 
@@ -90,7 +97,7 @@ def _loading(card: Mapping[str, Any]) -> str:
         "```python\nimport timm\n\n"
         f"{register}"
         'model = timm.create_model("local-dir:PATH/TO/THIS/FOLDER", pretrained=True).eval()\n```\n\n'
-        "Or, with every file's sha256 checked: `lookalike.load_backbone(\"PATH/TO/THIS/FOLDER\")`.\n\n"
+        'Or, with every file\'s sha256 checked: `lookalike.load_backbone("PATH/TO/THIS/FOLDER")`.\n\n'
     )
 
 
@@ -102,5 +109,7 @@ def _scores(scores: Mapping[str, Any]) -> str:
 
 
 def _origin(card: Mapping[str, Any]) -> str:
-    rows = "".join(f"- {key}: {card[key]}\n" for key in ("method", "epochs", "recipe", "data", "versions") if key in card)
+    rows = "".join(
+        f"- {key}: {card[key]}\n" for key in ("method", "epochs", "recipe", "data", "versions") if key in card
+    )
     return f"Made of\n\n{rows}\nLicence: Apache-2.0, the weights too.\n"

@@ -16,16 +16,21 @@ from lookalike.errors import Error
 from lookalike.signals import Stopped
 
 app = typer.Typer(
-    help="Pretrain vision backbones without labels, probe, fine-tune, evaluate and export them. One recipe says it all.",
+    help="Pretrain vision backbones without labels, then probe, fine-tune, evaluate and export them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe; see recipes/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values in place of the recipe's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values in place of the recipe's.")
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; one of an earlier run is resumed.")]
-Model = Annotated[str | None, typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."),
+]
 
 
 @app.command()
@@ -86,7 +91,9 @@ def schema() -> None:
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
     """Options of all verbs."""
     os.environ["LOOKALIKE_DEBUG"] = "1" if debug else ""
 
@@ -122,5 +129,12 @@ def _leave() -> None:
         comm.stop()
 
 
-def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
     print(f"lookalike: warning: {message}", file=sys.stderr)

@@ -62,7 +62,7 @@ def start(*, alone: bool = False) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         if missing:
-            store = dist.HashStore()
+            store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
         else:
             dist.init_process_group(backend, timeout=_TIMEOUT)
@@ -115,7 +115,7 @@ class _Sum(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         return grad
@@ -133,15 +133,15 @@ class _Cat(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         return grad[ctx.start : ctx.start + ctx.rows]
 
 
 def _rows(x: Tensor) -> list[int]:
-    """How many rows each rank holds."""
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=x.device)
+    """How many rows each rank holds; asked on the host, so that no device is waited for."""
+    counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = len(x)
     dist.all_reduce(counts)
     return [int(n) for n in counts.tolist()]
@@ -162,9 +162,9 @@ def mean(x: Tensor) -> Tensor:
     return sum(x.sum(dim=0)) / count(x)
 
 
-def count(x: Tensor) -> Tensor:
-    """N, the rows of x over all ranks: a scalar of x's type on x's device, so that no host waits for it."""
-    return together(torch.full((), len(x), dtype=x.dtype, device=x.device))
+def count(x: Tensor) -> int:
+    """N, the rows of x over all ranks."""
+    return len(x) if world_size() == 1 else builtins.sum(_rows(x))
 
 
 def _apply(function: Any, x: Tensor) -> Tensor:

@@ -23,13 +23,15 @@ def _signed(word: int) -> int:
 
 def _shift(x: Tensor, n: int) -> Tensor:
     """Logical right shift; torch's own copies the sign."""
-    return (x >> n) & (2 ** (64 - n) - 1)
+    shifted: Tensor = (x >> n) & (2 ** (64 - n) - 1)
+    return shifted
 
 
 def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _signed(_MULTIPLIER_1)
     x = (x ^ _shift(x, 27)) * _signed(_MULTIPLIER_2)
-    return x ^ _shift(x, 31)
+    mixed: Tensor = x ^ _shift(x, 31)
+    return mixed
 
 
 def word(text: str) -> int:
@@ -38,13 +40,13 @@ def word(text: str) -> int:
 
 
 def bits(*coordinates: int | str | Tensor) -> Tensor:
-    """64 random bits (int64) at each point of the broadcast coordinates; tensors are int64, on one device."""
+    """64 random bits (int64) at each point of the broadcast coordinates; tensors are whole numbers, on one device."""
     x = torch.zeros((), dtype=torch.int64)
     for c in coordinates:
         if isinstance(c, str):
             c = word(c)
         # A plain int stays on the host: adding it to a tensor of any device costs no transfer.
-        x = (x.to(c.device) ^ c) if isinstance(c, Tensor) else (x ^ _signed(c))
+        x = (x.to(c.device) ^ c.long()) if isinstance(c, Tensor) else (x ^ _signed(c))
         x = _mix(x + _signed(_GAMMA))
     return x
 

@@ -51,7 +51,9 @@ def pixels(canvas_BCHW: Tensor) -> Tensor:
 def extract(function: Embed, pictures: Pictures, *, batch: int = 256, workers: int = 0) -> Features:
     """Every readable picture's features, in order. Raises Error where the pictures have no labels."""
     if pictures.labels is None:
-        raise Error("data: these pictures have no labels to score with: use class folders, or leave probe and evaluate out")
+        raise Error(
+            "data: these pictures have no labels to score with: use class folders, or leave probe and evaluate out"
+        )
     device = comm.device()
     rows, kept = [], []
     for ids, canvas_BCHW in in_order(pictures, batch, workers):
@@ -75,6 +77,10 @@ def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Feature
         except Exception:  # a cache that cannot be read is made again, whatever is wrong with it
             path.unlink()
     found = make()
-    tensors = {"x_ND": found.x_ND.contiguous(), "labels_N": found.labels_N, "dropped": torch.tensor(found.dropped)}
+    tensors = {
+        "x_ND": found.x_ND.contiguous(),
+        "labels_N": found.labels_N,
+        "dropped": torch.tensor(found.dropped),
+    }
     write_file(path, save(tensors))
     return found

@@ -35,7 +35,12 @@ def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, A
         _swap(temporary, target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(f"{target}: cannot be written: {error.strerror or error}: free space or choose another --out") from error
+        raise RunError(
+            f"{target}: cannot be written: {error.strerror or error}: free space or choose another --out"
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def write_file(target: Path, content: bytes) -> None:
@@ -44,7 +49,7 @@ def write_file(target: Path, content: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _write(temporary, content)
-        os.replace(temporary, target)
+        temporary.replace(target)
         _flush(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -71,8 +76,13 @@ def _swap(temporary: Path, target: Path) -> None:
     old = target.parent / f".old-{target.name}-{os.getpid()}"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
-        os.rename(target, old)
-    os.rename(temporary, target)
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
     _flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -38,7 +38,7 @@ class Metrics:
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder), purge_step=step)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder), purge_step=step)
         except Exception as error:
             self._give_up(error)
 
@@ -63,7 +63,9 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.active:
             self._file.close()
         if self._board is not None:
@@ -129,7 +131,11 @@ class Terminal:
         console = Console()
         if active and console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[shown]}"), TimeRemainingColumn(), console=console
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(),
+                console=console,
             )
             self._task = self._bar.add_task(title, total=steps, completed=first_step, shown="")
 
@@ -138,7 +144,9 @@ class Terminal:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules: parameter groups that hold each parameter exactly once, rates as pure functions of the step.
+"""Optimizers and schedules: each parameter in exactly one group, rates as pure functions of the step.
 
 Learning rates are final: nothing scales them by the batch behind the reader's back.
 """
@@ -24,9 +24,10 @@ def parameter_groups(module: nn.Module) -> Groups:
 
     Raises RunError when nothing is trainable, or when a parameter would be in no group or in two.
     """
-    exempt = set(_exempt(module))
+    names = set(_exempt(module))
+    exempt = {id(p) for n, p in module.named_parameters(remove_duplicate=False) if n in names}
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    plain = {n for n, p in named.items() if p.ndim <= 1 or n in exempt}
+    plain = {n for n, p in named.items() if p.ndim <= 1 or id(p) in exempt}
     groups: Groups = [
         {"name": "weights", "params": [p for n, p in named.items() if n not in plain]},
         {"name": "biases and norms", "params": [p for n, p in named.items() if n in plain]},
@@ -95,7 +96,8 @@ def lars(
     groups = _set_rates(groups, lr, bias_lr, weight_decay)
     for group in groups:
         group["always_adapt"] = group["name"] == "weights"
-    return Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust)
+    optimizer: Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust)
+    return optimizer
 
 
 OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"sgd": sgd, "adamw": adamw, "lars": lars}

@@ -40,7 +40,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     channels = getattr(source.make, "channels", None) or source.args.get("channels")
     if architecture.name and isinstance(channels, int) and channels != architecture.channels:
         raise RecipeError(
-            f"{recipe.name}: backbone.channels: {architecture.channels}, but data {source.name} gives {channels}: make them equal"
+            f"{recipe.name}: backbone.channels: {architecture.channels}, but data {source.name} gives "
+            f"{channels}: make them equal"
         )
     return recipe
 
@@ -62,7 +63,9 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     elif wanted["backbone"].folder:
         backbone = wanted["backbone"].folder
     else:
-        raise RecipeError(f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one")
+        raise RecipeError(
+            f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one"
+        )
     scores: dict[str, Any] = {}
     if wanted["probe"] and comm.rank() == 0:
         scores |= probe(backbone, recipe, folder)
@@ -108,7 +111,8 @@ def show(recipe: Recipe) -> str:
     lines = [recipe.text().rstrip(), ""]
     source = recipe.values["data"].build()
     pictures = source.split("train")
-    lines.append(f"data        {len(pictures)} pictures of {'×'.join(map(str, pictures.shape))}, {len(pictures.classes)} classes")
+    shape = "×".join(map(str, pictures.shape))
+    lines.append(f"data        {len(pictures)} pictures of {shape}, {len(pictures.classes)} classes")
     if recipe.values["pretrain"]:
         lines += _training(recipe, len(pictures))
     else:
@@ -118,9 +122,8 @@ def show(recipe: Recipe) -> str:
 
 def _shapes(backbone: Backbone) -> list[str]:
     a = backbone.architecture
-    return [
-        f"backbone    {a.timm_name}: (B, {a.channels}, {a.size}, {a.size}) -> (B, {backbone.dim}), {_parameters(backbone)}",
-    ]
+    shapes = f"(B, {a.channels}, {a.size}, {a.size}) -> (B, {backbone.dim})"
+    return [f"backbone    {a.timm_name}: {shapes}, {_parameters(backbone)}"]
 
 
 def _training(recipe: Recipe, pictures: int) -> list[str]:
@@ -131,14 +134,17 @@ def _training(recipe: Recipe, pictures: int) -> list[str]:
     steps = settings.epochs * order.steps_per_epoch
     lines = _shapes(module.backbone)
     lines.append(f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with its heads")
-    lines.append(f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} pictures")
+    lines.append(
+        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} pictures"
+    )
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         lines.append(
             f"group       {group['name']}: {len(group['params'])} tensors, {count:,} numbers, "
             f"lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}"
         )
-    lines.append(f"memory      {_mebibytes(module, settings.optimizer.name)} MiB for weights, gradient and optimizer, activations not counted")
+    size = _mebibytes(module, settings.optimizer.name)
+    lines.append(f"memory      {size} MiB of weights, gradient and optimizer state, without activations")
     return lines
 
 

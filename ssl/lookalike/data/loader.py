@@ -6,9 +6,10 @@ only decode. So none of them changes what is trained, and a restart goes on by s
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class _Reader(torch.utils.data.Dataset[Batch]):
     def __init__(self, pictures: Pictures, seed: int) -> None:
         self.pictures, self.seed = pictures, seed
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, key: tuple[int, list[int]]) -> Batch:
         epoch, ids = key
         canvas, bad = read_many(self.pictures, ids, self.seed)
         return Batch(epoch, torch.tensor(ids, dtype=torch.int64), canvas, bad)
@@ -117,7 +118,9 @@ def _read(pictures: Pictures, i: int, seed: int) -> tuple[Tensor, list[Bad]]:
             continue
         first = problems[:1]
         return picture, [Bad(i, str(p.path), p.reason, chosen) for p in first]
-    raise DataError(f"{problems[0].path}: {problems[0].reason}; nor could {_ATTEMPTS - 1} replacements be read: is the folder sound?")
+    raise DataError(
+        f"{problems[0].path}: {problems[0].reason}; nor could {_ATTEMPTS - 1} others be read: is the folder sound?"
+    )
 
 
 class Plan(Protocol):
@@ -145,16 +148,23 @@ class _Keys(Sampler[tuple[int, list[int]]]):
 
 
 def batches(
-    pictures: Pictures, order: Plan, *, first_step: int, last_step: int, rank: int, world: int, workers: int, pin: bool
+    pictures: Pictures,
+    order: Plan,
+    *,
+    first_step: int,
+    last_step: int,
+    rank: int,
+    world: int,
+    workers: int,
+    pin: bool,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes (0: in this one).
 
     Raises RunError when a worker process dies.
     """
-    loader = DataLoader(
+    loader = _loader(
         _Reader(pictures, order.seed),
         sampler=_Keys(order, first_step, last_step, rank, world),
-        batch_size=None,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
@@ -164,14 +174,31 @@ def batches(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise RunError(f"data: a loader process died ({str(error).splitlines()[0]}): out of memory? set workers lower") from error
+        raise RunError(
+            f"data: a loader process died ({str(error).splitlines()[0]}): out of memory? set workers lower"
+        ) from error
+
+
+def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
+    """One item a batch. The user or default_workers chose the number of workers: torch's own advice stays out.
+
+    A generator of its own keeps torch from drawing the workers' seeds from the one that dropout draws from.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        return iter(DataLoader(dataset, batch_size=None, generator=torch.Generator(), **how))
 
 
 def default_workers(pictures: Pictures, world: int) -> int:
     """None for pictures in memory; else the machine's cores shared among its ranks, at most 16 each."""
     if isinstance(pictures, ArrayPictures):
         return 0
-    return max(1, min(16, (os.cpu_count() or 1) // max(1, world)))
+    return max(1, min(16, _cores() // max(1, world)))
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _InOrder(torch.utils.data.Dataset[tuple[list[int], Tensor | None]]):
@@ -196,5 +223,5 @@ class _InOrder(torch.utils.data.Dataset[tuple[list[int], Tensor | None]]):
 
 def in_order(pictures: Pictures, batch: int, workers: int = 0) -> Iterator[tuple[list[int], Tensor]]:
     """(ids, uint8 canvas_BCHW) of all pictures in order; those that cannot be read are left out."""
-    loader = DataLoader(_InOrder(pictures, batch), batch_size=None, num_workers=workers)
+    loader = _loader(_InOrder(pictures, batch), num_workers=workers)
     yield from ((ids, canvas) for ids, canvas in loader if ids)

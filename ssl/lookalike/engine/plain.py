@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lookalike import comm
-from lookalike.engine.state import Precision, State, autocast, load_model, load_optim, model_state, optim_state
+from lookalike.engine.state import (
+    Precision,
+    State,
+    autocast,
+    load_model,
+    load_optim,
+    model_state,
+    optim_state,
+)
 from lookalike.errors import RunError
 from lookalike.optim import clip
 from lookalike.recipe import NonNegative

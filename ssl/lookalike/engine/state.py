@@ -62,12 +62,12 @@ def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def load_optim(module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Takes the optimizer's tensors back, each to its parameter's device; `step` counters stay where torch keeps them."""
+    """Takes the optimizer's tensors back, each laid out as its parameter; counters stay on the CPU."""
     nested = by_parameter(tensors)
     optimizer.state.clear()
     for name, parameter in module.named_parameters():
         if name in nested:
             optimizer.state[parameter] = {
-                key: value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
+                key: value.clone() if value.dim() == 0 else torch.empty_like(parameter).copy_(value)
                 for key, value in nested[name].items()
             }

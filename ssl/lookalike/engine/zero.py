@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lookalike import comm
-from lookalike.engine.state import Precision, State, autocast, by_parameter, copied, load_model, load_optim, model_state, optim_state
+from lookalike.engine.state import (
+    Precision,
+    State,
+    autocast,
+    by_parameter,
+    copied,
+    load_model,
+    load_optim,
+    model_state,
+    optim_state,
+)
 from lookalike.errors import RunError
 from lookalike.optim import is_layerwise
 from lookalike.recipe import NonNegative
@@ -55,7 +65,9 @@ class Zero:
         comm.spread(module)
         with _calm():
             self._engine, wrapped, *_ = deepspeed.initialize(
-                model=_Autocast(module, precision), optimizer=optimizer, config=_config(accumulate, clip, stage)
+                model=_Autocast(module, precision),
+                optimizer=optimizer,
+                config=_config(accumulate, clip, stage),
             )
         self._sharded = wrapped if stage > 0 else None
 
@@ -101,7 +113,8 @@ class Zero:
 
         for name, _, flat in self._parameters():
             self.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in nested.get(name, {}).items()
+                key: torch.zeros_like(flat) if value.dim() else value.clone()
+                for key, value in nested.get(name, {}).items()
             }
         self._link()
         for name, parameter, _ in self._parameters():
@@ -120,7 +133,9 @@ class Zero:
         """Name, parameter and the flat fp32 shard of its group on this rank."""
         assert self._sharded is not None
         names = {id(p): n for n, p in self.module.named_parameters()}
-        for parameters, flat in zip(self._sharded.bit16_groups, self._sharded.single_partition_of_fp32_groups, strict=True):
+        for parameters, flat in zip(
+            self._sharded.bit16_groups, self._sharded.single_partition_of_fp32_groups, strict=True
+        ):
             yield from ((names[id(p)], p, flat) for p in parameters)
 
 
@@ -160,7 +175,7 @@ def _deepspeed() -> Any:
             import deepspeed.comm
             import deepspeed.ops
         except ImportError as error:
-            raise RunError(f"engine: zero needs DeepSpeed, which cannot be imported here ({error}): set engine: plain") from error
+            raise RunError(f"engine: zero needs DeepSpeed, not importable here ({error}): set engine: plain") from error
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         comm.start(alone=True)

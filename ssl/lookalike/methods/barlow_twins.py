@@ -30,7 +30,7 @@ class _CrossEnergy(torch.autograd.Function):
         return comm.sum((ga_BN * gb_BN).sum())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         # Every rank holds the same loss, so the others' copies send back the same gradient: W times one.
         za_ND, zb_ND, ga_BN, gb_BN = ctx.saved_tensors
         scale = 2.0 * comm.world_size() * grad
@@ -38,9 +38,8 @@ class _CrossEnergy(torch.autograd.Function):
 
 
 def cross_energy(za_BD: Tensor, zb_BD: Tensor) -> Tensor:
-    """‖zaᵀzb‖²_F over the rows of all ranks, in the form that costs less: N² D (Gram) or N D² / 2 flops."""
-    n, d = len(za_BD) * comm.world_size(), za_BD.shape[1]
-    if 2 * n <= d:
+    """‖zaᵀzb‖²_F over the rows of all ranks, in the form that costs less: 2 N² D (Gram) or N D² products."""
+    if 2 * comm.count(za_BD) <= za_BD.shape[1]:
         energy: Tensor = _CrossEnergy.apply(za_BD, zb_BD)
         return energy
     return comm.sum(za_BD.T @ zb_BD).square().sum()
@@ -58,7 +57,7 @@ def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss
         n = comm.count(za_BD)
         diagonal_D = comm.sum((za_BD * zb_BD).sum(dim=0)) / n
         on = (1 - diagonal_D).square().sum()
-        off = cross_energy(za_BD, zb_BD) / n.square() - diagonal_D.square().sum()
+        off = cross_energy(za_BD, zb_BD) / n**2 - diagonal_D.square().sum()
         return Loss(on + off_diagonal * off, {"on_diagonal": on, "off_diagonal": off})
 
 

@@ -14,7 +14,9 @@ def split_classes(count: int, held_out: float) -> tuple[range, range]:
     """
     first_unseen = count - round(count * held_out)
     if first_unseen < 2 or count - first_unseen < 2:
-        raise DataError(f"finetune.held_out: {held_out:g} of {count} classes leaves fewer than 2 on one side: change it")
+        raise DataError(
+            f"finetune.held_out: {held_out:g} of {count} classes leaves fewer than 2 on one side: change it"
+        )
     return range(first_unseen), range(first_unseen, count)
 
 

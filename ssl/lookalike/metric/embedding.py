@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -39,9 +40,12 @@ def load_model(folder: str | Path) -> Backbone | Embedding:
     path = Path(folder) / HEAD
     if HEAD not in json.loads((Path(folder) / "manifest.json").read_bytes())["files"]:
         return backbone
-    tensors = load_file(path)
-    if tensors.keys() != {"weight", "bias"} or tensors["weight"].shape[1:] != (backbone.dim,):
-        raise BackboneError(f"{path}: the head does not fit its backbone of {backbone.dim} features: export it again")
-    model = Embedding(backbone, len(tensors["weight"]))
-    model.head.load_state_dict(tensors)
+    try:
+        tensors = load_file(path)
+        model = Embedding(backbone, len(tensors["bias"]))
+        model.head.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(
+            f"{path}: the head does not fit its backbone of {backbone.dim} features: export it again"
+        ) from error
     return model.eval()

@@ -1,6 +1,6 @@
 """Every loss, miner, distance, reducer and regularizer of pytorch-metric-learning, by its own name.
 
-Left out are the wrappers that take another loss or a queue, which a recipe names in other ways, and base classes.
+Left out are base classes, wrappers that take another loss or a queue, and the two that know no labels.
 """
 
 import inspect
@@ -25,6 +25,9 @@ _WRAPPERS = (
     "MultipleLosses",
     "SelfSupervisedLoss",
     "WeightRegularizerMixin",
+    "EmbeddingRegularizerMixin",
+    "VICRegLoss",
+    "ManifoldLoss",
     "BaseMiner",
     "BaseDistance",
     "BaseReducer",
@@ -32,8 +35,9 @@ _WRAPPERS = (
     "MultipleReducers",
     "DivisorReducer",
 )
-# What the stage knows and the recipe need not say.
-GIVEN = frozenset({"num_classes", "embedding_size"})
+# What the stage knows and the recipe need not say, by the names that the library has for it.
+_WIDTH = ("embedding_size", "descriptors_dim")
+GIVEN = frozenset({"num_classes", *_WIDTH})
 
 
 def _public(room: ModuleType, skip: Iterable[str] = _WRAPPERS) -> dict[str, Any]:
@@ -60,7 +64,7 @@ class Objective(nn.Module):
 
     def __init__(self, objective: Spec, miner: Spec | None, *, num_classes: int, embedding_size: int) -> None:
         super().__init__()
-        given = {"num_classes": num_classes, "embedding_size": embedding_size}
+        given = {"num_classes": num_classes, **dict.fromkeys(_WIDTH, embedding_size)}
         wanted = {name: given[name] for name in GIVEN & required(OBJECTIVES[objective.name])}
         try:
             self.loss = objective.build(**wanted)

@@ -27,9 +27,11 @@ class PKOrder:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        there = len(self.labels_N.unique())
+        there = len(torch.unique(self.labels_N))
         if there < self.classes:
-            raise DataError(f"finetune.classes_per_batch: {self.classes} classes a batch, but only {there} are trained on: lower it")
+            raise DataError(
+                f"finetune.classes_per_batch: {self.classes} classes a batch, but only {there} are trained on: lower it"
+            )
 
     @property
     def batch(self) -> int:
@@ -41,7 +43,7 @@ class PKOrder:
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]:
         """(epoch, global batch) of the steps [first_step, last_step), class after class."""
-        members = [torch.nonzero(self.labels_N == c).flatten() for c in self.labels_N.unique()]
+        members = [torch.nonzero(self.labels_N == c).flatten() for c in torch.unique(self.labels_N)]
         for step in range(first_step, last_step):
             chosen = draw.permutation(len(members), self.seed, "classes", step)[: self.classes].tolist()
             yield step // self.steps_per_epoch, torch.cat([self._take(members[c], c, step) for c in chosen])

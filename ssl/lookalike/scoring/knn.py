@@ -97,9 +97,7 @@ def votes(
     return torch.cat(parts)
 
 
-def _votes(
-    test_QD: Tensor, train_ND: Tensor, labels_N: Tensor, k: int, temperature: float, classes: int
-) -> Tensor:
+def _votes(test_QD: Tensor, train_ND: Tensor, labels_N: Tensor, k: int, temperature: float, classes: int) -> Tensor:
     """Votes of one chunk of unit rows `(Q, D)`; summed as whole numbers, so that the order does not show."""
     rows = len(train_ND)
     key_QN = (test_QD @ train_ND.T).div_(STEP).round_().long()
@@ -143,9 +141,7 @@ def accuracy(
         raise Error("train labels: one class only; kNN accuracy needs two or more")
     ranks = []
     for part_QD, true_Q in zip(torch.split(test_MD, chunk), torch.split(true_M, chunk), strict=True):
-        votes_QC = votes(
-            train_ND, near_N, part_QD, k=k, temperature=temperature, classes=classes, chunk=chunk
-        )
+        votes_QC = votes(train_ND, near_N, part_QD, k=k, temperature=temperature, classes=classes, chunk=chunk)
         voted_Q = votes_QC.gather(1, true_Q.clamp_min(0)[:, None])[:, 0] > 0
         ranks.append(rank(votes_QC, true_Q).where(voted_Q, classes))
     return hits(torch.cat(ranks), classes)

@@ -218,9 +218,7 @@ def split(labels_N: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]
     return fit_rows.to(labels_N.device), held_rows.to(labels_N.device)
 
 
-def _sweep(
-    problem: _Problem, grid: Sequence[float], iterations: int, tolerance: float
-) -> dict[float, Linear]:
+def _sweep(problem: _Problem, grid: Sequence[float], iterations: int, tolerance: float) -> dict[float, Linear]:
     """One fit for each l2, from strong to weak, each started from the one before."""
     fits: dict[float, Linear] = {}
     last: Linear | None = None

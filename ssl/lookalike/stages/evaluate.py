@@ -32,7 +32,11 @@ class Evaluate:
 
 
 def evaluate(
-    model: Backbone | Embedding | str | Path, recipe: Recipe, out: str | Path | None = None, *, name: str = "model"
+    model: Backbone | Embedding | str | Path,
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    name: str = "model",
 ) -> dict[str, Any]:
     """Recall@k, MAP@R and R-precision of a model, a folder or a timm name; queries and gallery are the same pictures.
 
@@ -46,9 +50,14 @@ def evaluate(
     folder = Path(out) if out else None
     key = (weights_digest(opened), pictures.fingerprint)
     features = cached(
-        folder and folder / "features", key, lambda: extract(function, pictures, batch=settings.batch, workers=workers)
+        folder and folder / "features",
+        key,
+        lambda: extract(function, pictures, batch=settings.batch, workers=workers),
     )
-    scores = {**retrieval.scores(features.x_ND, features.labels_N, ks=settings.ks), "classes": len(features.labels_N.unique())}
+    scores = {
+        **retrieval.scores(features.x_ND, features.labels_N, ks=settings.ks),
+        "classes": len(set(features.labels_N.tolist())),
+    }
     if folder:
         keep(folder / "evaluate.json", name, scores)
     return scores

@@ -42,7 +42,10 @@ def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str,
     facts = {**card.read(source), "scores": scores or {}}
     if settings.onnx:
         content = to_onnx(opened, settings.opset)
-        facts["onnx"] = {"worst_relative_error": check_onnx(opened, content, settings.tolerance), "batches": list(BATCHES)}
+        facts["onnx"] = {
+            "worst_relative_error": check_onnx(opened, content, settings.tolerance),
+            "batches": list(BATCHES),
+        }
         files["model.onnx"] = content
     target = Path(out)
     card.write_model(target, files, facts)
@@ -97,7 +100,14 @@ def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
         proto = onnx.load(path)
     mean, std = model.architecture.normalisation()
     size, channels = model.architecture.size, model.architecture.channels
-    about = {"input": "0..1", "size": size, "channels": channels, "mean": mean, "std": std, "crop": model.architecture.crop}
+    about = {
+        "input": "0..1",
+        "size": size,
+        "channels": channels,
+        "mean": mean,
+        "std": std,
+        "crop": model.architecture.crop,
+    }
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(proto)
     buffer = io.BytesIO()
@@ -111,7 +121,9 @@ def _onnx() -> Any:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BackboneError(f"export.onnx: {error.name} is not installed: pip install 'lookalike[onnx]' or set export.onnx=false") from error
+        raise BackboneError(
+            f"export.onnx: {error.name} is not installed: pip install 'lookalike[onnx]' or set export.onnx=false"
+        ) from error
     return onnx
 
 
@@ -123,15 +135,17 @@ def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) ->
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    wrapped, worst = WithNormalisation(model, model.architecture).eval(), 0.0
+    wrapped, worst = WithNormalisation(model, model.architecture).eval(), torch.zeros(())
     for batch in BATCHES:
         pictures = example(model.architecture, batch)
         wanted = wrapped(pictures)
         found = torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
-        worst = max(worst, float((found - wanted).abs().max() / wanted.abs().max()))
+        worst = torch.maximum(worst, (found - wanted).abs().max() / wanted.abs().max())  # keeps a NaN
     if not worst <= tolerance:
-        raise BackboneError(f"export: onnxruntime's features are off by {worst:.1e} of the largest, more than {tolerance:.0e}")
-    return worst
+        raise BackboneError(
+            f"export: onnxruntime's features are off by {float(worst):.1e} of the largest, more than {tolerance:.0e}"
+        )
+    return float(worst)
 
 
 @torch.no_grad()
@@ -140,4 +154,6 @@ def check_timm(backbone: Backbone, folder: Path) -> None:
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pictures = example(backbone.architecture, 2)
     if not torch.equal(loaded(pictures), backbone.model(pictures)):
-        raise BackboneError(f"{folder}: timm computes other features from it than the trained backbone: a timm version too old?")
+        raise BackboneError(
+            f"{folder}: timm computes other features from it than the trained backbone: a timm version too old?"
+        )

@@ -103,6 +103,12 @@ def make_inputs(
     mean, std = model.architecture.normalisation()
     canvas_BCHW = batch.canvas_BCHW.to(device, non_blocking=True)
     (view_BCHW,) = views(
-        canvas_BCHW, batch.ids_B, seed=seed, epoch=batch.epoch, size=model.architecture.size, mean=mean, std=std
+        canvas_BCHW,
+        batch.ids_B,
+        seed=seed,
+        epoch=batch.epoch,
+        size=model.architecture.size,
+        mean=mean,
+        std=std,
     )
     return view_BCHW, labels_N[batch.ids_B].to(device, non_blocking=True)

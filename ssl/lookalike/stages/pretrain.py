@@ -37,7 +37,9 @@ class Pretrain(Settings):
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not divide into accumulate: {self.accumulate} micro-batches")
         if self.optimizer.name == "lars" and self.engine is not None and self.engine.args.get("stage", 0) > 0:
-            raise ValueError("lars needs whole layers, ZeRO stage 1 shows it one flat tensor: engine.stage: 0, or adamw")
+            raise ValueError(
+                "lars needs whole layers, ZeRO stage 1 shows it one flat tensor: engine.stage: 0, or adamw"
+            )
 
 
 def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] | None = None) -> Path:
@@ -48,7 +50,8 @@ def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] |
     settings, seed = recipe.section(Pretrain), recipe.values["seed"]
     comm.start()
     folder = open_run(Path(out), recipe)
-    target, about = folder / "backbone", {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
+    target = folder / "backbone"
+    about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
     if card.is_done(target, about):
         return target
     pictures = recipe.values["data"].build().split("train")

@@ -20,7 +20,7 @@ from lookalike.scoring import knn, linear
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Linear probe and weighted kNN on frozen features; `baselines` scores raw pixels and the untrained backbone too."""
+    """Linear probe and weighted kNN on frozen features; `baselines` adds raw pixels and the untrained backbone."""
 
     k: Count = 20
     temperature: Positive = 0.07
@@ -60,11 +60,19 @@ def score(train: Features, test: Features, settings: Probe, seed: int) -> dict[s
     """`linear/…` and `knn…/…` of one set of features."""
     sets = (train.x_ND, train.labels_N, test.x_ND, test.labels_N)
     line = linear.probe(
-        *sets, grid=settings.grid, held_out=settings.held_out, seed=seed, max_iterations=settings.max_iterations
+        *sets,
+        grid=settings.grid,
+        held_out=settings.held_out,
+        seed=seed,
+        max_iterations=settings.max_iterations,
     )
     near = knn.accuracy(*sets, k=settings.k, temperature=settings.temperature)
     scores = {f"linear/{name}": value for name, value in line.items() if name != "grid"}
-    return {**scores, **{f"knn{settings.k}/{name}": value for name, value in near.items()}, "dropped": train.dropped + test.dropped}
+    return {
+        **scores,
+        **{f"knn{settings.k}/{name}": value for name, value in near.items()},
+        "dropped": train.dropped + test.dropped,
+    }
 
 
 def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[str, Embed]]:
@@ -80,10 +88,12 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
 def table(scores: dict[str, Any], k: int) -> str:
     """The scores as lines for a person."""
     lines = [f"{'probe (top-1)':<20}{'linear':>10}{f'kNN-{k}':>10}"]
-    for prefix, name in (("", "this backbone"), ("untrained/", "untrained backbone"), ("pixels/", "raw pixels")):
+    for prefix, name in (
+        ("", "this backbone"),
+        ("untrained/", "untrained backbone"),
+        ("pixels/", "raw pixels"),
+    ):
         if f"{prefix}linear/top1" in scores:
             line, near = scores[f"{prefix}linear/top1"], scores[f"{prefix}knn{k}/top1"]
             lines.append(f"{name:<20}{100 * line:>8.2f} %{100 * near:>8.2f} %")
     return "\n".join(lines)
-
-

@@ -61,9 +61,11 @@ def grey(x_BCHW: Tensor, on_B: Tensor) -> Tensor:
 def blur(x_BCHW: Tensor, on_B: Tensor, sigma_B: Tensor, sigma_max: float) -> Tensor:
     """Gaussian blur of the marked pictures, σ in pixels, kernel to 3 σ of the largest σ, borders reflected."""
     size = 2 * math.ceil(3 * sigma_max) + 1
-    size = min(size, 2 * ((min(x_BCHW.shape[2:]) - 1) // 2) + 1)
+    size = min(size, 2 * min(x_BCHW.shape[2:]) - 1)  # a reflected border is shorter than its picture
     rows = torch.nonzero(on_B).flatten()
-    return _on_rows(x_BCHW, rows, lambda x, s: gaussian_blur2d(x, (size, size), s[:, None].expand(-1, 2)), sigma_B[rows])
+    return _on_rows(
+        x_BCHW, rows, lambda x, s: gaussian_blur2d(x, (size, size), s[:, None].expand(-1, 2)), sigma_B[rows]
+    )
 
 
 def solarize(x_BCHW: Tensor, on_B: Tensor) -> Tensor:

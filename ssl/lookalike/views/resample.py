@@ -30,7 +30,7 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
 
 
 def weights(start_B: Tensor, extent_B: Tensor, n_in: int, n_out: int, interpolation: Interpolation) -> Tensor:
-    """(B, n_out, n_in): row o holds the share of each input pixel in output pixel o of the cut [start, start + extent)."""
+    """(B, n_out, n_in): each input pixel's share in each output pixel of the cut [start, start + extent)."""
     kernel = _cubic if interpolation == "bicubic" else _linear
     start_B11, extent_B11 = start_B.float()[:, None, None], extent_B.float()[:, None, None]
     step_B11 = extent_B11 / n_out
@@ -43,7 +43,12 @@ def weights(start_B: Tensor, extent_B: Tensor, n_in: int, n_out: int, interpolat
 
 
 def crop_resize(
-    x_BCHW: Tensor, box_B4: Tensor, size: int, *, flip_B: Tensor | None = None, interpolation: Interpolation = "bicubic"
+    x_BCHW: Tensor,
+    box_B4: Tensor,
+    size: int,
+    *,
+    flip_B: Tensor | None = None,
+    interpolation: Interpolation = "bicubic",
 ) -> Tensor:
     """Cuts box (top, left, height, width; whole pixels) from each picture, resizes it to size × size, flips it.
 
@@ -59,7 +64,12 @@ def crop_resize(
 
 
 def draw_boxes(
-    ids_B: Tensor, key: tuple[int | str, ...], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    ids_B: Tensor,
+    key: tuple[int | str, ...],
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> Tensor:
     """(B, 4) int64 boxes (top, left, height, width), drawn by the law of torchvision's RandomResizedCrop.
 

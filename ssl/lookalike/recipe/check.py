@@ -1,0 +1,175 @@
+"""Nodes held against annotations: a Choice picks a constructor by name, Check walks both and gathers problems."""
+
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from lookalike.errors import RecipeError
+from lookalike.recipe.nodes import Node, Position, node_of
+from lookalike.recipe.signatures import Key, keys_of
+from lookalike.recipe.values import Spec, is_json, plain_of
+from lookalike.recipe.words import join, listed, not_finite, sentences, shown, suggestion
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Marks `Annotated[Spec, Choice(TABLE)]`: `{name: a key of the table, **its constructor's arguments}`.
+
+    `table` may be a function that returns the table, called only for a recipe that has the section. `given`
+    are arguments the program supplies; `nested` are arguments, of constructors without annotations, that are
+    Choices themselves.
+    """
+
+    table: Mapping[str, Callable[..., Any]] | Callable[[], Mapping[str, Callable[..., Any]]]
+    given: frozenset[str] | set[str] = frozenset()
+    nested: Mapping[str, "Choice"] = field(default_factory=dict)
+
+    def makers(self) -> Mapping[str, Callable[..., Any]]:
+        return self.table() if callable(self.table) else self.table
+
+    def keys(self, name: str) -> dict[str, Key]:
+        nested = {key: Annotated[Spec, choice] for key, choice in self.nested.items()}
+        return keys_of(self.makers()[name], {*self.given, "name"}, nested)
+
+    def spec(self, name: str, **args: Any) -> Spec:
+        """A Spec from Python, checked as one from a recipe. Raises RecipeError."""
+        check = Check()
+        at = Position("<python>", 1, 1)
+        spec = check.spec(node_of({"name": name, **plain_of(args)}, at), self, name, at)
+        check.finish(["<python>"])
+        return spec  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Many:
+    """A list or tuple of sections or choices."""
+
+    item: Any
+    make: type
+
+
+def kind_of(annotation: Any) -> tuple[Any, bool]:
+    """Choice, dataclass, Many of these or None for a leaf; and whether the annotation allows null."""
+    if get_origin(annotation) is Annotated:
+        kind, optional = kind_of(get_args(annotation)[0])
+        return next((mark for mark in annotation.__metadata__ if isinstance(mark, Choice)), kind), optional
+    if get_origin(annotation) in (Union, types.UnionType):
+        rest = [part for part in get_args(annotation) if part is not types.NoneType]
+        return kind_of(rest[0])[0] if len(rest) == 1 else None, len(rest) < len(get_args(annotation))
+    if (make := get_origin(annotation)) in (list, tuple) and get_args(annotation):
+        item = get_args(annotation)[0]
+        return (None if kind_of(item)[0] is None else Many(item, make)), False
+    wanted = isinstance(annotation, type) and is_dataclass(annotation) and annotation is not Spec
+    return annotation if wanted else None, False
+
+
+def root_keys(sections: Mapping[str, Any]) -> dict[str, Key]:
+    """The root keys of a recipe: a section that may be null need not be there."""
+    keys = {}
+    for name, wanted in sections.items():
+        if isinstance(wanted, tuple):
+            keys[name] = Key(*wanted)
+        else:
+            keys[name] = Key(wanted, None) if kind_of(wanted)[1] else Key(wanted)
+    return keys
+
+
+class Check:
+    """Walks nodes and signatures together; gathers problems and goes on."""
+
+    def __init__(self) -> None:
+        self.problems: list[tuple[Position, str]] = []
+
+    def say(self, at: Position, path: str, text: str) -> None:
+        self.problems.append((at, f"{path}: {text}" if path else text))
+
+    def finish(self, names: Sequence[str]) -> None:
+        """Raises RecipeError when there are problems, sorted by place; `names` orders the sources."""
+        if self.problems:
+            ordered = sorted(self.problems, key=lambda found: (names.index(found[0].name), found[0][1:]))
+            raise RecipeError("\n".join(dict.fromkeys(f"{at}: {text}" for at, text in ordered)))
+
+    def keywords(
+        self, node: Node, keys: Mapping[str, Key], path: str, at: Position, given: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The value of each key, in the order of the signature; whole only if no problem was added."""
+        if not isinstance(node.value, dict):
+            text = f"{shown(node.plain())} is not a section, give it keys, {listed(keys, '{}')}"
+            self.say(node.at, path, text)
+            return {}
+        values = {}
+        for name, (where, child) in node.value.items():
+            if name in keys:
+                values[name] = self.value(child, keys[name], join(path, name), where)
+            elif name in given:
+                self.say(where, join(path, name), "set by the program, delete it")
+            else:
+                self.say(where, join(path, name), f"unknown, {suggestion(name, keys, '{}')}")
+        for name in keys:
+            if name not in node.value:
+                self.absent(values, name, keys[name], path, at)
+        return {name: values[name] for name in keys if name in values and not keys[name].idle(values[name])}
+
+    def absent(self, values: dict[str, Any], name: str, wanted: Key, path: str, at: Position) -> None:
+        if wanted.required:
+            self.say(at, join(path, name), "missing, add it")
+        elif kind_of(wanted.annotation)[0] is not None:
+            values[name] = wanted.default
+        elif is_json(wanted.default):
+            values[name] = self.leaf(node_of(plain_of(wanted.default), at), wanted, join(path, name))
+
+    def value(self, node: Node, wanted: Key, path: str, at: Position) -> Any:
+        kind, optional = kind_of(wanted.annotation)
+        if kind is None:
+            return self.leaf(node, wanted, path)
+        if optional and node.value is None:
+            return None
+        if isinstance(kind, Choice):
+            return self.spec(node, kind, path, at)
+        return self.many(node, kind, path) if isinstance(kind, Many) else self.section(node, kind, path, at)
+
+    def section(self, node: Node, kind: Any, path: str, at: Position) -> Any:
+        before = len(self.problems)
+        values = self.keywords(node, keys_of(kind, set(), {}), path, at)
+        if len(self.problems) > before:
+            return None
+        try:
+            return kind(**values)
+        except ValueError as error:
+            self.say(at, path, " ".join(str(error).split()))
+
+    def many(self, node: Node, kind: Many, path: str) -> Any:
+        if not isinstance(node.value, list):
+            return self.say(node.at, path, f"{shown(node.plain())} is not a list")
+        items = enumerate(node.value)
+        return kind.make(self.value(item, Key(kind.item), f"{path}[{i}]", item.at) for i, item in items)
+
+    def spec(self, node: Node, choice: Choice, path: str, at: Position) -> Any:
+        members = dict(node.value) if isinstance(node.value, dict) else {"name": (node.at, node)}
+        makers = choice.makers()
+        if "name" not in members:
+            return self.say(at, join(path, "name"), f"missing, {listed(makers)}")
+        named = members.pop("name")[1]
+        if not isinstance(named.value, str) or named.value not in makers:
+            place = join(path, "name") if named is not node else path
+            text = f"{shown(named.plain())} is unknown, {suggestion(named.value, makers)}"
+            return self.say(named.at, place, text)
+        rest = Node(members, node.at)
+        args = self.keywords(rest, choice.keys(named.value), path, at, sorted(choice.given))
+        return Spec(named.value, args, makers[named.value])
+
+    def leaf(self, node: Node, wanted: Key, path: str) -> Any:
+        if infinite := list(not_finite(node, path)):
+            for place, inner in infinite:
+                self.say(place.at, inner, f"{shown(place.value)} is not a finite number")
+            return None
+        adapter = wanted.adapter()
+        try:
+            return adapter.validate_json(json.dumps(node.plain()))
+        except ValidationError as error:
+            for place, inner, text in sentences(error, node, path, adapter.json_schema()):
+                self.say(place.at, inner, f"{shown(place.plain())} {text}")

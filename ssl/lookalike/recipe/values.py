@@ -1,0 +1,61 @@
+"""The values of a recipe: annotated numbers, a Spec for what is chosen by name, and all of them as JSON data."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A constructor by its name in a table, with checked keyword arguments, not yet called."""
+
+    name: str
+    args: Mapping[str, Any]
+    make: Callable[..., Any] = field(repr=False, compare=False)
+
+    def build(self, *positional: Any, **given: Any) -> Any:
+        """Calls the constructor with `positional`, the arguments (nested Specs built first) and `given`."""
+        return self.make(*positional, **{key: _built(value) for key, value in self.args.items()}, **given)
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.build()
+    return type(value)(map(_built, value)) if type(value) in (list, tuple) else value
+
+
+def plain_of(value: Any) -> Any:
+    """JSON data of a value, with the arguments of Specs and the fields of dataclasses."""
+    if isinstance(value, Spec):
+        return {"name": value.name, **plain_of(value.args)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: plain_of(getattr(value, key)) for key in inspect.signature(type(value)).parameters}
+    if isinstance(value, Mapping):
+        return {key: plain_of(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_of(part) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain_of(part) for part in value)
+    return _ANY.dump_python(value, mode="json")
+
+
+def is_json(value: Any) -> bool:
+    """Whether `plain_of` can say the value."""
+    try:
+        json.dumps(plain_of(value), allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,102 @@
+"""Ranks for the tests: forked once a session from a process that has imported everything, then handed functions."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+
+TIMEOUT = 120
+
+
+def _serve(rank: int, world: int, port: int, calls: Connection) -> None:
+    """A rank: joins its group, then answers calls until it is told to stop."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    from lookalike import comm
+
+    comm.start()
+    while (call := calls.recv()) is not None:
+        function, arguments = call
+        try:
+            calls.send((True, function(*arguments)))
+        except BaseException:
+            calls.send((False, traceback.format_exc()))
+    comm.stop()
+
+
+def _answer(calls: Connection) -> tuple[bool, Any]:
+    try:
+        return calls.recv() if calls.poll(TIMEOUT) else (False, "no answer in time")
+    except EOFError:
+        return False, "the process died"
+
+
+class Ranks:
+    """`run(function, *arguments, world=2)` calls a module-level function on every rank; returns what each gave."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["lookalike.pipeline", "deepspeed"])
+        self._groups: dict[int, list[tuple[Any, Connection]]] = {}
+
+    def run(self, function: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
+        group = self._groups.setdefault(world, [])
+        if not group:
+            group += self._start(world)
+        for _, calls in group:
+            calls.send((function, arguments))
+        answers = [_answer(calls) for _, calls in group]
+        failed = [text for good, text in answers if not good]
+        if failed:
+            self._end(world)
+            pytest.fail(f"{len(failed)} of {world} ranks failed:\n" + "\n".join(failed))
+        return [value for _, value in answers]
+
+    def _start(self, world: int) -> list[tuple[Any, Connection]]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        group = []
+        for rank in range(world):
+            here, there = self._context.Pipe()
+            process = self._context.Process(target=_serve, args=(rank, world, port, there), daemon=True)
+            process.start()
+            group.append((process, here))
+        return group
+
+    def _end(self, world: int) -> None:
+        for process, calls in self._groups.pop(world):
+            if process.is_alive():
+                process.kill()
+            process.join()
+            calls.close()
+
+    def close(self) -> None:
+        for world in list(self._groups):
+            for process, calls in self._groups[world]:
+                calls.send(None)
+                process.join(20)
+            self._end(world)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    made = Ranks()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small products on many threads spin against each other, and thread counts change sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,263 @@
+"""The loop: stopped and resumed is uninterrupted, bit for bit; ranks change nothing; broken checkpoints are found."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import toy
+from lookalike import comm, log, loop
+from lookalike.checkpoint import Checkpoints
+from lookalike.errors import DataError, RunError
+from lookalike.folder import verify
+from lookalike.signals import Stopped
+from lookalike.stages.pretrain import pretrain
+
+STEPS = 18
+EVERY_STEP = ("pretrain.keep=100",)
+
+
+def tensors(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    verify(folder)
+    return {f"{n}:{k}": v for n in ("model", "optim") for k, v in load_file(folder / f"{n}.safetensors").items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in toy.lines(run / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(toy.recipe(), run)
+    return run
+
+
+def stop_after(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
+    """The signal arrives while the step is being trained."""
+    original = loop.set_rates
+    calls = iter(range(1, 1000))
+
+    def tripwire(*arguments):
+        if next(calls) == step:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "set_rates", tripwire)
+
+
+@pytest.mark.parametrize("step", [1, 7, 9, 11, 17])
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch, uninterrupted, step):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Stopped, match=rf"SIGTERM after step {step} of {STEPS}, saved"):
+            pretrain(toy.recipe(), run)
+    assert not (run / "backbone").exists()
+    torch.manual_seed(999)
+    pretrain(toy.recipe(), run)
+    assert same(tensors(run), tensors(uninterrupted))
+    assert curve(run) == curve(uninterrupted)
+    assert load_file(run / "backbone/model.safetensors").keys()
+    assert (run / "backbone/model.safetensors").read_bytes() == (
+        uninterrupted / "backbone/model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_other_signals_stop_as_cleanly(tmp_path, monkeypatch, number):
+    stop_after(monkeypatch, 2, number)
+    with pytest.raises(Stopped) as stop:
+        pretrain(toy.recipe(), tmp_path / "run")
+    assert stop.value.number == number
+    assert tensors(tmp_path / "run", 2)
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_the_same_seed_twice_gives_the_same_bits_and_another_does_not(tmp_path, uninterrupted):
+    pretrain(toy.recipe(), tmp_path / "again")
+    pretrain(toy.recipe("seed=4"), tmp_path / "other")
+    assert same(tensors(tmp_path / "again"), tensors(uninterrupted))
+    assert not same(tensors(tmp_path / "other"), tensors(uninterrupted))
+
+
+def test_dropout_draws_go_on_where_they_were(tmp_path, monkeypatch):
+    recipe = ["backbone.args={drop_path_rate: 0.5, channels: [8, 8, 16, 16], layers: [1, 2, 1, 1]}"]
+    pretrain(toy.recipe(*recipe), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            pretrain(toy.recipe(*recipe), tmp_path / "cut")
+    torch.rand(17)
+    pretrain(toy.recipe(*recipe), tmp_path / "cut")
+    assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted, monkeypatch):
+    monkeypatch.setattr(loop, "make_engine", lambda *_: pytest.fail("trained again"))
+    assert pretrain(toy.recipe(), uninterrupted) == uninterrupted / "backbone"
+
+
+@pytest.mark.parametrize("backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"])
+def test_two_processes_have_the_loss_curve_of_one_over_20_steps(ranks, tmp_path, backbone):
+    """By SGD with a calm rate: Adam, or a rate too large, makes whole steps of what is only rounding."""
+    changes = ("pretrain.epochs=3", "pretrain.optimizer={name: sgd, lr: 1e-4}")
+    pretrain(toy.recipe(*changes, backbone=backbone), tmp_path / "one")
+    ranks.run(run_toy, changes, backbone, str(tmp_path / "two"))
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert len(one) == 27
+    for (_, a), (_, b) in zip(one[:20], two[:20], strict=True):
+        assert b == pytest.approx(a, rel=1e-5)
+
+
+def run_toy(changes, backbone: str, out: str) -> None:
+    pretrain(toy.recipe(*changes, backbone=backbone), out)
+
+
+def test_accumulation_trains_on_the_same_samples(tmp_path, uninterrupted):
+    pretrain(toy.recipe("pretrain.accumulate=3"), tmp_path / "run")
+    assert [s for s, _ in curve(tmp_path / "run")] == [s for s, _ in curve(uninterrupted)]
+    assert not same(tensors(tmp_path / "run"), tensors(uninterrupted))
+
+
+def damage(folder: Path, kind: str) -> None:
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    if kind == "flipped byte":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif kind == "cut":
+        path.write_bytes(content[:-1])
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "empty manifest":
+        (folder / "manifest.json").write_text("")
+    else:
+        (folder / "manifest.json").write_text('{"format": 1, "files": {"../x": {}}}')
+
+
+DAMAGES = ["flipped byte", "cut", "missing", "empty manifest", "manifest that leaves its folder"]
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_broken_checkpoint_is_passed_over_with_a_warning(tmp_path, uninterrupted, kind):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "backbone")
+    damage(run / "checkpoints" / f"step_{STEPS:08d}", kind)
+    with pytest.warns(UserWarning, match=rf"step_{STEPS:08d}.*going on from step_00000009"):
+        pretrain(toy.recipe(), run)
+    assert same(tensors(run), tensors(uninterrupted))
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "backbone")
+    for folder in (run / "checkpoints").glob("step_*"):
+        damage(folder, "flipped byte")
+    with pytest.raises(RunError, match=r"model\.safetensors: its content changed.*no whole checkpoint is left"):
+        pretrain(toy.recipe(), run)
+
+
+def test_two_ranks_decide_alike_about_a_broken_checkpoint(ranks, tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    damage(run / "checkpoints" / f"step_{STEPS:08d}", "cut")
+    assert ranks.run(newest, str(run)) == [9, 9]
+
+
+def newest(run: str) -> int:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = Checkpoints(Path(run) / "checkpoints", 2).newest({})
+    return found.step
+
+
+def test_a_leftover_of_a_killed_save_is_never_loaded(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    shutil.copytree(run / "checkpoints" / f"step_{STEPS:08d}", run / "checkpoints" / ".tmp-step_00000099-1")
+    assert Checkpoints(run / "checkpoints", 2).newest({}).step == STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ("pretrain.batch=100", r"pretrain\.batch: 144 -> 100"),
+        ("seed=9", "seed: 3 -> 9"),
+        ("backbone.pool=max", r'backbone\.pool: "avg" -> "max"'),
+    ],
+)
+def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(uninterrupted, change, shown):
+    with pytest.raises(RunError, match=shown):
+        pretrain(toy.recipe(change), uninterrupted)
+    verify(uninterrupted / "backbone")
+
+
+def test_other_data_under_the_same_recipe_is_refused(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "backbone")
+    for manifest in (run / "checkpoints").glob("step_*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"data": "', '"data": "0'))
+    with pytest.raises(RunError, match="was trained on something else"):
+        pretrain(toy.recipe(), run)
+
+
+def test_a_used_folder_is_refused(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(RunError, match="holds files but no run of lookalike"):
+        pretrain(toy.recipe(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_the_remedy(tmp_path):
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at step \d+: lower pretrain\.optimizer\.lr"):
+        pretrain(toy.recipe("pretrain.optimizer.lr=1e30", "pretrain.warmup_epochs=0"), tmp_path / "run")
+
+
+def test_metrics_hold_every_part_and_a_failing_board_stops_nothing(tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, *_, **__):
+            raise OSError("no board today")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", Broken)
+    with pytest.warns(UserWarning, match="TensorBoard stopped"):
+        pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "run")
+    found = toy.lines(tmp_path / "run/metrics.jsonl")
+    assert len(found) == 9
+    parts = {"step", "loss", "on_diagonal", "off_diagonal", "images_per_s", "waiting", "lr", "bad_samples"}
+    assert all(parts == line.keys() for line in found)
+    rates = [line["lr"] for line in found]
+    assert rates[0] < rates[3]
+    assert rates[-1] < rates[4]
+
+
+def test_too_many_bad_pictures_stop_the_run_and_are_listed_once(tmp_path):
+    bad = log.BadSamples(tmp_path / "bad.jsonl", limit=2)
+    Record = __import__("collections").namedtuple("Record", "sample path reason")
+    assert bad.add([Record(1, "a", "x"), Record(1, "a", "x"), Record(2, "b", "y")]) == 2
+    bad.check(2)
+    again = log.BadSamples(tmp_path / "bad.jsonl", limit=2)
+    assert again.add([Record(2, "b", "y"), Record(3, "c", "z")]) == 1
+    with pytest.raises(DataError, match=r"3 pictures could not be read, more than the 2 allowed"):
+        again.check(1)
+    assert [json.loads(line)["sample"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_alone_means_alone():
+    assert comm.world_size() == 1

@@ -1,0 +1,79 @@
+"""Small recipes and systems that several tests share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lookalike.backbones import Architecture
+from lookalike.methods import METHODS
+from lookalike.pipeline import SECTIONS
+from lookalike.recipe import Recipe, from_text
+
+RESNET = "{name: resnet18, size: 16, channels: 1, pool: avg, args: {channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}}"
+VIT = (
+    "{name: vit_tiny_patch16_224, size: 16, channels: 1, pool: avg, "
+    "args: {patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}}"
+)
+
+TEXT = """
+seed: 3
+data: {{name: digits}}
+backbone: {backbone}
+pretrain:
+  method: {{name: barlow_twins, projector: [16, 32], off_diagonal: 0.02}}
+  views: {{name: asymmetric, crop: [0.4, 1.0], blur: [0.5, 0.1], blur_sigma: [0.1, 1.0]}}
+  optimizer: {{name: adamw, lr: 2e-3}}
+  epochs: 2
+  batch: 144
+  warmup_epochs: 0.5
+  log_every: 1
+probe: {{grid: [1e-2, 1.0], max_iterations: 30}}
+finetune:
+  optimizer: {{name: adamw, lr: 1e-3}}
+  epochs: 1
+  classes_per_batch: 4
+  per_class: 8
+  dim: 16
+  log_every: 1
+evaluate: {{}}
+export: {{}}
+"""
+
+
+def recipe(*overrides: str, backbone: str = RESNET) -> Recipe:
+    """Digits through a tiny network: 9 steps an epoch, 2 epochs."""
+    return from_text(TEXT.format(backbone=backbone), "toy.yaml", list(overrides), SECTIONS)
+
+
+def write(path: Path, backbone: str = RESNET) -> Path:
+    """The same recipe as a file."""
+    path.write_text(TEXT.format(backbone=backbone))
+    return path
+
+
+def system(kind: str = "resnet", seed: int = 0) -> nn.Module:
+    """A tiny Barlow Twins in training mode."""
+    torch.manual_seed(seed)
+    args: dict[str, Any] = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+    if kind == "resnet":
+        architecture = Architecture("resnet18", size=16, channels=1, args=args)
+    else:
+        vit = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+        architecture = Architecture("vit_tiny_patch16_224", size=16, channels=1, args=vit)
+    return METHODS["barlow_twins"](architecture.build(), projector=(16, 32), off_diagonal=0.02).train()
+
+
+def views(step: int, batch: int = 16) -> list[Tensor]:
+    """Two correlated batches, a pure function of the step."""
+    generator = torch.Generator().manual_seed(step)
+    common = torch.randn(batch, 1, 16, 16, generator=generator)
+    return [common + 0.3 * torch.randn(batch, 1, 16, 16, generator=generator) for _ in range(2)]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl as dictionaries."""
+    import json
+
+    return [json.loads(line) for line in path.read_text().splitlines()]
