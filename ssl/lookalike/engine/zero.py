@@ -149,7 +149,7 @@ def refuse_layerwise(layerwise: bool, stage: int) -> None:
 
 
 def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
-    """DeepSpeed clips at 1.0 unless told otherwise; batch sizes only satisfy its checks, the loader makes the batches."""
+    """DeepSpeed clips at 1.0 unless told otherwise; its batch sizes only satisfy its own checks."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulate,

@@ -15,12 +15,17 @@ HEAD = "head.safetensors"
 
 
 class Embedding(nn.Module):
-    """Pictures (B, C, H, W), normalised, to unit vectors (B, dim)."""
+    """Pictures (B, C, H, W), normalised, to unit vectors (B, dim).
+
+    The head begins as an orthogonal map, so that fine-tuning starts from the backbone's own angles.
+    """
 
     def __init__(self, backbone: Backbone, dim: int) -> None:
         super().__init__()
         self.backbone, self.dim = backbone, dim
         self.head = nn.Linear(backbone.dim, dim)
+        nn.init.orthogonal_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         self.architecture = backbone.architecture
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""What a whole training step costs beside the bare network: (whole step) / (forward + backward + optimizer), one run.
+
+The real loop trains; before each of its steps one bare step on ready views is taken on the same engine, so that
+both see the same machine. A whole step is everything from one batch to the next: reading, views, network, log.
+
+    python benchmarks/step.py [RECIPE] [STEPS]
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lookalike
+from lookalike import comm, loop
+from lookalike.data.loader import Order
+from lookalike.stages.pretrain import Pretrain, make_method, make_views
+
+
+class Alternation:
+    """Inputs for the loop that also time it, with a bare step between any two."""
+
+    def __init__(self, recipe: Any, module: Any) -> None:
+        settings = recipe.section(Pretrain)
+        self.views, self.module, self.seed = settings.views.build(), module, recipe.values["seed"]
+        self.whole: list[float] = []
+        self.bare: list[float] = []
+        self.left: float | None = None
+        self.engine: Any = None
+
+    def __call__(self, batch: Any) -> Any:
+        now = wait()
+        if self.left is not None:
+            self.whole.append(now - self.left)
+        inputs = make_views(self.views, self.module.backbone.architecture, self.seed, batch)
+        begun = wait()
+        loss = self.engine(*inputs)
+        self.engine.backward(loss.value)
+        self.engine.step()
+        self.bare.append(wait() - begun)
+        self.left = wait()
+        return make_views(self.views, self.module.backbone.architecture, self.seed, batch)
+
+
+def wait() -> float:
+    """The time, after all that the device still had to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main(path: str, steps: int) -> None:
+    """Trains `steps` steps of the recipe and prints the ratio with its quartiles."""
+    recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
+    settings = recipe.section(Pretrain)
+    pictures = recipe.values["data"].build().split("train")
+    order = Order(len(pictures), settings.batch, 1, recipe.values["seed"])
+    module = make_method(recipe)
+    inputs = Alternation(recipe, module)
+    inputs.engine = loop.make_engine(settings, module)
+    # The loop's own engine and the bare one share the module and take turns; both step the same parameters.
+    with tempfile.TemporaryDirectory() as folder:
+        job = loop.Job("step", Path(folder), module, pictures, order, inputs, {})
+        epochs = max(1, steps // order.steps_per_epoch)
+        shorter = type(settings)(**{**vars(settings), "epochs": epochs, "warmup_epochs": 0.0})
+        loop.train(job, shorter)
+    # A whole step begins after the views of its own batch: the wait for the next batch and its views belong to it.
+    whole, bare = inputs.whole[5:], inputs.bare[6 : 6 + len(inputs.whole[5:])]
+    ratios = [w / b for w, b in zip(whole, bare, strict=False)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{path}: batch {settings.batch}, {torch.get_num_threads()} threads, {comm.device()}, {len(ratios)} pairs of steps"
+    )
+    print(f"bare {1e3 * statistics.median(bare):.1f} ms, whole {1e3 * statistics.median(whole):.1f} ms")
+    ratio = statistics.median(whole) / statistics.median(bare)
+    print(f"whole step / bare network = {ratio:.3f} (quartiles of the pairs {low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    main(words[0] if words else "recipes/quickstart.yaml", int(words[1]) if len(words) > 1 else 200)

@@ -1,0 +1,209 @@
+"""The shell: what goes wrong is one clear line and exit code 2, and nothing is lost."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import toy
+from lookalike import cli
+from lookalike.errors import Error
+from lookalike.stages.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("trained") / "run"
+    pretrain(toy.recipe("pretrain.epochs=1"), run)
+    return run
+
+
+def call(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit code, what was printed, what was complained of."""
+    code = cli.guarded(lambda: cli.app([str(w) for w in words], standalone_mode=False))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys, pattern: str, *words) -> None:
+    code, _, err = call(capsys, *words)
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert err.startswith("lookalike: ")
+    assert "Traceback" not in err
+    assert re.search(pattern, err), err
+
+
+@pytest.mark.parametrize(
+    ("override", "pattern"),
+    [
+        ("pretrain.method.off_diagnal=1", r'off_diagnal: unknown, did you mean "off_diagonal"\?'),
+        ("pretrain.optimizer.lr=-1", r"pretrain\.optimizer\.lr: -1 must be greater than 0"),
+        ("pretrain.epochs=ten", r'pretrain\.epochs: "ten" is not a whole number'),
+        ("backbone.name=resnet81", r'timm has no model "resnet81", did you mean "resnet\d+'),
+        ("pretrain.warmup_epochs=9", r"warmup_epochs 9 is longer than epochs 2"),
+        ("pretrain.accumulate=5", r"batch 144 does not divide into accumulate: 5"),
+        ("data=fotos", r'data: .*"fotos".*"(digits|folder|idx)"'),
+        ("backbone.channels=3", r"backbone\.channels: 3, but data digits gives 1"),
+        ("data={name: folder, path: nowhere, channels: 1}", r"nowhere: .*(no such|does not exist|missing)"),
+        ("data={name: idx, path: nowhere}", r"nowhere"),
+        ("pretrain.batch=5000", r"1438 pictures are fewer than one batch of 5000"),
+        ("pretrain.engine={name: zero, stage: 1, clip: -1}", r"clip: -1 must be at least 0"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_exit_2(capsys, tmp_path, override, pattern):
+    recipe = toy.write(tmp_path / "r.yaml")
+    refused(capsys, pattern, "pretrain", recipe, override, "--out", tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_misspelt_key_in_the_file_has_its_line_and_column(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    recipe.write_text(recipe.read_text().replace("off_diagonal", "off_diagnal"))
+    refused(capsys, r"r\.yaml:6:\d+: pretrain\.method\.off_diagnal: unknown", "show", recipe)
+
+
+def test_every_problem_of_a_recipe_is_told_at_once(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    code, _, err = call(capsys, "show", recipe, "pretrain.batch=0", "probe.k=no", "export.onyx=true")
+    assert code == 2
+    assert len(err.splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "folder"])
+def test_a_recipe_that_cannot_be_read_is_named(capsys, tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    refused(capsys, re.escape(name), "show", tmp_path / name)
+
+
+def test_lars_with_zero_stage_1_is_refused_before_anything_starts(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    words = ("pretrain.optimizer={name: lars, lr: 0.1}", "pretrain.engine={name: zero, stage: 1}")
+    refused(capsys, "lars needs whole layers", "pretrain", recipe, *words, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_patch_that_does_not_divide_the_size_is_refused_with_sizes_that_do(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml", backbone=toy.VIT)
+    words = ("pretrain", recipe, "backbone.size=20", "--out", tmp_path / "run")
+    refused(capsys, r"patches of 8 pixels, which do not divide size 20: take size 16 or 24", *words)
+
+
+@pytest.mark.parametrize("content", [{}, {"notes.txt": b"hello"}], ids=["empty", "no pictures"])
+def test_a_folder_without_pictures_is_refused(capsys, tmp_path, content):
+    (tmp_path / "photos").mkdir()
+    for name, data in content.items():
+        (tmp_path / "photos" / name).write_bytes(data)
+    recipe = toy.write(tmp_path / "r.yaml")
+    data = f"data={{name: folder, path: {tmp_path / 'photos'}, channels: 1, canvas: 16}}"
+    refused(capsys, r"photos: .*\.jpg", "pretrain", recipe, data, "--out", tmp_path / "run")
+
+
+def test_a_backbone_folder_with_a_flipped_byte_is_refused_and_left_alone(capsys, tmp_path, trained):
+    folder = tmp_path / "backbone"
+    shutil.copytree(trained / "backbone", folder)
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-9] ^= 4
+    (folder / "model.safetensors").write_bytes(content)
+    recipe = toy.write(tmp_path / "r.yaml")
+    for verb in ("probe", "export", "finetune", "evaluate"):
+        words = (verb, recipe, "--model", folder, "--out", tmp_path / verb)
+        refused(capsys, r"model\.safetensors: its content changed.*sha256", *words)
+    assert (folder / "model.safetensors").read_bytes() == bytes(content)
+
+
+def test_a_folder_that_is_no_backbone_is_refused(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    refused(capsys, "no such folder", "probe", recipe, "--model", tmp_path / "x", "--out", tmp_path / "run")
+    (tmp_path / "x").mkdir()
+    refused(capsys, "manifest.json: missing", "probe", recipe, "--model", tmp_path / "x", "--out", tmp_path / "run")
+
+
+def test_corrupt_pictures_among_good_ones_are_replaced_and_listed(capsys, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(60):
+        pixels = torch.randint(0, 255, (24, 20, 3), generator=generator, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(photos / f"{i:02d}.jpg")
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and then nothing")
+    (photos / "page.png").write_text("<html>not found</html>")
+    recipe = toy.write(tmp_path / "r.yaml")
+    data = f"data={{name: folder, path: {photos}, channels: 1, canvas: 16, test_fraction: 0}}"
+    words = (data, "pretrain.batch=31", "pretrain.workers=1")
+    code, _, err = call(capsys, "pretrain", recipe, *words, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    bad = toy.lines(tmp_path / "run" / "bad_samples.jsonl")
+    assert sorted(Path(line["path"]).name for line in bad) == ["broken.jpg", "page.png"]
+    assert toy.lines(tmp_path / "run" / "metrics.jsonl")[-1]["bad_samples"] == 2
+    refused(capsys, "test set", "probe", recipe, *words, "--out", tmp_path / "run")
+    words = (data.replace("test_fraction: 0", "test_fraction: 0.5"), *words[1:])
+    refused(
+        capsys, "labels", "probe", recipe, *words, "--model", tmp_path / "run" / "backbone", "--out", tmp_path / "p"
+    )
+
+
+def test_show_tells_what_will_happen(capsys, tmp_path):
+    code, out, _ = call(capsys, "show", toy.write(tmp_path / "r.yaml"))
+    assert code == 0
+    for pattern in (
+        r"data +1438 pictures of 1×8×8, 10 classes",
+        r"backbone +resnet18: \(B, 1, 16, 16\) -> \(B, 16\), [\d,]+ parameters",
+        r"steps +18 = 2 epochs × 9 of 144",
+        r"group +weights: \d+ tensors, [\d,]+ numbers, lr 0\.002, weight decay 0\.05",
+        r"group +biases and norms: .*weight decay 0",
+        r"memory +\d+ MiB",
+        r"flip: 0\.5",
+    ):
+        assert re.search(pattern, out), pattern
+
+
+def test_the_schema_is_json(capsys):
+    code, out, _ = call(capsys, "schema")
+    assert code == 0
+    assert json.loads(out)["properties"].keys() >= {"data", "backbone", "pretrain", "probe", "finetune"}
+
+
+def test_debug_shows_the_traceback_and_else_none(capsys, tmp_path):
+    _, _, err = call(capsys, "--debug", "show", tmp_path / "missing.yaml")
+    assert "Traceback" in err
+    _, _, err = call(capsys, "show", tmp_path / "missing.yaml")
+    assert "Traceback" not in err
+
+
+def test_a_defect_of_ours_is_not_dressed_up_as_the_users():
+    def broken() -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        cli.guarded(broken)
+    assert issubclass(Error, Exception)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_run_saves_and_leaves_on_a_signal_and_the_same_command_goes_on(tmp_path, number):
+    recipe = toy.write(tmp_path / "r.yaml")
+    words = [sys.executable, "-m", "lookalike", "pretrain", str(recipe), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words.insert(5, "pretrain.epochs=200")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    step = int(re.search(r"after step (\d+) of 1800, saved: the same command goes on", err).group(1))
+    assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "manifest.json").exists()
+    assert err.count("\n") == 1

@@ -1,0 +1,200 @@
+"""The stages together: what one writes the next reads, unseen classes stay unseen, nothing is done twice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+import lookalike
+import toy
+from lookalike import loop
+from lookalike.data.sources import Digits
+from lookalike.errors import Error, RecipeError
+from lookalike.features import embed, extract, pixels
+from lookalike.folder import verify
+from lookalike.stages.evaluate import shown
+from lookalike.stages.probe import Probe, score
+from lookalike.views import normalise, resize_crop, scale
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    return lookalike.run(toy.recipe("pretrain.epochs=4"), tmp_path_factory.mktemp("stages") / "run")
+
+
+def test_a_run_leaves_what_it_promises(run):
+    for name in (
+        "recipe.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints/latest.json",
+        "backbone/card.json",
+        "probe.json",
+        "finetune/metrics.jsonl",
+        "finetune/embedding/head.safetensors",
+        "evaluate.json",
+        "export/backbone/model.onnx",
+        "export/embedding/model.onnx",
+    ):
+        assert (run / name).exists(), name
+    for folder in ("backbone", "finetune/embedding", "export/backbone", "export/embedding"):
+        assert verify(run / folder)
+    assert not list(run.rglob(".tmp-*"))
+
+
+def test_the_same_run_again_trains_nothing(run, monkeypatch):
+    monkeypatch.setattr(loop, "make_engine", lambda *_: pytest.fail("trained again"))
+    before = (run / "finetune/embedding/model.safetensors").read_bytes()
+    scores = (run / "probe.json").read_text()
+    lookalike.run(toy.recipe("pretrain.epochs=4"), run)
+    assert (run / "finetune/embedding/model.safetensors").read_bytes() == before
+    assert (run / "probe.json").read_text() == scores
+
+
+def test_the_probe_stands_beside_raw_pixels_and_the_untrained_backbone(run):
+    scores = json.loads((run / "probe.json").read_text())
+    for prefix in ("", "untrained/", "pixels/"):
+        assert 0 < scores[f"{prefix}linear/top1"] <= 1
+        assert 0 < scores[f"{prefix}knn20/top1"] <= 1
+    assert scores["knn20/top1"] > scores["untrained/knn20/top1"] + 0.05
+
+
+def test_raw_pixels_score_as_scikit_learn_says():
+    source = Digits()
+    train, test = (extract(pixels, source.split(name)) for name in ("train", "test"))
+    found = score(train, test, Probe(k=1, grid=(1e-2,), max_iterations=50), seed=0)
+
+    def unit(x):
+        return x.x_ND.numpy() / np.linalg.norm(x.x_ND.numpy(), axis=1, keepdims=True)
+
+    oracle = KNeighborsClassifier(1).fit(unit(train), train.labels_N).score(unit(test), test.labels_N)
+    assert found["knn1/top1"] == pytest.approx(oracle, abs=0.003)
+    assert found["linear/top1"] > 0.94
+
+
+def test_features_are_those_of_the_model_on_the_test_view(run):
+    backbone = lookalike.load_backbone(run / "backbone")
+    pictures = Digits().split("test")
+    found = extract(embed(backbone, backbone.architecture), pictures, batch=100)
+    canvas = torch.stack([pictures.read(i) for i in (0, 17, 150)])
+    with torch.no_grad():
+        x = normalise(resize_crop(scale(canvas), 16), *backbone.architecture.normalisation())
+        torch.testing.assert_close(found.x_ND[[0, 17, 150]], backbone(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.labels_N, pictures.labels)
+
+
+def test_evaluation_shows_only_classes_that_fine_tuning_never_saw(run):
+    recipe = toy.recipe("pretrain.epochs=4")
+    assert set(shown(recipe).labels.tolist()) == {5, 6, 7, 8, 9}
+    scores = json.loads((run / "evaluate.json").read_text())
+    assert set(scores) == {"backbone", "fine-tuned"}
+    for found in scores.values():
+        assert found["classes"] == 5
+        assert found["queries"] == len(shown(recipe))
+        assert {"recall@1", "recall@5", "map@r", "r_precision"} <= set(found)
+    assert json.loads((run / "finetune/embedding/card.json").read_text())["classes"] == 5
+
+
+def test_from_python_as_the_readme_says(run):
+    recipe = toy.recipe("pretrain.epochs=4")
+    scores = lookalike.probe(run / "backbone", recipe)
+    assert scores["linear/top1"] == json.loads((run / "probe.json").read_text())["linear/top1"]
+    backbone = lookalike.load_backbone(run / "backbone")
+    assert not backbone.training
+    assert backbone(torch.rand(2, 1, 16, 16)).shape == (2, backbone.dim)
+
+
+def test_a_method_of_ones_own_trains_from_python(tmp_path):
+    from lookalike.blocks import Loss, mlp
+
+    class Mine(torch.nn.Module):
+        n_views = 2
+
+        def __init__(self, backbone):
+            super().__init__()
+            self.backbone, self.head = backbone, mlp([backbone.dim, 8])
+
+        def forward(self, views):
+            a, b = (self.head(self.backbone(view)) for view in views)
+            return Loss((a - b).square().mean() + (a.std(0) - 1).square().mean(), {})
+
+    folder = lookalike.pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "run", method=Mine)
+    assert lookalike.load_backbone(folder).dim == 16
+
+
+def test_the_exported_backbone_loads_in_a_process_without_lookalike(run):
+    script = (
+        "import sys, timm, torch; torch.set_num_threads(1)\n"
+        f"model = timm.create_model('local-dir:{run / 'export/backbone'}', pretrained=True).eval()\n"
+        "x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))\n"
+        "assert 'lookalike' not in sys.modules\n"
+        "print(model(x).flatten().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    backbone = lookalike.load_backbone(run / "backbone")
+    x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found, backbone(x).flatten())
+    assert timm.create_model(f"local-dir:{run / 'backbone'}", pretrained=True).num_features == 16
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_the_exported_embedding_gives_unit_vectors_in_onnxruntime(run, batch):
+    session = onnxruntime.InferenceSession(run / "export/embedding/model.onnx", providers=["CPUExecutionProvider"])
+    pictures = torch.rand(batch, 1, 16, 16)
+    (found,) = session.run(None, {"pictures": pictures.numpy()})
+    model = lookalike.load_model(run / "finetune/embedding")
+    wanted = model(normalise(pictures, *model.architecture.normalisation())).detach()
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+
+
+def test_a_recipe_without_any_backbone_says_so(tmp_path):
+    with pytest.raises(RecipeError, match=r"neither pretrain: nor backbone\.folder"):
+        lookalike.run(toy.recipe("pretrain=null"), tmp_path / "run")
+
+
+def test_a_backbone_folder_takes_the_place_of_pretraining(run, tmp_path):
+    words = ("pretrain=null", f"backbone={{folder: {run / 'backbone'}}}", "finetune=null", "export=null")
+    out = lookalike.run(toy.recipe(*words), tmp_path / "run")
+    scores = json.loads((out / "evaluate.json").read_text())
+    assert scores["backbone"]["classes"] == 10
+    assert scores["backbone"]["queries"] == len(Digits().split("test"))
+
+
+def test_a_stage_without_its_section_says_so(run):
+    with pytest.raises(RecipeError, match="probe"):
+        lookalike.probe(run / "backbone", toy.recipe("probe=null"))
+
+
+def test_pictures_without_labels_cannot_be_scored():
+    class Unlabelled:
+        labels = None
+
+    with pytest.raises(Error, match="no labels"):
+        extract(pixels, Unlabelled())
+
+
+def two_ranks(out: str) -> str:
+    return str(lookalike.run(toy.recipe("pretrain.epochs=1", "export=null"), out))
+
+
+def test_two_ranks_run_every_stage_as_one_does(ranks, tmp_path):
+    """Fine-tuning starts on the same batch from the same weights, so its first loss tells whether all agreed."""
+    ranks.run(two_ranks, str(tmp_path / "two"))
+    two_ranks(str(tmp_path / "one"))
+    one, two = (toy.lines(tmp_path / n / "finetune/metrics.jsonl") for n in ("one", "two"))
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-2)
+    for name in ("probe.json", "evaluate.json"):
+        written = [json.loads((tmp_path / n / name).read_text()) for n in ("one", "two")]
+        assert written[0].keys() == written[1].keys()
+    assert (tmp_path / "one/backbone/config.json").read_text() == (tmp_path / "two/backbone/config.json").read_text()
