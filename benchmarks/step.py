@@ -72,9 +72,8 @@ def main(path: str, steps: int) -> None:
     whole, bare = inputs.whole[5:], inputs.bare[6 : 6 + len(inputs.whole[5:])]
     ratios = [w / b for w, b in zip(whole, bare, strict=False)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"{path}: batch {settings.batch}, {torch.get_num_threads()} threads, {comm.device()}, {len(ratios)} pairs of steps"
-    )
+    where = f"{torch.get_num_threads()} threads, {comm.device()}"
+    print(f"{path}: batch {settings.batch}, {where}, {len(ratios)} pairs of steps")
     print(f"bare {1e3 * statistics.median(bare):.1f} ms, whole {1e3 * statistics.median(whole):.1f} ms")
     ratio = statistics.median(whole) / statistics.median(bare)
     print(f"whole step / bare network = {ratio:.3f} (quartiles of the pairs {low:.3f} to {high:.3f})")

@@ -17,18 +17,18 @@ from torch import nn
 from lookalike import folder as folders
 from lookalike.backbones import (
     CIFAR_STEMS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Architecture,
     Backbone,
     GeM,
     folder_files,
     load_backbone,
+    make_backbone,
     open_backbone,
     register_cifar_stems,
 )
+from lookalike.backbones.module import IMAGENET_MEAN, IMAGENET_STD
 from lookalike.errors import BackboneError, RunError
-from lookalike.folder import MANIFEST, verify, write_file, write_folder
+from lookalike.folder import MANIFEST, recover, verify, write_file, write_folder
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
 VIT = Architecture("vit_tiny_patch16_224", 16, args={"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4})
@@ -160,7 +160,7 @@ def test_a_folder_loads_after_it_was_moved(written, tmp_path):
 
 
 def test_an_architecture_may_be_a_folder(written):
-    assert equal(Architecture(folder=str(written)).build(), made(RESNET))
+    assert equal(make_backbone(Architecture(folder=str(written))), made(RESNET))
 
 
 def test_open_backbone_takes_a_backbone_or_a_folder(written):
@@ -639,3 +639,14 @@ def test_the_error_is_of_the_kind_asked_for(tmp_path):
     for kind in (RunError, BackboneError):
         with pytest.raises(kind, match=rf"^{re.escape(str(tmp_path / 'none'))}: no such folder$"):
             verify(tmp_path / "none", kind)
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_is_recovered(tmp_path):
+    target = tmp_path / "model"
+    write_folder(target, {"a": b"old"})
+    target.rename(tmp_path / ".old-model-123")
+    recover(target)
+    verify(target)
+    assert (target / "a").read_bytes() == b"old"
+    recover(target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]

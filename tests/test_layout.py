@@ -28,7 +28,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 WALLS = {
     "deepspeed": {"engine/zero.py"},
     "kornia": {"views/colour.py"},
-    "timm": {"backbones.py", "optim.py", "stages/export.py"},
+    "timm": {"backbones/cifar.py", "backbones/module.py", "backbones/weights.py", "optim.py", "stages/export.py"},
     "pytorch_metric_learning": {"metric/objectives.py"},
     "onnx": {"stages/export.py"},
     "onnxruntime": {"stages/export.py"},

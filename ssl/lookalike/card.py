@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lookalike.backbones import Architecture
-from lookalike.folder import verify, write_folder
+from lookalike.folder import recover, verify, write_folder
 
 _PACKAGES = ("lookalike", "torch", "timm")
 
@@ -25,6 +25,7 @@ def write_model(folder: Path, files: Mapping[str, bytes], card: Mapping[str, Any
 
 def is_done(folder: Path, about: Mapping[str, Any]) -> bool:
     """Whether `folder` holds, whole, the model that `about` describes. Raises RunError when it is broken."""
+    recover(folder)
     if not folder.exists():
         return False
     verify(folder)

@@ -1,7 +1,8 @@
 """Folders that appear whole or not at all, with a manifest of every file's sha256 that is checked before use.
 
 Write into `.tmp-…` beside the target, flush every file to disk, write the manifest, flush, rename, flush the
-parent: a kill at any moment leaves the old folder or the new one, never half of one.
+parent: a kill at any moment leaves the old folder or the new one, never half of one. Only where a folder is
+replaced can a kill between two renames leave the old one under another name: `recover` puts it back.
 """
 
 import hashlib
@@ -85,6 +86,13 @@ def _swap(temporary: Path, target: Path) -> None:
         raise
     _flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Puts the old folder back where a kill fell between the two renames of its replacement."""
+    if not target.exists():
+        for old in sorted(target.parent.glob(f".old-{target.name}-*"))[:1]:
+            old.rename(target)
 
 
 def _manifest(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:

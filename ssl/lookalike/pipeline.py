@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from lookalike import comm
-from lookalike.backbones import Architecture, Backbone
+from lookalike.backbones import Architecture, Backbone, make_backbone
 from lookalike.data import SOURCES
 from lookalike.data.loader import Order
 from lookalike.errors import RecipeError
@@ -116,7 +116,7 @@ def show(recipe: Recipe) -> str:
     if recipe.values["pretrain"]:
         lines += _training(recipe, len(pictures))
     else:
-        lines += _shapes(recipe.values["backbone"].build())
+        lines += _shapes(make_backbone(recipe.values["backbone"]))
     return "\n".join(lines)
 
 

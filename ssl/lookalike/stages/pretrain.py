@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import card, comm, draw
-from lookalike.backbones import Architecture, folder_files
+from lookalike.backbones import Architecture, folder_files, make_backbone
 from lookalike.blocks import global_batchnorm
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, Order
@@ -72,7 +72,7 @@ def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] |
 def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
     """The recipe's method on its backbone, on this rank's device, with weights that only the seed decides."""
     torch.manual_seed(draw.seed(recipe.values["seed"], "weights"))
-    backbone = recipe.values["backbone"].build()
+    backbone = make_backbone(recipe.values["backbone"])
     module = method(backbone) if method else recipe.section(Pretrain).method.build(backbone)
     return global_batchnorm(module.train()).to(comm.device())
 

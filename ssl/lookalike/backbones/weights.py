@@ -1,0 +1,117 @@
+"""Backbone folders: timm's own layout, with a `lookalike` key in `config.json` for what timm has no word for.
+
+Loading reads JSON and safetensors and checks every file's sha256: never a pickle.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm
+from safetensors.torch import load_file, save
+from torch import nn
+
+from lookalike.backbones.module import Architecture, Backbone
+from lookalike.errors import BackboneError
+from lookalike.folder import verify
+
+
+def folder_files(backbone: Backbone) -> dict[str, bytes]:
+    """The files of the backbone's folder: `config.json`, `model.safetensors`, and `pool.safetensors` for GeM."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.model.state_dict().items()}
+    files = {
+        "config.json": json.dumps(_config(backbone), indent=2).encode(),
+        "model.safetensors": save(tensors, {"format": "pt"}),
+    }
+    if backbone.gem is not None:
+        files["pool.safetensors"] = save({"p": backbone.gem.p.detach().cpu().clone()})
+    return files
+
+
+def _config(backbone: Backbone) -> dict[str, Any]:
+    a = backbone.architecture
+    args = {k: v for k, v in a.timm_args().items() if k != "num_classes"}
+    mean, std = a.normalisation()
+    data = {
+        "input_size": [a.channels, a.size, a.size],
+        "interpolation": "bicubic",
+        "crop_pct": a.crop,
+        "crop_mode": "center",
+    }
+    published = timm.get_pretrained_cfg(a.name)
+    weights = {
+        "num_classes": 0,
+        "first_conv": None,
+        "classifier": published.classifier,  # so that timm may add a fresh one: num_classes=N
+        "custom_load": False,
+        "fixed_input_size": bool(published.fixed_input_size),
+    }
+    ours = {k: v for k, v in asdict(a).items() if k not in ("folder", "pretrained")}
+    return {
+        "architecture": a.timm_name,
+        "num_classes": 0,
+        "num_features": backbone.dim,
+        "model_args": args,
+        "pretrained_cfg": {**data, "mean": list(mean), "std": list(std), **weights},
+        "lookalike": {**ours, "mean": list(mean), "std": list(std)},
+    }
+
+
+def load_backbone(folder: str | Path) -> Backbone:
+    """The backbone of a folder, in eval mode, bit for bit as it was saved.
+
+    Raises BackboneError when a file is missing, was changed since it was written, or does not fit the others.
+    """
+    folder = Path(folder)
+    checked = verify(folder, BackboneError)["files"]
+    backbone = Backbone(_read_architecture(_among(checked, folder / "config.json")))
+    _load_weights(backbone.model, _among(checked, folder / "model.safetensors"))
+    if backbone.gem is not None:
+        _load_weights(backbone.gem, _among(checked, folder / "pool.safetensors"))
+    return backbone.eval()
+
+
+def _among(checked: Mapping[str, Any], path: Path) -> Path:
+    """A file that no sha256 vouches for is not read."""
+    if path.name not in checked:
+        raise BackboneError(f"{path}: the manifest does not name it: export it again")
+    return path
+
+
+def make_backbone(architecture: Architecture) -> Backbone:
+    """What a recipe's `backbone` section asks for: fresh weights, or those of its folder."""
+    return load_backbone(architecture.folder) if architecture.folder else architecture.build()
+
+
+def open_backbone(what: "Backbone | str | Path", like: Architecture) -> Backbone:
+    """A backbone as every stage takes it: one in memory, a folder, or a timm name with published weights.
+
+    A timm name gets size, channels and normalisation of `like`, the recipe's architecture.
+    """
+    if isinstance(what, Backbone):
+        return what
+    if not Path(what).exists() and timm.is_model(str(what)):
+        return Backbone(replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)).eval()
+    return load_backbone(what)
+
+
+def _read_architecture(path: Path) -> Architecture:
+    try:
+        ours = json.loads(path.read_bytes())["lookalike"]
+        ours = {**ours, **{k: tuple(ours[k]) for k in ("mean", "std")}}
+        return Architecture(**{**ours, "pretrained": False, "folder": None})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BackboneError(
+            f"{path}: not a backbone of lookalike ({type(error).__name__}: {error}): export it again"
+        ) from error
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(load_file(path), strict=True)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(f"{path}: the weights do not fit config.json: {reason}") from error
