@@ -1,5 +1,7 @@
 # Two commands: `make quickstart` and `make test`. Everything lives in .venv; PYTHON=… chooses the interpreter.
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+FIT := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c '$(FIT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 OUT ?= runs/quickstart
 
@@ -20,10 +22,8 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 .venv/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: no python3 found: install Python 3.11 or newer"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "make: $(PYTHON) is older than 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' || { echo "make: $(PYTHON) cannot make environments: install python3-venv"; exit 1; }
+	@$(or $(PYTHON),false) -c '$(FIT)' || { echo "make: no Python 3.11 or newer with venv found:" \
+	  "install it (Debian: python3 python3-venv) or say make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[onnx,dev]'
