@@ -4,7 +4,7 @@
 set -euo pipefail
 [ "$#" -ge 2 ] || { sed -n '2,3p' "$0" | cut -c3- >&2; exit 2; }
 case "$1" in
-  '' | *[!0-9]* | 0) echo "launch/local.sh: '$1' is not a number of processes" >&2; exit 2 ;;
+  '' | *[!0-9]* | 0 | ?????*) echo "launch/local.sh: '$1' is not a number of processes" >&2; exit 2 ;;
 esac
 ranks=$1
 shift

@@ -30,6 +30,7 @@ from lookalike.backbones.module import IMAGENET_MEAN, IMAGENET_STD
 from lookalike.errors import BackboneError, RunError
 from lookalike.folder import MANIFEST, recover, verify, write_file, write_folder
 
+OWN_KEYS = "size, channels and pool have keys of their own"
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
 VIT = Architecture("vit_tiny_patch16_224", 16, args={"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4})
 CONVNEXT = Architecture("convnext_atto", 32, args={"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]})
@@ -167,7 +168,7 @@ def test_open_backbone_takes_a_backbone_or_a_folder(written):
     backbone = made(RESNET)
     assert open_backbone(backbone, VIT) is backbone
     assert equal(open_backbone(written, VIT), backbone)
-    with pytest.raises(BackboneError, match=r"nowhere: no such folder$"):
+    with pytest.raises(BackboneError, match=r"nowhere: no such folder: pretrain first"):
         open_backbone(written.parent / "nowhere", VIT)
 
 
@@ -295,7 +296,10 @@ REFUSED = {
     "zero std": ({"name": "resnet18", "std": (1.0, 0.0, 1.0)}, r"std must be positive"),
     "cifar vit": ({"name": VIT.name, "stem": "cifar"}, rf"stem: cifar exists for resnet18, .*, not for {VIT.name}"),
     **{
-        key: ({"name": "resnet18", "args": {key: "x"}}, rf"args\.{key} is not allowed here")
+        key: (
+            {"name": "resnet18", "args": {key: "x"}},
+            rf"args\.{key} is not allowed here: {OWN_KEYS}",
+        )
         for key in (
             "checkpoint_path",
             "pretrained",
@@ -329,7 +333,7 @@ def test_a_name_never_reaches_a_file_or_the_network(name):
     ("architecture", "message"),
     [
         (replace(VIT, size=18), "cuts patches of 4 pixels, which do not divide size 18: take size 16 or 20"),
-        (replace(VIT, size=3), "cuts patches of 4 pixels, which do not divide size 3: take size 4 or 4"),
+        (replace(VIT, size=3), "cuts patches of 4 pixels, which do not divide size 3: take size 4, or args.patch_size"),
         (replace(RESNET, pool="token"), "resnet18 at size 32, args .*: Invalid pool type: token"),
         (replace(RESNET, args={"no_such_thing": 1}), "resnet18 at size 32, args .*no_such_thing"),
         (replace(RESNET, args={"layers": "many"}), "resnet18 at size 32, args .*many"),
@@ -365,7 +369,7 @@ def test_a_truncated_file_is_refused(written, name):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_missing_file_is_refused(written, name):
     (written / name).unlink()
-    with pytest.raises(BackboneError, match=rf"{name}: missing: restore it or write the folder again"):
+    with pytest.raises(BackboneError, match=rf"{name}: missing, or a link: restore it or write the folder again"):
         load_backbone(written)
 
 
@@ -637,7 +641,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def test_the_error_is_of_the_kind_asked_for(tmp_path):
     for kind in (RunError, BackboneError):
-        with pytest.raises(kind, match=rf"^{re.escape(str(tmp_path / 'none'))}: no such folder$"):
+        with pytest.raises(
+            kind, match=rf"^{re.escape(str(tmp_path / 'none'))}: no such folder: pretrain first, or name another$"
+        ):
             verify(tmp_path / "none", kind)
 
 

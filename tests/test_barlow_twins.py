@@ -74,6 +74,14 @@ def test_two_ranks_have_the_gradient_of_one_process(ranks, n, d, cut):
     torch.testing.assert_close(torch.cat([p[1] for p in parts]), gradient, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("d", [5, 40])
+def test_three_uneven_ranks_have_the_gradient_of_one_process(ranks, d):
+    loss, gradient = gradients(9, d)
+    parts = ranks.run(gradients, 9, d, [2, 3, 4], world=3)
+    torch.testing.assert_close([p[0] for p in parts], [loss] * 3, rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.cat([p[1] for p in parts]), gradient, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("d", [4, 40])
 def test_the_order_of_the_batch_and_of_the_views_does_not_matter(d):
     ha, hb = embeddings(8, d)

@@ -19,6 +19,8 @@ from lookalike import cli
 from lookalike.errors import Error
 from lookalike.stages.pretrain import pretrain
 
+TRAINING_ONLY = ("pretrain.epochs=1", "probe=null", "finetune=null", "evaluate=null", "export=null")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
@@ -188,6 +190,46 @@ def test_a_defect_of_ours_is_not_dressed_up_as_the_users():
     with pytest.raises(KeyError):
         cli.guarded(broken)
     assert issubclass(Error, Exception)
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("RANK", "x"), ("RANK", "1"), ("WORLD_SIZE", "2")])
+def test_an_environment_that_makes_no_sense_is_named(capsys, monkeypatch, tmp_path, name, value):
+    monkeypatch.setenv(name, value)
+    refused(
+        capsys, rf"environment: .*{name}|MASTER_ADDR", "run", toy.write(tmp_path / "r.yaml"), "--out", tmp_path / "r"
+    )
+
+
+def test_a_reader_who_goes_away_stops_no_training(tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    words = f"{sys.executable} -m lookalike run {recipe} {' '.join(TRAINING_ONLY)} --out {tmp_path / 'run'} | true"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    assert (tmp_path / "run/backbone/manifest.json").exists()
+
+
+LOCAL = str(Path(__file__).parent.parent / "launch" / "local.sh")
+
+
+def test_the_launcher_trains_one_recipe_on_two_processes(tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    words = [LOCAL, "2", str(recipe), *TRAINING_ONLY, "--out", str(tmp_path / "run")]
+    # torchrun comes from the environment of these tests, whatever the PATH says.
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_00000009" / "manifest.json").read_text())
+    assert manifest["world"] == 2
+    assert (tmp_path / "run" / "backbone" / "model.safetensors").exists()
+    assert done.stdout.count("results:") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["2"], ["two", "r.yaml"], ["0", "r.yaml"]])
+def test_the_launcher_refuses_what_it_does_not_understand(words):
+    done = subprocess.run([LOCAL, *words], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert "launch/local.sh" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -263,5 +263,69 @@ def test_too_many_bad_pictures_stop_the_run_and_are_listed_once(tmp_path):
     assert [json.loads(line)["sample"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+    """The loss of a step is from before its update, so only the weights tell."""
+    words = ("pretrain.optimizer.lr=1e30", "pretrain.warmup_epochs=0", "pretrain.log_every=1000")
+    with pytest.raises(RunError, match=r"no longer a number after step 9|the loss is (nan|inf) at step"):
+        pretrain(toy.recipe(*words), tmp_path / "run")
+    assert not list((tmp_path / "run/checkpoints").glob("step_*"))
+
+
+def test_a_second_run_in_one_folder_is_refused(ranks, tmp_path):
+    (_, text), (again, _) = ranks.run(in_one_folder, str(tmp_path / "run"))
+    assert "another run writes here" in text
+    assert again == "mine"
+
+
+def in_one_folder(out: str) -> tuple[str, str]:
+    """Rank 1 opens the folder as a run of its own while rank 0 asks a third process to do so."""
+    import subprocess
+    import sys
+
+    if comm.rank() == 1:
+        return "mine", ""
+    script = (
+        "import toy; from pathlib import Path; from lookalike.checkpoint import open_run\n"
+        f"open_run(Path({out!r}), toy.recipe())"
+    )
+    holder = f"{script}\nprint('held', flush=True); input()"
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    first = subprocess.Popen([sys.executable, "-c", holder], **pipes)
+    assert first.stdout.readline() == "held\n"
+    second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    first.communicate("\n", timeout=60)
+    third = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert third.returncode == 0, third.stderr
+    return "mine", second.stderr
+
+
+def test_a_folder_in_which_nothing_was_trained_takes_another_recipe(tmp_path):
+    with pytest.raises(DataError, match="fewer than one batch"):
+        pretrain(toy.recipe("pretrain.batch=5000"), tmp_path / "run")
+    pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "run")
+    assert (tmp_path / "run/backbone").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 10**9}, {"step": -1}, {"step": "x"}, {"step": None}, {"files": {}}], ids=str
+)
+def test_a_manifest_that_is_not_its_folders_is_passed_over(tmp_path, uninterrupted, change):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    path = run / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.warns(UserWarning, match="does not belong to step_00000018; going on from step_00000009"):
+        assert Checkpoints(run / "checkpoints", 2).newest({}).step == 9
+
+
+def test_a_manifest_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder/manifest.json")
+    with pytest.raises(RunError, match=r"manifest\.json: missing or unreadable"):
+        verify(tmp_path / "folder")
+
+
 def test_alone_means_alone():
     assert comm.world_size() == 1

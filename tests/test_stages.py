@@ -157,6 +157,34 @@ def test_the_exported_embedding_gives_unit_vectors_in_onnxruntime(run, batch):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
 
 
+def test_another_fine_tuning_in_the_same_run_sets_the_earlier_one_aside(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    recipe = toy.recipe("pretrain.epochs=4", "finetune.dim=8")
+    folder = lookalike.finetune(tmp_path / "run/backbone", recipe, tmp_path / "run")
+    assert lookalike.load_model(folder).dim == 8
+    assert lookalike.load_model(tmp_path / "run/finetune.1/embedding").dim == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ("finetune.classes_per_batch=100", "classes_per_batch: 100 classes a batch, but only 5"),
+        ("finetune.held_out=0.95", "leaves fewer than 2"),
+        (
+            "finetune.objective={name: TripletMarginLoss, reducer: PerAnchorReducer}",
+            r"finetune\.objective: TripletMarginLoss",
+        ),
+        ("pretrain.batch=2000", "fewer than one batch"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_anything_is_trained(tmp_path, change, pattern):
+    with pytest.raises(Error, match=pattern):
+        lookalike.run(toy.recipe(change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_recipe_without_any_backbone_says_so(tmp_path):
     with pytest.raises(RecipeError, match=r"neither pretrain: nor backbone\.folder"):
         lookalike.run(toy.recipe("pretrain=null"), tmp_path / "run")

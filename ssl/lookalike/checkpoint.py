@@ -9,8 +9,9 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -19,7 +20,13 @@ from lookalike.errors import RecipeError, RunError
 from lookalike.folder import verify, write_file, write_folder
 from lookalike.recipe import Recipe, read
 
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: two runs in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
 RECIPE = "recipe.yaml"
+FILES = {"model.safetensors", "optim.safetensors"}
 # Another value of these makes another backbone; the later stages may change and are simply done again.
 _FIXED = ("seed", "data", "backbone", "pretrain")
 
@@ -32,13 +39,33 @@ def open_run(out: Path, recipe: Recipe) -> Path:
     if comm.rank() == 0:
         if out.exists() and not out.is_dir():
             raise RunError(f"{out}: is a file: choose another --out")
-        if (out / RECIPE).exists():
+        if (out / RECIPE).exists() and ((out / "checkpoints").exists() or (out / "backbone").exists()):
             _refuse_other(out / RECIPE, recipe)
-        elif out.is_dir() and any(not p.name.startswith(".tmp-") for p in out.iterdir()):
+        elif (out / RECIPE).exists():
+            pass  # nothing was trained in it yet: any recipe may begin there
+        elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
             raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        _lock(out)
         write_file(out / RECIPE, recipe.text().encode())
     comm.barrier()
     return out
+
+
+_LOCKS: dict[Path, IO[str]] = {}
+
+
+def _lock(out: Path) -> None:
+    """Keeps the run folder for this process until it ends. Raises RunError while another process holds it."""
+    if fcntl is None or out.resolve() in _LOCKS:
+        return
+    file = (out / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RunError(f"{out}: another run writes here: wait for it, or choose another --out") from error
+    _LOCKS[out.resolve()] = file
 
 
 def _refuse_other(path: Path, recipe: Recipe) -> None:
@@ -47,6 +74,8 @@ def _refuse_other(path: Path, recipe: Recipe) -> None:
     except (OSError, UnicodeDecodeError, RecipeError) as error:
         raise RunError(f"{path}: cannot be read ({error}): choose another --out") from error
     now = recipe.plain()
+    if not isinstance(earlier, dict):
+        raise RunError(f"{path}: is no recipe: choose another --out")
     changed = [line for key in _FIXED for line in _differences(key, earlier.get(key), now.get(key))]
     if changed:
         raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): choose another --out")
@@ -90,7 +119,7 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.folder.glob("step_????????"), reverse=True)
+        return sorted((f for f in self.folder.glob("step_*") if _step(f) >= 0), key=_step, reverse=True)
 
     def newest(self, fixed: Mapping[str, Any]) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None in a folder without any; every rank gets the same.
@@ -108,7 +137,7 @@ class Checkpoints:
         problems = []
         for folder in self._folders():
             try:
-                about = verify(folder)
+                about = _checked(folder)
             except RunError as error:
                 problems.append(str(error))
                 continue
@@ -121,6 +150,22 @@ class Checkpoints:
         return f"{problems[0]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
 
 
+def _checked(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint that is whole and is what its folder's name says."""
+    about = verify(folder)
+    if about.get("step") != _step(folder) or set(about["files"]) != FILES:
+        raise RunError(f"{folder / 'manifest.json'}: does not belong to {folder.name}")
+    return about
+
+
+def _step(folder: Path) -> int:
+    digits = folder.name.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
+
+
 def _read(folder: Path, about: dict[str, Any]) -> Checkpoint:
-    tensors = {name.removesuffix(".safetensors"): load((folder / name).read_bytes()) for name in about["files"]}
+    try:
+        tensors = {name.removesuffix(".safetensors"): load((folder / name).read_bytes()) for name in FILES}
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{folder}: cannot be read ({error}): remove it to go on from the one before") from error
     return Checkpoint(about["step"], tensors, about)

@@ -1,12 +1,15 @@
 """The shell's verbs: parse, call, report; no logic. Nothing heavy is imported before a verb is known."""
 
+import io
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -101,6 +104,9 @@ def options(
 def main() -> None:
     """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop."""
     warnings.showwarning = _one_line
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(guarded(app))
 
 
@@ -111,14 +117,29 @@ def guarded(verb: Callable[[], Any]) -> int:
     except Stopped as stop:
         print(f"lookalike: {stop}", file=sys.stderr)
         return 128 + stop.number
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(f"lookalike: stopped by {signal.Signals(number).name}: the same command goes on", file=sys.stderr)
+        return 128 + int(number)
     except Error as error:
-        if os.environ.get("LOOKALIKE_DEBUG"):
-            traceback.print_exc()
-        print(f"lookalike: {error}", file=sys.stderr)
-        return 2
+        return _refused(error, str(error))
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        return _refused(error, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where")
     finally:
         _leave()
     return 0
+
+
+def _refused(error: BaseException, text: str) -> int:
+    if os.environ.get("LOOKALIKE_DEBUG"):
+        traceback.print_exception(error)
+    print(f"lookalike: {text}", file=sys.stderr)
+    return 2
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM outside training ends as Ctrl-C does; the training loop has handlers of its own."""
+    raise KeyboardInterrupt(number)
 
 
 def _leave() -> None:

@@ -28,17 +28,24 @@ def started() -> bool:
 
 def rank() -> int:
     """This process among all, from 0; before `start` as the launcher says."""
-    return dist.get_rank() if started() else int(os.environ.get("RANK", "0"))
+    return dist.get_rank() if started() else _number("RANK", 0)
 
 
 def world_size() -> int:
     """How many processes train together; before `start` as the launcher says."""
-    return dist.get_world_size() if started() else int(os.environ.get("WORLD_SIZE", "1"))
+    return dist.get_world_size() if started() else max(1, _number("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
     """This process among those of its machine: the index of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise RunError(f"environment: {name}={text!r} is no number: unset it, or start ranks with torchrun")
+    return int(text)
 
 
 def device() -> torch.device:
@@ -51,6 +58,8 @@ def start(*, alone: bool = False) -> None:
 
     Raises RunError when the environment is incomplete or the group does not come together in 30 minutes.
     """
+    if not started() and rank() >= world_size():
+        raise RunError(f"environment: RANK={rank()} of WORLD_SIZE={world_size()}: unset both, or start with torchrun")
     if started() or (world_size() == 1 and not alone):
         return
     needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

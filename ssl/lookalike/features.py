@@ -73,7 +73,13 @@ def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Feature
     if path.exists():
         try:
             tensors = load_file(path)
-            return Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]))
+            kept = Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]))
+            if (
+                len(kept.x_ND) == len(kept.labels_N)
+                and kept.labels_N.dtype == torch.int64
+                and kept.x_ND.isfinite().all()
+            ):
+                return kept
         except Exception:  # a cache that cannot be read is made again, whatever is wrong with it
             path.unlink()
     found = make()

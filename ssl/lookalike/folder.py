@@ -5,9 +5,11 @@ parent: a kill at any moment leaves the old folder or the new one, never half of
 replaced can a kill between two renames leave the old one under another name: `recover` puts it back.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +19,8 @@ from lookalike.errors import Error, RunError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_LARGEST = 16 * 2**20
 
 
 def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, Any] | None = None) -> None:
@@ -53,7 +57,8 @@ def write_file(target: Path, content: bytes) -> None:
         temporary.replace(target)
         _flush(target.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
@@ -112,23 +117,25 @@ def verify(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
 def _read_manifest(folder: Path, kind: type[Error]) -> dict[str, Any]:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise kind(f"{folder}: no such folder")
+        raise kind(f"{folder}: no such folder: pretrain first, or name another")
     try:
+        if not path.is_file() or path.stat().st_size > _LARGEST:
+            raise ValueError("not a manifest")
         manifest = json.loads(path.read_bytes())
         if not isinstance(manifest, dict) or not all(isinstance(e, dict) for e in manifest["files"].values()):
             raise ValueError("not a manifest")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise kind(f"{path}: missing or unreadable: {folder} is not a folder that lookalike wrote") from error
     if manifest.get("format") != FORMAT:
         raise kind(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}: update lookalike")
-    if any(Path(name).name != name for name in manifest["files"]):
-        raise kind(f"{path}: names a file outside its folder")
+    if not all(_NAME.fullmatch(name) for name in manifest["files"]):
+        raise kind(f"{path}: names a file outside its folder, or one with odd characters")
     return manifest
 
 
 def _problems(path: Path, entry: Mapping[str, Any]) -> Iterator[str]:
-    if not path.is_file():
-        yield "missing"
+    if path.is_symlink() or not path.is_file():
+        yield "missing, or a link"
         return
     if path.stat().st_size != entry.get("bytes"):
         yield f"{path.stat().st_size} bytes instead of {entry.get('bytes')}"

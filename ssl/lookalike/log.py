@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 import warnings
@@ -76,7 +77,7 @@ def _cut(path: Path, step: int) -> None:
     """Keeps the whole lines of steps up to `step`."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
     path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
@@ -132,7 +133,7 @@ class Terminal:
         if active and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(None),
+                BarColumn(20),
                 TextColumn("{task.fields[shown]}"),
                 TimeRemainingColumn(),
                 console=console,
@@ -159,7 +160,7 @@ class Terminal:
             self._bar.update(self._task, completed=done, shown=shown)
         elif time.monotonic() - self._said >= _EVERY or done == self.steps:
             self._said = time.monotonic()
-            print(f"{self.title}: {shown}, {self._remaining(done)}", flush=True)
+            say(f"{self.title}: {shown}, {self._remaining(done)}")
 
     def _sentence(self, done: int, values: Mapping[str, float]) -> str:
         epoch = min(done, self.steps - 1) // self.per_epoch + 1
@@ -174,12 +175,19 @@ class Terminal:
         return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s left"
 
 
+def _samples(path: Path) -> Iterator[int]:
+    """The samples listed earlier; a line cut off by a kill is passed over."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            yield int(json.loads(line)["sample"])
+
+
 class BadSamples:
     """`bad_samples.jsonl`: each bad picture once, with path, reason and replacement; more than `limit` stop the run."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path, self.limit = path, limit
-        self._seen = {json.loads(line)["sample"] for line in path.read_text().splitlines()} if path.exists() else set()
+        self._seen = set(_samples(path))
         self.count = len(self._seen)
 
     def add(self, records: Iterable[Any]) -> int:
@@ -203,5 +211,8 @@ class BadSamples:
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal."""
-    print(text, file=sys.stdout, flush=True)
+    """One line for the person at the terminal; a reader who has gone away stops no training."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115

@@ -134,13 +134,22 @@ def resume(engine: Engine, checkpoints: Checkpoints, fixed: dict[str, Any]) -> i
     found = checkpoints.newest(fixed)
     if found is None:
         return 0
-    engine.load(State(found.tensors["model"], found.tensors["optim"]))
+    try:
+        engine.load(State(found.tensors["model"], found.tensors["optim"]))
+    except (RuntimeError, ValueError) as error:
+        raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
     return found.step
 
 
 def save(engine: Engine, checkpoints: Checkpoints, done: int, fixed: dict[str, Any]) -> None:
-    """Every rank gives its share of the state; rank 0 writes."""
+    """Every rank gives its share of the state; rank 0 writes. Raises RunError rather than save what is no number."""
     state = engine.save()
+    broken = [name for name, tensor in state.model.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise RunError(
+            f"{checkpoints.folder.parent}: {broken[0]} is no longer a number after step {done}: lower the learning "
+            "rate, lengthen the warm-up, or take precision: fp32; what was saved before is whole"
+        )
     if comm.rank() == 0:
         checkpoints.save(done, state._asdict(), {**fixed, "world": comm.world_size()})
     comm.barrier()
@@ -159,5 +168,5 @@ def refuse_nonfinite(loss: float, done: int, job: Job) -> None:
     if loss != loss or abs(loss) == float("inf"):
         raise RunError(
             f"{job.folder}: the loss is {loss} at step {done}: lower {job.title}.optimizer.lr, lengthen its warm-up or "
-            "take precision: fp32; the last checkpoint is from before"
+            "take precision: fp32; what was saved before is whole"
         )

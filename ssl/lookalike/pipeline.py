@@ -10,12 +10,16 @@ from lookalike import comm
 from lookalike.backbones import Architecture, Backbone, make_backbone
 from lookalike.data import SOURCES
 from lookalike.data.loader import Order
-from lookalike.errors import RecipeError
+from lookalike.data.pictures import Pictures
+from lookalike.errors import DataError, RecipeError
 from lookalike.log import say
+from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.objectives import Objective
+from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.stages.evaluate import Evaluate, evaluate, table
-from lookalike.stages.export import Export, export
+from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.finetune import Finetune, finetune
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain
 from lookalike.stages.probe import Probe, probe
@@ -56,6 +60,8 @@ def run(recipe: Recipe, out: str | Path) -> Path:
 
     Training stages run on all ranks, scores and export on the first.
     """
+    comm.start()
+    preflight(recipe)
     folder, wanted = Path(out), recipe.values
     backbone: Path | str = folder / "backbone"
     if wanted["pretrain"]:
@@ -80,6 +86,37 @@ def run(recipe: Recipe, out: str | Path) -> Path:
         say(_results(folder))
     comm.barrier()
     return folder
+
+
+def preflight(recipe: Recipe) -> None:
+    """Raises the error that a later stage would end with, before any work: labels, splits, objective, ONNX."""
+    wanted = recipe.values
+    source = wanted["data"].build()
+    train = source.split("train")
+    if wanted["backbone"].folder:
+        channels = make_backbone(wanted["backbone"]).architecture.channels
+        if channels != train.shape[0]:
+            raise RecipeError(
+                f"{recipe.name}: backbone.folder: takes {channels} channels, the data has {train.shape[0]}"
+            )
+    if wanted["pretrain"]:
+        Order(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
+    if wanted["probe"] or wanted["finetune"] or wanted["evaluate"]:
+        test = source.split("test")
+        if train.labels is None or test.labels is None:
+            raise DataError(
+                "data: no labels, which probe, finetune and evaluate need: use class folders, or remove them"
+            )
+    if wanted["finetune"]:
+        _preflight_finetune(wanted["finetune"], train, recipe.values["seed"])
+    if wanted["export"] and wanted["export"].onnx:
+        onnx_at_hand()
+
+
+def _preflight_finetune(settings: Finetune, train: Pictures, seed: int) -> None:
+    seen, _ = split_classes(len(train.classes), settings.held_out)
+    PKOrder(of_classes(train, seen)[1], settings.classes_per_batch, settings.per_class, seed)
+    Objective(settings.objective, settings.miner, num_classes=len(seen), embedding_size=settings.dim)
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
@@ -108,6 +145,7 @@ def _results(folder: Path) -> str:
 
 def show(recipe: Recipe) -> str:
     """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups, memory."""
+    preflight(recipe)
     lines = [recipe.text().rstrip(), ""]
     source = recipe.values["data"].build()
     pictures = source.split("train")

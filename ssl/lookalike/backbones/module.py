@@ -23,6 +23,9 @@ _FORBIDDEN = (
     "scriptable",
     "exportable",
     "num_classes",
+    "in_chans",
+    "img_size",
+    "global_pool",
 )
 
 Pool = Literal["token", "avg", "max", "gem"]
@@ -58,7 +61,9 @@ class Architecture:
             raise ValueError("std must be positive")
         for key in self.args:
             if key.startswith(_FORBIDDEN):
-                raise ValueError(f"args.{key} is not allowed here")
+                raise ValueError(f"args.{key} is not allowed here: size, channels and pool have keys of their own")
+            if self.args[key] is None:
+                raise ValueError(f"args.{key} has no value: write `{key}: value`, with a space")
         if self.name:
             self._check_name()
 
@@ -135,7 +140,7 @@ class Backbone(nn.Module):
         try:
             with torch.no_grad():
                 h = self(torch.zeros(1, channels, size, size))
-        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        except Exception as error:  # whatever timm's forward meets at this size is the recipe's doing
             raise BackboneError(_cannot(self.architecture, error)) from error
         self.train(was)
         if h.dim() != 2:
@@ -171,5 +176,5 @@ def _check_patch(architecture: Architecture, model: nn.Module) -> None:
             below, above = architecture.size - rest, architecture.size - rest + p
             raise BackboneError(
                 f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide "
-                f"size {architecture.size}: take size {below or above} or {above}, or args.patch_size"
+                f"size {architecture.size}: take size {f'{below} or ' if below else ''}{above}, or args.patch_size"
             )

@@ -5,18 +5,21 @@ Loading reads JSON and safetensors and checks every file's sha256: never a pickl
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import timm
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
 from torch import nn
 
 from lookalike.backbones.module import Architecture, Backbone
 from lookalike.errors import BackboneError
 from lookalike.folder import verify
+
+_ARCHITECTURE = TypeAdapter(Architecture)
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
@@ -101,11 +104,15 @@ def open_backbone(what: "Backbone | str | Path", like: Architecture) -> Backbone
 def _read_architecture(path: Path) -> Architecture:
     try:
         ours = json.loads(path.read_bytes())["lookalike"]
-        ours = {**ours, **{k: tuple(ours[k]) for k in ("mean", "std")}}
-        return Architecture(**{**ours, "pretrained": False, "folder": None})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        unknown = set(ours) - {f.name for f in fields(Architecture)}
+        if unknown:
+            raise ValueError(f"unknown {sorted(unknown)[0]!r}")
+        untrusted = json.dumps({**ours, "pretrained": False, "folder": None})
+        return _ARCHITECTURE.validate_json(untrusted, strict=True)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise BackboneError(
-            f"{path}: not a backbone of lookalike ({type(error).__name__}: {error}): export it again"
+            f"{path}: not a backbone of lookalike ({type(error).__name__}: {reason}): export it again"
         ) from error
 
 

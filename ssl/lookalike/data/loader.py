@@ -82,15 +82,18 @@ class Batch(NamedTuple):
     bad: list[Bad]
 
 
-class _Reader(torch.utils.data.Dataset[Batch]):
+class _Reader(torch.utils.data.Dataset[Batch | DataError]):
     """Reads one micro-batch an item, so that a worker hands over one tensor."""
 
     def __init__(self, pictures: Pictures, seed: int) -> None:
         self.pictures, self.seed = pictures, seed
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> Batch:
+    def __getitem__(self, key: tuple[int, list[int]]) -> Batch | DataError:
         epoch, ids = key
-        canvas, bad = read_many(self.pictures, ids, self.seed)
+        try:
+            canvas, bad = read_many(self.pictures, ids, self.seed)
+        except DataError as error:  # torch would wrap one that a worker raises into its whole traceback
+            return error
         return Batch(epoch, torch.tensor(ids, dtype=torch.int64), canvas, bad)
 
 
@@ -170,7 +173,10 @@ def batches(
         prefetch_factor=4 if workers else None,
     )
     try:
-        yield from loader
+        for item in loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, mlp, standardize
-from lookalike.recipe import Count, NonNegative, Positive
+from lookalike.recipe import NonNegative, Positive, Width
 
 
 class _CrossEnergy(torch.autograd.Function):
@@ -70,7 +70,7 @@ class BarlowTwins(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Count] = (8192, 8192, 8192),
+        projector: Sequence[Width] = (8192, 8192, 8192),
         off_diagonal: NonNegative = 0.0051,
         scale: Positive = 1.0,
     ) -> None:

@@ -69,8 +69,20 @@ class Objective(nn.Module):
         try:
             self.loss = objective.build(**wanted)
             self.miner = miner.build() if miner else None
-        except (TypeError, ValueError, AssertionError) as error:
-            raise RunError(f"finetune.objective: {objective.name}: {error}") from error
+            self._try(num_classes, embedding_size)
+        except Exception as error:  # a library of many authors raises whatever it meets: the recipe chose it
+            reason = " ".join(str(error).split())[:200]
+            names = objective.name + (f" with {miner.name}" if miner else "")
+            raise RunError(f"finetune.objective: {names}: {type(error).__name__}: {reason}") from error
+
+    @torch.no_grad()
+    def _try(self, num_classes: int, embedding_size: int) -> None:
+        """One random batch on this process alone, so that parts that do not fit are refused before training."""
+        with torch.random.fork_rng(devices=[]):
+            z_ND = torch.nn.functional.normalize(torch.randn(24, embedding_size), dim=1)
+        labels_N = torch.arange(24) % min(4, num_classes)
+        with torch.random.fork_rng(devices=[]):
+            self.loss(z_ND, labels_N, self.miner(z_ND, labels_N) if self.miner else None)
 
     def forward(self, z_BD: Tensor, labels_B: Tensor) -> Loss:
         """Embeddings (B, D) and classes (B,) of this rank -> the loss over all ranks' rows, in fp32."""

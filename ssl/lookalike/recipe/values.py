@@ -12,8 +12,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
 Index = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(ge=1, le=2**20)]
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 

@@ -3,8 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from lookalike import comm
@@ -26,7 +27,7 @@ from lookalike.scoring import retrieval
 class Evaluate:
     """Retrieval on the test split: of the classes held out of fine-tuning where the recipe has one, else of all."""
 
-    ks: tuple[Count, ...] = (1, 5)
+    ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5)
     batch: Count = 256
     workers: Index | None = None
 
@@ -88,8 +89,8 @@ def keep(path: Path, name: str, scores: dict[str, Any]) -> None:
     earlier: dict[str, Any] = {}
     if path.exists():
         try:
-            earlier = json.loads(path.read_bytes())
-        except ValueError:
+            earlier = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
             say(f"{path}: could not be read and is written anew")
     write_file(path, json.dumps({**earlier, name: scores}, indent=2).encode())
 

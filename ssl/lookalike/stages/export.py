@@ -6,10 +6,11 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lookalike import card
@@ -17,7 +18,7 @@ from lookalike.backbones import Architecture, Backbone, folder_files
 from lookalike.errors import BackboneError
 from lookalike.log import say
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
-from lookalike.recipe import Count, NonNegative, Recipe
+from lookalike.recipe import NonNegative, Recipe
 
 BATCHES = (1, 2, 5)
 
@@ -27,7 +28,7 @@ class Export:
     """The exported folder; `onnx` adds `model.onnx`, pictures in 0 … 1 in, features out, any batch size."""
 
     onnx: bool = True
-    opset: Count = 20
+    opset: Annotated[int, Field(ge=18, le=23)] = 20
     tolerance: NonNegative = 1e-4
 
 
@@ -80,7 +81,7 @@ def example(architecture: Architecture, batch: int) -> Tensor:
 
 def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
     """The model as ONNX, batch dynamic, input size, mean and std in its metadata."""
-    onnx = _onnx()
+    onnx = onnx_at_hand()
     wrapped = WithNormalisation(model, model.architecture).eval()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,7 +116,8 @@ def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx() -> Any:
+def onnx_at_hand() -> Any:
+    """The onnx package. Raises BackboneError when it, onnxruntime or onnxscript is missing."""
     try:
         import onnx
         import onnxruntime  # noqa: F401

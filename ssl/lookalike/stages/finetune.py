@@ -1,5 +1,6 @@
 """Fine-tuning: a backbone and labels of some classes -> an embedding folder, by a metric-learning objective."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lookalike import card, comm, draw
@@ -20,7 +22,7 @@ from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
-from lookalike.recipe import Choice, Count, NonNegative, Recipe, Share, Spec
+from lookalike.recipe import Choice, Count, NonNegative, Recipe, Spec, Width
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)
@@ -41,8 +43,8 @@ class Finetune(Settings):
     warmup_epochs: NonNegative = 1.0
     classes_per_batch: Count = 8
     per_class: Count = 8
-    dim: Count = 128
-    held_out: Share = 0.5
+    dim: Width = 128
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
     freeze: bool = False
 
 
@@ -75,6 +77,9 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
     system = make_system(opened, settings, len(seen), seed)
     inputs = partial(make_inputs, settings.views.build(), system.model, labels_N, seed)
+    if comm.rank() == 0:
+        set_aside(folder, about)
+    comm.barrier()
     fixed = {"data": pictures.fingerprint, "batch": order.batch, **about}
     train(Job("finetune", folder, system, pictures, order, inputs, fixed), settings)
     if comm.rank() == 0:
@@ -84,6 +89,19 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
         say(f"finetune: embedding model in {target}")
     comm.barrier()
     return target
+
+
+def set_aside(folder: Path, about: dict[str, Any]) -> None:
+    """Renames an earlier fine-tuning by another recipe or of another backbone: this one begins anew."""
+    for manifest in sorted(folder.glob("checkpoints/step_*/manifest.json"))[-1:]:
+        try:
+            earlier = json.loads(manifest.read_bytes())
+        except ValueError:
+            return
+        if isinstance(earlier, dict) and any(earlier.get(key) != value for key, value in about.items()):
+            free = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
+            folder.rename(folder.with_name(f"{folder.name}.{free}"))
+            say(f"finetune: the earlier one, of another recipe or backbone, is now {folder.name}.{free}")
 
 
 def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:

@@ -36,6 +36,8 @@ class Pretrain(Settings):
         super().__post_init__()
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not divide into accumulate: {self.accumulate} micro-batches")
+        if self.batch // self.accumulate < 2:
+            raise ValueError("a micro-batch of one picture has no statistics: raise batch or lower accumulate")
         if self.optimizer.name == "lars" and self.engine is not None and self.engine.args.get("stage", 0) > 0:
             raise ValueError(
                 "lars needs whole layers, ZeRO stage 1 shows it one flat tensor: engine.stage: 0, or adamw"

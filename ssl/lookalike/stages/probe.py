@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from lookalike import comm, draw
 from lookalike.backbones import Backbone, open_backbone
@@ -14,8 +15,10 @@ from lookalike.data.loader import default_workers
 from lookalike.features import Embed, Features, cached, embed, extract, pixels
 from lookalike.folder import write_file
 from lookalike.log import say
-from lookalike.recipe import Count, Index, Positive, Recipe, Share
+from lookalike.recipe import Count, Index, Positive, Recipe
 from lookalike.scoring import knn, linear
+
+Strength = Annotated[float, Field(gt=0, le=1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,8 @@ class Probe:
 
     k: Count = 20
     temperature: Positive = 0.07
-    grid: tuple[Positive, ...] = linear.GRID
-    held_out: Share = 0.2
+    grid: Annotated[tuple[Strength, ...], Field(min_length=1)] = linear.GRID
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     max_iterations: Count = 300
     batch: Count = 256
     workers: Index | None = None
@@ -48,7 +51,8 @@ def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | Non
         for pictures in (train, test):
             workers = default_workers(pictures, 1) if settings.workers is None else settings.workers
             make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
-            features.append(cached(folder and folder / "features", (key, pictures.fingerprint), make))
+            keep = folder / "features" if folder and function is not pixels else None
+            features.append(cached(keep, (key, pictures.fingerprint), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
     if folder:
         write_file(folder / "probe.json", json.dumps(scores, indent=2).encode())
