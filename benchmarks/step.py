@@ -18,7 +18,7 @@ import torch
 import lookalike
 from lookalike import comm, loop
 from lookalike.data.loader import Order
-from lookalike.stages.pretrain import Pretrain, make_method, make_views
+from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
 
 
 class Alternation:
@@ -36,14 +36,14 @@ class Alternation:
         now = wait()
         if self.left is not None:
             self.whole.append(now - self.left)
-        inputs = make_views(self.views, self.module.backbone.architecture, self.seed, batch)
+        inputs = make_inputs(self.views, self.module.backbone.architecture, self.seed, batch)
         begun = wait()
         loss = self.engine(*inputs)
         self.engine.backward(loss.value)
         self.engine.step()
         self.bare.append(wait() - begun)
         self.left = wait()
-        return make_views(self.views, self.module.backbone.architecture, self.seed, batch)
+        return make_inputs(self.views, self.module.backbone.architecture, self.seed, batch)
 
 
 def wait() -> float:

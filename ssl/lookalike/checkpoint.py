@@ -5,11 +5,12 @@ file in its manifest; `latest.json` is a hint for people, the truth is the newes
 """
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -39,10 +40,10 @@ def open_run(out: Path, recipe: Recipe) -> Path:
     if comm.rank() == 0:
         if out.exists() and not out.is_dir():
             raise RunError(f"{out}: is a file: choose another --out")
-        if (out / RECIPE).exists() and ((out / "checkpoints").exists() or (out / "backbone").exists()):
-            _refuse_other(out / RECIPE, recipe)
-        elif (out / RECIPE).exists():
-            pass  # nothing was trained in it yet: any recipe may begin there
+        if (out / RECIPE).exists():
+            # Where nothing was trained yet any recipe may begin.
+            if (out / "checkpoints").exists() or (out / "backbone").exists():
+                _refuse_other(out / RECIPE, recipe)
         elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
             raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
@@ -52,18 +53,18 @@ def open_run(out: Path, recipe: Recipe) -> Path:
     return out
 
 
-_LOCKS: dict[Path, IO[str]] = {}
+_LOCKS: dict[Path, int] = {}
 
 
 def _lock(out: Path) -> None:
     """Keeps the run folder for this process until it ends. Raises RunError while another process holds it."""
     if fcntl is None or out.resolve() in _LOCKS:
         return
-    file = (out / ".lock").open("a")
+    file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
+        os.close(file)
         raise RunError(f"{out}: another run writes here: wait for it, or choose another --out") from error
     _LOCKS[out.resolve()] = file
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm, draw
+from lookalike.backbones import Architecture
 from lookalike.checkpoint import Checkpoints
-from lookalike.data.loader import Batch, batches, default_workers
+from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.pictures import Pictures
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError
@@ -21,6 +22,7 @@ from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Spec
 from lookalike.signals import Signals, Stopped
 
 ENGINE = Choice(ENGINES, given={"module", "optimizer", "accumulate"})
+_OTHERWISE = ", lengthen the warm-up, or take precision: fp32; what was saved before is whole"
 OPTIMIZER = Choice(OPTIMIZERS, given={"groups"})
 
 
@@ -116,6 +118,15 @@ def train(job: Job, settings: Settings) -> None:
                 raise Stopped(signals.caught, done, steps)
 
 
+def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
+    """The views of a batch on this rank's device, by the law `views` of views/."""
+    canvas_BCHW = batch.canvas_BCHW.to(comm.device(), non_blocking=True)
+    mean, std = architecture.normalisation()
+    size = architecture.size
+    made: list[Tensor] = views(canvas_BCHW, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std)
+    return made
+
+
 def every(done: int, n: int) -> bool:
     """Whether something that happens every n steps is due."""
     return done % n == 0
@@ -148,7 +159,7 @@ def save(engine: Engine, checkpoints: Checkpoints, done: int, fixed: dict[str, A
     if broken:
         raise RunError(
             f"{checkpoints.folder.parent}: {broken[0]} is no longer a number after step {done}: lower the learning "
-            "rate, lengthen the warm-up, or take precision: fp32; what was saved before is whole"
+            f"rate{_OTHERWISE}"
         )
     if comm.rank() == 0:
         checkpoints.save(done, state._asdict(), {**fixed, "world": comm.world_size()})
@@ -158,7 +169,7 @@ def save(engine: Engine, checkpoints: Checkpoints, done: int, fixed: dict[str, A
 def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]:
     """This rank's micro-batches from step `done` on."""
     world = comm.world_size()
-    workers = default_workers(job.pictures, world) if settings.workers is None else settings.workers
+    workers = workers_for(job.pictures, settings.workers, world)
     span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world}
     return batches(job.pictures, job.order, **span, workers=workers, pin=torch.cuda.is_available())
 
@@ -166,7 +177,4 @@ def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]
 def refuse_nonfinite(loss: float, done: int, job: Job) -> None:
     """Raises RunError when the loss is NaN or infinite: nothing after this step could be trusted."""
     if loss != loss or abs(loss) == float("inf"):
-        raise RunError(
-            f"{job.folder}: the loss is {loss} at step {done}: lower {job.title}.optimizer.lr, lengthen its warm-up or "
-            "take precision: fp32; what was saved before is whole"
-        )
+        raise RunError(f"{job.folder}: the loss is {loss} at step {done}: lower {job.title}.optimizer.lr{_OTHERWISE}")

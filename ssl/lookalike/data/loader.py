@@ -186,7 +186,7 @@ def batches(
 
 
 def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
-    """One item a batch. The user or default_workers chose the number of workers: torch's own advice stays out.
+    """One item a batch. The user or workers_for chose the number of workers: torch's own advice stays out.
 
     A generator of its own keeps torch from drawing the workers' seeds from the one that dropout draws from.
     """
@@ -195,8 +195,10 @@ def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]
         return iter(DataLoader(dataset, batch_size=None, generator=torch.Generator(), **how))
 
 
-def default_workers(pictures: Pictures, world: int) -> int:
-    """None for pictures in memory; else the machine's cores shared among its ranks, at most 16 each."""
+def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:
+    """As many as asked; else none for pictures in memory, or the machine's cores shared among its ranks, at most 16."""
+    if asked is not None:
+        return asked
     if isinstance(pictures, ArrayPictures):
         return 0
     return max(1, min(16, _cores() // max(1, world)))

@@ -78,10 +78,9 @@ class Objective(nn.Module):
     @torch.no_grad()
     def _try(self, num_classes: int, embedding_size: int) -> None:
         """One random batch on this process alone, so that parts that do not fit are refused before training."""
-        with torch.random.fork_rng(devices=[]):
-            z_ND = torch.nn.functional.normalize(torch.randn(24, embedding_size), dim=1)
         labels_N = torch.arange(24) % min(4, num_classes)
         with torch.random.fork_rng(devices=[]):
+            z_ND = torch.nn.functional.normalize(torch.randn(24, embedding_size), dim=1)
             self.loss(z_ND, labels_N, self.miner(z_ND, labels_N) if self.miner else None)
 
     def forward(self, z_BD: Tensor, labels_B: Tensor) -> Loss:

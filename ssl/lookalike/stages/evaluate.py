@@ -11,7 +11,7 @@ from torch import nn
 from lookalike import comm
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.card import weights_digest
-from lookalike.data.loader import default_workers
+from lookalike.data.loader import workers_for
 from lookalike.data.pictures import Pictures
 from lookalike.errors import DataError
 from lookalike.features import cached, embed, extract
@@ -46,7 +46,7 @@ def evaluate(
     settings = recipe.section(Evaluate)
     pictures = shown(recipe)
     opened = open_model(model, recipe)
-    workers = default_workers(pictures, 1) if settings.workers is None else settings.workers
+    workers = workers_for(pictures, settings.workers)
     function = embed(opened.to(comm.device()), opened.architecture)
     folder = Path(out) if out else None
     key = (weights_digest(opened), pictures.fingerprint)

@@ -17,7 +17,7 @@ from lookalike.blocks import Loss, global_batchnorm
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch
 from lookalike.log import say
-from lookalike.loop import Job, Settings, train
+from lookalike.loop import Job, Settings, make_views, train
 from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
@@ -117,16 +117,5 @@ def make_inputs(
     views: Callable[..., list[Tensor]], model: Embedding, labels_N: Tensor, seed: int, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """One view of each picture on the device, and its class."""
-    device = comm.device()
-    mean, std = model.architecture.normalisation()
-    canvas_BCHW = batch.canvas_BCHW.to(device, non_blocking=True)
-    (view_BCHW,) = views(
-        canvas_BCHW,
-        batch.ids_B,
-        seed=seed,
-        epoch=batch.epoch,
-        size=model.architecture.size,
-        mean=mean,
-        std=std,
-    )
-    return view_BCHW, labels_N[batch.ids_B].to(device, non_blocking=True)
+    (view_BCHW,) = make_views(views, model.architecture, seed, batch)
+    return view_BCHW, labels_N[batch.ids_B].to(view_BCHW.device, non_blocking=True)

@@ -15,7 +15,7 @@ from lookalike.blocks import global_batchnorm
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, Order
 from lookalike.log import say
-from lookalike.loop import Job, Settings, train
+from lookalike.loop import Job, Settings, make_views, train
 from lookalike.methods import METHODS
 from lookalike.recipe import Choice, Count, Recipe, Spec
 from lookalike.views import VIEWS
@@ -59,7 +59,7 @@ def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] |
     pictures = recipe.values["data"].build().split("train")
     order = Order(len(pictures), settings.batch, settings.accumulate, seed)
     module = make_method(recipe, method)
-    inputs = partial(make_views, settings.views.build(), module.backbone.architecture, seed)
+    inputs = partial(make_inputs, settings.views.build(), module.backbone.architecture, seed)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
     train(Job("pretrain", folder, module, pictures, order, inputs, fixed), settings)
     if comm.rank() == 0:
@@ -79,8 +79,6 @@ def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) 
     return global_batchnorm(module.train()).to(comm.device())
 
 
-def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> tuple[list[Tensor]]:
-    """The method's input for a batch: its V views on the device."""
-    canvas_BCHW = batch.canvas_BCHW.to(comm.device(), non_blocking=True)
-    mean, std = architecture.normalisation()
-    return (views(canvas_BCHW, batch.ids_B, seed=seed, epoch=batch.epoch, size=architecture.size, mean=mean, std=std),)
+def make_inputs(views: Any, architecture: Architecture, seed: int, batch: Batch) -> tuple[list[Tensor]]:
+    """The method's input for a batch: its V views."""
+    return (make_views(views, architecture, seed, batch),)

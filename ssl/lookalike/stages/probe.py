@@ -11,7 +11,7 @@ from pydantic import Field
 from lookalike import comm, draw
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.card import weights_digest
-from lookalike.data.loader import default_workers
+from lookalike.data.loader import workers_for
 from lookalike.features import Embed, Features, cached, embed, extract, pixels
 from lookalike.folder import write_file
 from lookalike.log import say
@@ -49,7 +49,7 @@ def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | Non
     for prefix, (key, function) in _models(open_backbone(backbone, recipe.values["backbone"]), settings, seed).items():
         features = []
         for pictures in (train, test):
-            workers = default_workers(pictures, 1) if settings.workers is None else settings.workers
+            workers = workers_for(pictures, settings.workers)
             make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
             keep = folder / "features" if folder and function is not pixels else None
             features.append(cached(keep, (key, pictures.fingerprint), make))
