@@ -7,7 +7,8 @@ from torch import Tensor
 from lookalike import comm
 from lookalike.backbones import Architecture
 from lookalike.methods import METHODS
-from lookalike.methods.barlow_twins import barlow_twins_loss, cross_energy
+from lookalike.methods.barlow_twins import barlow_twins_loss
+from lookalike.statistics import cross_energy
 
 LAMBDA = 0.3
 

@@ -7,7 +7,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.blocks import GlobalBatchNorm, global_batchnorm, mlp, moments, standardize
+from lookalike.blocks import mlp
+from lookalike.statistics import GlobalBatchNorm, global_batchnorm, moments, standardize
 
 CUTS = {2: [3, 5], 1: [8]}
 

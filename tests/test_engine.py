@@ -6,10 +6,10 @@ from torch import Tensor
 
 import toy
 from lookalike import comm
-from lookalike.blocks import global_batchnorm
 from lookalike.engine import ENGINES, State
 from lookalike.errors import RunError
 from lookalike.optim import OPTIMIZERS, parameter_groups, set_rates
+from lookalike.statistics import global_batchnorm
 
 # Moderate rates: large ones grow the last bit's rounding by an order of magnitude a step, on one rank too.
 RATES = {"adamw": {"lr": 1e-3, "weight_decay": 0.1}, "sgd": {"lr": 1e-3, "weight_decay": 1e-3}, "lars": {"lr": 0.02}}

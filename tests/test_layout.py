@@ -16,8 +16,8 @@ HOUSE = ROOT / "ssl" / "lookalike"
 FLOORS = [
     {"errors", "draw", "signals"},
     {"comm", "recipe", "log", "folder"},
-    {"views", "backbones", "optim"},
-    {"engine", "data", "scoring", "checkpoint", "blocks", "card"},
+    {"views", "backbones", "optim", "statistics"},
+    {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card"},
     {"methods", "metric", "features", "loop"},
     {"stages"},
     {"pipeline"},

@@ -99,6 +99,14 @@ def together(flags: Tensor) -> Tensor:
     return flags
 
 
+def highest(x: Tensor) -> Tensor:
+    """The largest of x over ranks, elementwise, without gradient."""
+    if world_size() > 1:
+        x = x.detach().clone()
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
 def from_first(value: Any) -> Any:
     """What rank 0 says, on every rank: one decision for all (plain Python data)."""
     if world_size() == 1:
@@ -174,6 +182,11 @@ def mean(x: Tensor) -> Tensor:
 def count(x: Tensor) -> int:
     """N, the rows of x over all ranks."""
     return len(x) if world_size() == 1 else builtins.sum(_rows(x))
+
+
+def offset(x: Tensor) -> int:
+    """Where this rank's rows of x begin among the rows of all ranks, as `cat` lays them out."""
+    return 0 if world_size() == 1 else builtins.sum(_rows(x)[: rank()])
 
 
 def _apply(function: Any, x: Tensor) -> Tensor:

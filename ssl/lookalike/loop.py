@@ -17,7 +17,7 @@ from lookalike.data.pictures import Pictures
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError
 from lookalike.log import BadSamples, Meter, Metrics, Terminal
-from lookalike.optim import OPTIMIZERS, parameter_groups, set_rates, warmup_cosine
+from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
 from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Spec
 from lookalike.signals import Signals, Stopped
 
@@ -30,6 +30,7 @@ OPTIMIZER = Choice(OPTIMIZERS, given={"groups"})
 class Settings:
     """What every training asks for. Learning rates are final; `final_lr` is a share of the base rate.
 
+    `final_weight_decay`: what the weight decay goes to by a half cosine, by default it stays;
     `max_bad`: the share of pictures that may be unreadable (at least 100) before the run stops; `workers`:
     loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay.
     """
@@ -38,6 +39,7 @@ class Settings:
     epochs: Count
     warmup_epochs: NonNegative = 10.0
     final_lr: Fraction = 0.001
+    final_weight_decay: NonNegative | None = None
     engine: Annotated[Spec, ENGINE] | None = None
     workers: Index | None = None
     log_every: Count = 10
@@ -66,7 +68,10 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what: `inputs` makes the module's inputs of a batch; `fixed` must not change in a resume."""
+    """What is trained on what: `inputs` makes the module's inputs of a batch; `fixed` must not change in a resume.
+
+    `pieces`: how many parts of a batch the backbone sees one after another.
+    """
 
     title: str
     folder: Path
@@ -75,6 +80,7 @@ class Job:
     order: Order
     inputs: Callable[[Batch], tuple[Any, ...]]
     fixed: dict[str, Any]
+    pieces: int = 1
 
 
 def train(job: Job, settings: Settings) -> None:
@@ -96,14 +102,16 @@ def train(job: Job, settings: Settings) -> None:
         while done < steps:
             torch.manual_seed(draw.seed(order.seed, "step", done, comm.rank()))
             rates, new_bad = set_rates(engine.optimizer, factor(done)), 0
+            begin(engine, settings, Moment(done, steps, done / order.steps_per_epoch))
             for _ in range(order.accumulate):
                 with meter.waiting():
                     batch = next(stream)
                 loss = engine(*job.inputs(batch))
                 engine.backward(loss.value)
                 engine.step()
-                meter.add(*loss)
+                meter.add(loss.value, loss.terms)
                 new_bad += bad.add(batch.bad)
+            engine.follow()
             done += 1
             stop, found = comm.together(torch.tensor([int(signals.caught > 0), new_bad])).tolist()
             bad.check(found)
@@ -125,6 +133,16 @@ def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) 
     size = architecture.size
     made: list[Tensor] = views(canvas_BCHW, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std)
     return made
+
+
+def begin(engine: Engine, settings: Settings, moment: Moment) -> None:
+    """Tells every module that wants to know where the training stands; sets the weight decay."""
+    if settings.final_weight_decay is not None:
+        set_weight_decay(engine.optimizer, settings.final_weight_decay, moment.progress)
+    for part in engine.module.modules():
+        told = getattr(part, "begin", None)
+        if callable(told):
+            told(moment)
 
 
 def every(done: int, n: int) -> bool:
@@ -170,7 +188,7 @@ def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]
     """This rank's micro-batches from step `done` on."""
     world = comm.world_size()
     workers = workers_for(job.pictures, settings.workers, world)
-    span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world}
+    span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world, "pieces": job.pieces}
     return batches(job.pictures, job.order, **span, workers=workers, pin=torch.cuda.is_available())
 
 

@@ -5,7 +5,7 @@ Learning rates are final: nothing scales them by the batch behind the reader's b
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.optim import Lars
@@ -20,19 +20,20 @@ Groups = list[dict[str, Any]]
 
 def parameter_groups(module: nn.Module) -> Groups:
     """Trainable parameters as `weights` (matrices and kernels) and `biases and norms` (vectors, and whatever a
-    module below names in timm's `no_weight_decay()`).
+    module below names in timm's `no_weight_decay()`); apart from both what a module names in `constant_rate()`.
 
     Raises RunError when nothing is trainable, or when a parameter would be in no group or in two.
     """
-    names = set(_exempt(module))
-    exempt = {id(p) for n, p in module.named_parameters(remove_duplicate=False) if n in names}
+    exempt, constant = _named_by(module, "no_weight_decay"), _named_by(module, "constant_rate")
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    plain = {n for n, p in named.items() if p.ndim <= 1 or id(p) in exempt}
-    groups: Groups = [
-        {"name": "weights", "params": [p for n, p in named.items() if n not in plain]},
-        {"name": "biases and norms", "params": [p for n, p in named.items() if n in plain]},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups: Groups = []
+    for rate, suffix in ((False, ""), (True, ", constant rate")):
+        for vectors, name in ((False, "weights"), (True, "biases and norms")):
+            params = [
+                p for p in named.values() if (p.ndim <= 1 or id(p) in exempt) == vectors and (id(p) in constant) == rate
+            ]
+            if params:
+                groups.append({"name": name + suffix, "params": params, "vectors": vectors, "constant": rate})
     held = [id(p) for group in groups for p in group["params"]]
     if not held:
         raise RunError("optimizer: no parameter is trainable: unfreeze the backbone or give it a head")
@@ -41,19 +42,22 @@ def parameter_groups(module: nn.Module) -> Groups:
     return groups
 
 
-def _exempt(module: nn.Module) -> Iterable[str]:
+def _named_by(module: nn.Module, question: str) -> set[int]:
+    """The ids of the parameters that `module`, or a module below it, names when asked."""
+    names: set[str] = set()
     for prefix, child in module.named_modules():
-        names = getattr(child, "no_weight_decay", None)
-        if callable(names):
-            yield from (f"{prefix}.{name}".lstrip(".") for name in names())
+        asked = getattr(child, question, None)
+        if callable(asked):
+            names |= {f"{prefix}.{name}".lstrip(".") for name in asked()}
+    return {id(p) for n, p in module.named_parameters(remove_duplicate=False) if n in names}
 
 
 def _set_rates(groups: Groups, lr: float, bias_lr: float | None, weight_decay: float) -> Groups:
     """`base_lr` is what the schedule multiplies; biases and norms know no weight decay."""
     for group in groups:
-        vectors = group["name"] != "weights"
+        vectors = group["vectors"]
         group["base_lr"] = group["lr"] = bias_lr if vectors and bias_lr is not None else lr
-        group["weight_decay"] = 0.0 if vectors else weight_decay
+        group["base_weight_decay"] = group["weight_decay"] = 0.0 if vectors else weight_decay
     return groups
 
 
@@ -95,7 +99,7 @@ def lars(
     """LARS (You, Gitman & Ginsburg, arXiv 1708.03888), timm's; biases and norms take plain momentum steps."""
     groups = _set_rates(groups, lr, bias_lr, weight_decay)
     for group in groups:
-        group["always_adapt"] = group["name"] == "weights"
+        group["always_adapt"] = not group["vectors"]
     optimizer: Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust)
     return optimizer
 
@@ -114,16 +118,40 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
     """
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return cosine(1.0, final, (step - warmup) / max(1, steps - 1 - warmup))
+
+
+class Moment(NamedTuple):
+    """Where a training stands: `step` of `steps` (from 0), and `epoch`, a fraction that counts from 0."""
+
+    step: int
+    steps: int
+    epoch: float
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step, 1 at the last."""
+        return self.step / max(1, self.steps - 1)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` at progress 0 to `end` at 1 by a half cosine."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
-    """Sets every group's rate to factor × its base rate; returns them by group name."""
+    """Sets every group's rate to factor × its base rate, or to that itself where it is constant; by group name."""
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:
-        group["lr"] = rates[group["name"]] = factor * group["base_lr"]
+        group["lr"] = rates[group["name"]] = group["base_lr"] * (1.0 if group.get("constant") else factor)
     return rates
+
+
+def set_weight_decay(optimizer: Optimizer, final: float, progress: float) -> None:
+    """Sets the weight decay of every group that has one between its base and `final`, by a half cosine."""
+    for group in optimizer.param_groups:
+        if not group["vectors"]:
+            group["weight_decay"] = cosine(group["base_weight_decay"], final, progress)
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float) -> None:

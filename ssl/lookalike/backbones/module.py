@@ -8,6 +8,7 @@ from typing import Any, Literal
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.errors import BackboneError
@@ -112,17 +113,31 @@ class GeM(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Pictures (B, C, H, W), normalised, to features h_BD; `.dim` is D, `.architecture` says what it is."""
+    """Pictures (B, C, H, W), normalised, to features h_BD; `.dim` is D, `.architecture` says what it is.
+
+    `pieces`: in training, how many parts of a batch go through the network one after another. Each keeps only its
+    features, and goes through once more when their gradient is known (Gao, Zhang, Han & Callan, arXiv 2101.06983):
+    the memory of one part, the gradient of the whole batch. BatchNorm then sees one part at a time.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
         self.model = _create(architecture)
         self.gem = GeM() if architecture.pool == "gem" else None
+        self.pieces = 1
         self.dim = self._dry_run()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
+        if self.pieces == 1 or not self.training:
+            return self._features(x_BCHW)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._features(part) for part in x_BCHW.tensor_split(self.pieces)])
+        parts = x_BCHW.tensor_split(self.pieces)
+        return torch.cat([checkpoint(self._features, part, use_reentrant=False) for part in parts])
+
+    def _features(self, x_BCHW: Tensor) -> Tensor:
         h: Tensor = self.model(x_BCHW)
         return h if self.gem is None else self.gem(self._places(h))
 

@@ -59,9 +59,11 @@ class Order:
             yield from ((epoch, micro) for micro in ids.tensor_split(self.accumulate))
 
 
-def share(ids: Tensor, rank: int, world: int) -> Tensor:
-    """This rank's rows of a micro-batch; concatenated in rank order they are the micro-batch."""
-    return ids.tensor_split(world)[rank]
+def share(ids: Tensor, rank: int, world: int, pieces: int = 1) -> Tensor:
+    """This rank's rows of a micro-batch: of each of its `pieces` a contiguous part, so that every rank's p-th
+    piece comes from the same samples on any number of ranks.
+    """
+    return torch.cat([piece.tensor_split(world)[rank] for piece in ids.tensor_split(pieces)])
 
 
 class Bad(NamedTuple):
@@ -139,12 +141,13 @@ class Plan(Protocol):
 class _Keys(Sampler[tuple[int, list[int]]]):
     """The (epoch, ids of this rank) of every micro-batch, in order."""
 
-    def __init__(self, order: Plan, first_step: int, last_step: int, rank: int, world: int) -> None:
-        self.order, self.first, self.last, self.rank, self.world = order, first_step, last_step, rank, world
+    def __init__(self, order: Plan, first_step: int, last_step: int, rank: int, world: int, pieces: int) -> None:
+        self.order, self.first, self.last = order, first_step, last_step
+        self.part = (rank, world, pieces)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         for epoch, micro in self.order.micro_batches(self.first, self.last):
-            yield epoch, share(micro, self.rank, self.world).tolist()
+            yield epoch, share(micro, *self.part).tolist()
 
     def __len__(self) -> int:
         return (self.last - self.first) * self.order.accumulate
@@ -160,6 +163,7 @@ def batches(
     world: int,
     workers: int,
     pin: bool,
+    pieces: int = 1,
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes (0: in this one).
 
@@ -167,7 +171,7 @@ def batches(
     """
     loader = _loader(
         _Reader(pictures, order.seed),
-        sampler=_Keys(order, first_step, last_step, rank, world),
+        sampler=_Keys(order, first_step, last_step, rank, world, pieces),
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,

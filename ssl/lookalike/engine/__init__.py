@@ -31,6 +31,9 @@ class Engine(Protocol):
     def step(self) -> None:
         """Averages over ranks, clips if asked, moves the parameters, clears the gradient; once a micro-batch."""
 
+    def follow(self) -> None:
+        """Lets teachers, queues and running statistics follow a good step."""
+
     def save(self) -> State:
         """Copies of parameters, buffers and optimizer state by name, on the CPU; called by every rank alike."""
 

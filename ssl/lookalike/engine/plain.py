@@ -11,6 +11,7 @@ from lookalike.engine.state import (
     Precision,
     State,
     autocast,
+    follow,
     load_model,
     load_optim,
     model_state,
@@ -19,6 +20,7 @@ from lookalike.engine.state import (
 from lookalike.errors import RunError
 from lookalike.optim import clip
 from lookalike.recipe import NonNegative
+from lookalike.statistics import still
 
 
 class Plain:
@@ -44,7 +46,8 @@ class Plain:
             return self.module(*inputs)
 
     def backward(self, value: Tensor) -> None:
-        (value / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        with still(self.module):
+            (value / self.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> None:
         self._micro += 1
@@ -53,6 +56,9 @@ class Plain:
         clip([p for p in self.module.parameters() if p.grad is not None], self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def follow(self) -> None:
+        follow(self.module)
 
     def save(self) -> State:
         return State(model_state(self.module), optim_state(self.module, self.optimizer))

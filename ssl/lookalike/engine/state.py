@@ -24,6 +24,14 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def follow(module: nn.Module) -> None:
+    """Calls `follow` of every module below that has it."""
+    for part in module.modules():
+        heard = getattr(part, "follow", None)
+        if callable(heard):
+            heard()
+
+
 def copied(tensor: Tensor) -> Tensor:
     """A copy on the CPU that later training cannot change."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -22,6 +22,7 @@ from lookalike.engine.state import (
     autocast,
     by_parameter,
     copied,
+    follow,
     load_model,
     load_optim,
     model_state,
@@ -30,6 +31,7 @@ from lookalike.engine.state import (
 from lookalike.errors import RunError
 from lookalike.optim import is_layerwise
 from lookalike.recipe import NonNegative
+from lookalike.statistics import still
 
 Stage = Literal[0, 1]
 
@@ -75,10 +77,14 @@ class Zero:
         return self._engine(*inputs)
 
     def backward(self, value: Tensor) -> None:
-        self._engine.backward(value)
+        with still(self.module):
+            self._engine.backward(value)
 
     def step(self) -> None:
         self._engine.step()
+
+    def follow(self) -> None:
+        follow(self.module)
 
     def save(self) -> State:
         if self._sharded is None:

@@ -3,46 +3,20 @@
 Zbontar, Jing, Misra, LeCun & Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
 ICML 2021, arXiv 2103.03230, equation 1.
 
-Neither form below holds more than it must. With standardised z of shape (N, D), C = zaᵀzb / N and
-‖zaᵀzb‖²_F = Σ (za zaᵀ) ∘ (zb zbᵀ): for N well below D two N × N Gram matrices replace the D × D one, exactly.
+With standardised z of shape (N, D), C = zaᵀzb / N; Σ C_ij² comes from `cross_energy`, which never holds more
+than it must.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, mlp, standardize
+from lookalike.blocks import Loss, mlp
 from lookalike.recipe import NonNegative, Positive, Width
-
-
-class _CrossEnergy(torch.autograd.Function):
-    """‖zaᵀzb‖²_F over all ranks by Gram matrices, each rank forming the rows of its own samples only."""
-
-    @staticmethod
-    def forward(ctx: Any, za_BD: Tensor, zb_BD: Tensor) -> Tensor:
-        za_ND, zb_ND = comm.cat(za_BD), comm.cat(zb_BD)
-        ga_BN, gb_BN = za_BD @ za_ND.T, zb_BD @ zb_ND.T
-        ctx.save_for_backward(za_ND, zb_ND, ga_BN, gb_BN)
-        return comm.sum((ga_BN * gb_BN).sum())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        # Every rank holds the same loss, so the others' copies send back the same gradient: W times one.
-        za_ND, zb_ND, ga_BN, gb_BN = ctx.saved_tensors
-        scale = 2.0 * comm.world_size() * grad
-        return scale * (gb_BN @ za_ND), scale * (ga_BN @ zb_ND)
-
-
-def cross_energy(za_BD: Tensor, zb_BD: Tensor) -> Tensor:
-    """‖zaᵀzb‖²_F over the rows of all ranks, in the form that costs less: 2 N² D (Gram) or N D² products."""
-    if 2 * comm.count(za_BD) <= za_BD.shape[1]:
-        energy: Tensor = _CrossEnergy.apply(za_BD, zb_BD)
-        return energy
-    return comm.sum(za_BD.T @ zb_BD).square().sum()
+from lookalike.statistics import cross_energy, precise, standardize
 
 
 def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss:
@@ -53,12 +27,13 @@ def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss
     i ≠ j, before its weight.
     """
     with torch.autocast(ha_BD.device.type, enabled=False):
-        za_BD, zb_BD = (standardize(h if h.dtype == torch.float64 else h.float()) for h in (ha_BD, hb_BD))
+        za_BD, zb_BD = (standardize(precise(h)) for h in (ha_BD, hb_BD))
         n = comm.count(za_BD)
         diagonal_D = comm.sum((za_BD * zb_BD).sum(dim=0)) / n
         on = (1 - diagonal_D).square().sum()
         off = cross_energy(za_BD, zb_BD) / n**2 - diagonal_D.square().sum()
-        return Loss(on + off_diagonal * off, {"on_diagonal": on, "off_diagonal": off})
+        terms = {"on_diagonal": on, "off_diagonal": off}
+        return Loss(on + off_diagonal * off, terms, (ha_BD.detach(), hb_BD.detach()))
 
 
 class BarlowTwins(nn.Module):
@@ -84,4 +59,4 @@ class BarlowTwins(nn.Module):
         """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         loss = barlow_twins_loss(za_BD, zb_BD, self.off_diagonal)
-        return Loss(self.scale * loss.value, loss.terms)
+        return loss._replace(value=self.scale * loss.value)

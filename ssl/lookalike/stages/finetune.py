@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lookalike import card, comm, draw
 from lookalike.backbones import Backbone, open_backbone
-from lookalike.blocks import Loss, global_batchnorm
+from lookalike.blocks import Loss
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch
 from lookalike.log import say
@@ -23,6 +23,7 @@ from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
 from lookalike.recipe import Choice, Count, NonNegative, Recipe, Spec, Width
+from lookalike.statistics import global_batchnorm
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)

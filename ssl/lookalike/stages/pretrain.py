@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import card, comm, draw
-from lookalike.backbones import Architecture, folder_files, make_backbone
-from lookalike.blocks import global_batchnorm
+from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, Order
+from lookalike.data.pictures import Pictures
+from lookalike.errors import DataError, RecipeError
 from lookalike.log import say
 from lookalike.loop import Job, Settings, make_views, train
 from lookalike.methods import METHODS
 from lookalike.recipe import Choice, Count, Recipe, Spec
+from lookalike.statistics import global_batchnorm
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)
@@ -25,11 +27,15 @@ VIEW = Choice(VIEWS)
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Settings):
-    """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many losses."""
+    """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many losses.
+
+    `micro_batch`: how many pictures, over all ranks, the backbone sees at once; the loss still spans the batch.
+    """
 
     method: Annotated[Spec, Choice(METHODS, given={"backbone"})]
     batch: Count
     accumulate: Count = 1
+    micro_batch: Count | None = None
     views: Annotated[Spec, VIEW] = VIEW.spec("asymmetric")
 
     def __post_init__(self) -> None:
@@ -38,10 +44,20 @@ class Pretrain(Settings):
             raise ValueError(f"batch {self.batch} does not divide into accumulate: {self.accumulate} micro-batches")
         if self.batch // self.accumulate < 2:
             raise ValueError("a micro-batch of one picture has no statistics: raise batch or lower accumulate")
+        if self.batch // self.accumulate % (self.micro_batch or 1):
+            raise ValueError(f"batch {self.batch} / accumulate does not divide into micro_batch {self.micro_batch}")
+        problem = views_problem(self.method.make, self.views.build())
+        if problem:
+            raise ValueError(problem)
         if self.optimizer.name == "lars" and self.engine is not None and self.engine.args.get("stage", 0) > 0:
             raise ValueError(
                 "lars needs whole layers, ZeRO stage 1 shows it one flat tensor: engine.stage: 0, or adamw"
             )
+
+    @property
+    def pieces(self) -> int:
+        """How many parts of a batch the backbone sees one after another."""
+        return self.batch // self.accumulate // self.micro_batch if self.micro_batch else 1
 
 
 def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] | None = None) -> Path:
@@ -58,10 +74,14 @@ def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] |
         return target
     pictures = recipe.values["data"].build().split("train")
     order = Order(len(pictures), settings.batch, settings.accumulate, seed)
-    module = make_method(recipe, method)
-    inputs = partial(make_inputs, settings.views.build(), module.backbone.architecture, seed)
+    module, views = make_method(recipe, method), settings.views.build()
+    problem = views_problem(module, views)
+    if problem:
+        raise RecipeError(f"{recipe.name}: pretrain.{problem}")
+    labels_N = labels_for(module, pictures)
+    inputs = partial(make_inputs, views, module.backbone.architecture, seed, labels_N)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
-    train(Job("pretrain", folder, module, pictures, order, inputs, fixed), settings)
+    train(Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces), settings)
     if comm.rank() == 0:
         about |= {"method": settings.method.name, "epochs": settings.epochs, "data": pictures.fingerprint}
         backbone = module.backbone
@@ -75,10 +95,42 @@ def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) 
     """The recipe's method on its backbone, on this rank's device, with weights that only the seed decides."""
     torch.manual_seed(draw.seed(recipe.values["seed"], "weights"))
     backbone = make_backbone(recipe.values["backbone"])
-    module = method(backbone) if method else recipe.section(Pretrain).method.build(backbone)
+    settings = recipe.section(Pretrain)
+    module = method(backbone) if method else settings.method.build(backbone)
+    if settings.micro_batch and settings.micro_batch < comm.world_size():
+        raise RecipeError(
+            f"{recipe.name}: pretrain.micro_batch: {settings.micro_batch} pictures for {comm.world_size()} ranks: "
+            "raise it, every rank needs one"
+        )
+    for part in module.modules():
+        if isinstance(part, Backbone):
+            part.pieces = settings.pieces
     return global_batchnorm(module.train()).to(comm.device())
 
 
-def make_inputs(views: Any, architecture: Architecture, seed: int, batch: Batch) -> tuple[list[Tensor]]:
-    """The method's input for a batch: its V views."""
-    return (make_views(views, architecture, seed, batch),)
+def views_problem(method: Any, views: Any) -> str:
+    """Why the method cannot take these views, or nothing."""
+    needed, made = method.n_views, views.total
+    if made == needed or (made > needed and getattr(method, "more_views", False)):
+        return ""
+    name = method.__name__ if isinstance(method, type) else type(method).__name__
+    return f"views: {made} of each picture, but {name} compares {needed}: set views.views: {needed}"
+
+
+def labels_for(method: Any, pictures: Pictures) -> Tensor | None:
+    """The class of each picture, for the one kind of method that asks for it. Raises DataError without labels."""
+    if not getattr(method, "needs_labels", False):
+        return None
+    if pictures.labels is None:
+        raise DataError(f"data: no labels, which {type(method).__name__} learns from: use class folders")
+    return torch.as_tensor(pictures.labels)
+
+
+def make_inputs(
+    views: Any, architecture: Architecture, seed: int, labels_N: Tensor | None, batch: Batch
+) -> tuple[Any, ...]:
+    """The method's inputs for a batch: its V views and, where it asks for them, the labels."""
+    made = make_views(views, architecture, seed, batch)
+    if labels_N is None:
+        return (made,)
+    return made, labels_N[batch.ids_B].to(made[0].device, non_blocking=True)

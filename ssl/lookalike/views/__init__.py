@@ -4,7 +4,7 @@ Every parameter of every view is a pure function of (seed, epoch, sample, view):
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import torch
@@ -16,7 +16,7 @@ from lookalike.recipe import Count, Fraction, Positive, Share
 from lookalike.views import colour
 from lookalike.views.resample import Interpolation, crop_resize, draw_boxes, resize_crop
 
-__all__ = ["VIEWS", "Asymmetric", "Symmetric", "normalise", "resize_crop", "scale"]
+__all__ = ["VIEWS", "Asymmetric", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
 
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 PerView = Fraction | tuple[Fraction, ...]
@@ -50,6 +50,11 @@ class Symmetric:
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} [{low}, {high}] has its larger value first")
+
+    @property
+    def total(self) -> int:
+        """How many views of each picture are made."""
+        return self.views
 
     def __call__(
         self,
@@ -110,7 +115,51 @@ class Asymmetric(Symmetric):
     solarize: PerView = (0.0, 0.2)
 
 
-VIEWS: dict[str, Any] = {"asymmetric": Asymmetric, "symmetric": Symmetric}
+@dataclass(frozen=True, kw_only=True)
+class MultiCrop(Asymmetric):
+    """Two large views by the asymmetric law, then `small` ones of `small_size` pixels (SwAV, arXiv 2006.09882; with
+    DINO's numbers, arXiv 2104.14294).
+    """
+
+    crop: tuple[Share, Share] = (0.4, 1.0)
+    small: Count = 8
+    small_size: Count = 96
+    small_crop: tuple[Share, Share] = (0.05, 0.4)
+    small_blur: Fraction = 0.5
+    small_solarize: Fraction = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views != 2:
+            raise ValueError(f"views: {self.views}, but multi_crop makes 2 large ones: set small")
+        if self.small_crop[0] > self.small_crop[1]:
+            raise ValueError(f"small_crop {list(self.small_crop)} has its larger value first")
+
+    @property
+    def total(self) -> int:
+        """How many views of each picture are made."""
+        return self.views + self.small
+
+    def __call__(
+        self, canvas_BCHW: Tensor, ids_B: Tensor, *, seed: int, epoch: int, size: int, **how: Any
+    ) -> list[Tensor]:
+        """As Symmetric; the small views follow the large ones."""
+        made = super().__call__(canvas_BCHW, ids_B, seed=seed, epoch=epoch, size=size, **how)
+        law, x_BCHW = self._small(), scale(canvas_BCHW)
+        for v in range(self.views, self.total):
+            view = law.view(x_BCHW, ids_B, (seed, epoch, v), self.small_size)
+            made.append(normalise(view, how["mean"], how["std"]))
+        return made
+
+    def _small(self) -> Symmetric:
+        """The law of the small views."""
+        shared = {f.name: getattr(self, f.name) for f in fields(Symmetric)}
+        own = {"views": self.small, "crop": self.small_crop, "blur": self.small_blur, "solarize": self.small_solarize}
+        grey = self.grey if isinstance(self.grey, float | int) else self.grey[0]
+        return Symmetric(**{**shared, **own, "grey": grey})
+
+
+VIEWS: dict[str, Any] = {"asymmetric": Asymmetric, "multi_crop": MultiCrop, "symmetric": Symmetric}
 
 
 def scale(canvas_BCHW: Tensor) -> Tensor:

@@ -1,0 +1,68 @@
+"""DCL and DCLW: the contrastive loss without the positive pair in its denominator.
+
+Yeh, Hong, Hsu, Liu, Chen & LeCun, "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848, equations 6
+and 7: small batches learn as large ones do.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lookalike import comm
+from lookalike.backbones import Backbone
+from lookalike.blocks import Loss, mlp, unit
+from lookalike.contrast import log_sum_exp, own_columns
+from lookalike.recipe import NonNegative, Positive, Width
+
+
+def dcl_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float, sigma: float = 0.0) -> Loss:
+    """Equation 6, averaged over the 2N views of all ranks; with `sigma` > 0 equation 7 (DCLW).
+
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one picture, this rank's rows. Each row's
+    denominator leaves out both itself and its positive. DCLW weighs the positives by 2 - exp(s / σ) over its
+    mean; the weights carry no gradient, as in the authors' code. Terms: `alignment`, the pairs' mean cosine.
+    """
+    with torch.autocast(za_BD.device.type, enabled=False):
+        za_BD, zb_BD = unit(za_BD), unit(zb_BD)
+        n = comm.count(za_BD)
+        keys_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)])
+        own_B = own_columns(za_BD)
+        both_B2 = torch.stack([own_B, own_B + n], dim=1)
+        lse = log_sum_exp(torch.cat([za_BD, zb_BD]), keys_MD, temperature, torch.cat([both_B2, both_B2])).sum()
+        cosine_B = (za_BD * zb_BD).sum(dim=1)
+        weighted = (_weights(cosine_B.detach(), sigma) * cosine_B).sum() if sigma > 0 else cosine_B.sum()
+        value = comm.sum(lse - 2 * weighted / temperature) / (2 * n)
+        terms = {"alignment": comm.mean(cosine_B.detach())}
+        return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))
+
+
+def _weights(cosine_B: Tensor, sigma: float) -> Tensor:
+    """2 - exp(s / σ) / mean exp(s / σ), the mean over all ranks."""
+    raised_B = ((cosine_B - 1) / sigma).exp()
+    return 2 - raised_B / comm.mean(raised_B)
+
+
+class DCL(nn.Module):
+    """DCL and DCLW (arXiv 2110.06848): SimCLR's network under the decoupled loss."""
+
+    n_views = 2
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        projector: Sequence[Width] = (2048, 128),
+        temperature: Positive = 0.1,
+        sigma: NonNegative = 0.0,
+    ) -> None:
+        """`sigma`: 0 is DCL; the paper's DCLW has .5."""
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp([backbone.dim, *projector], last_norm="affine")
+        self.temperature, self.sigma = temperature, sigma
+
+    def forward(self, views: Sequence[Tensor]) -> Loss:
+        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
+        return dcl_loss(za_BD, zb_BD, self.temperature, self.sigma)

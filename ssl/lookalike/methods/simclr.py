@@ -1,0 +1,53 @@
+"""SimCLR: tells a picture's other view from all other views of the batch.
+
+Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
+ICML 2020, arXiv 2002.05709, equation 1 (NT-Xent).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lookalike import comm
+from lookalike.backbones import Backbone
+from lookalike.blocks import Loss, mlp, unit
+from lookalike.contrast import log_sum_exp, own_columns
+from lookalike.recipe import Positive, Width
+
+
+def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
+    """Equation 1, averaged over the 2N views of all ranks; each row is told from the 2N - 1 others.
+
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one picture, this rank's rows. Terms:
+    `alignment`, the mean cosine of the pairs.
+    """
+    with torch.autocast(za_BD.device.type, enabled=False):
+        za_BD, zb_BD = unit(za_BD), unit(zb_BD)
+        n = comm.count(za_BD)
+        keys_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)])
+        own_B = own_columns(za_BD)
+        self_M1 = torch.cat([own_B, own_B + n])[:, None]
+        lse = log_sum_exp(torch.cat([za_BD, zb_BD]), keys_MD, temperature, self_M1).sum()
+        cosine = (za_BD * zb_BD).sum()
+        value = comm.sum(lse - 2 * cosine / temperature) / (2 * n)
+        return Loss(value, {"alignment": comm.sum(cosine.detach()) / n}, (za_BD.detach(), zb_BD.detach()))
+
+
+class SimCLR(nn.Module):
+    """SimCLR (arXiv 2002.05709): a projector on the backbone and NT-Xent on two views."""
+
+    n_views = 2
+
+    def __init__(
+        self, backbone: Backbone, *, projector: Sequence[Width] = (2048, 128), temperature: Positive = 0.1
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp([backbone.dim, *projector], last_norm="affine")
+        self.temperature = temperature
+
+    def forward(self, views: Sequence[Tensor]) -> Loss:
+        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
+        return simclr_loss(za_BD, zb_BD, self.temperature)

@@ -1,0 +1,65 @@
+"""SupCon: SimCLR's loss in which all views of all pictures of one class are positives.
+
+Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2 (L_out). The one
+method here that reads labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lookalike import comm
+from lookalike.backbones import Backbone
+from lookalike.blocks import Loss, mlp, unit
+from lookalike.contrast import log_sum_exp, own_columns
+from lookalike.recipe import Positive, Width
+
+
+def supcon_loss(za_BD: Tensor, zb_BD: Tensor, labels_B: Tensor, temperature: float) -> Loss:
+    """Equation 2, averaged over the 2N views of all ranks.
+
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one picture of class labels_B[i] (int64),
+    this rank's rows. A row's positives enter through the sum of their embeddings, class by class: nothing of
+    size N × N is held. Terms: `alignment`, the mean cosine of a picture's two views.
+    """
+    with torch.autocast(za_BD.device.type, enabled=False):
+        za_BD, zb_BD = unit(za_BD), unit(zb_BD)
+        n = comm.count(za_BD)
+        keys_MD, rows_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)]), torch.cat([za_BD, zb_BD])
+        own_B = own_columns(za_BD)
+        self_M1 = torch.cat([own_B, own_B + n])[:, None]
+        lse = log_sum_exp(rows_MD, keys_MD, temperature, self_M1).sum()
+        positives = _mean_positive(rows_MD, keys_MD, labels_B.repeat(2), comm.cat(labels_B).repeat(2)).sum()
+        value = comm.sum(lse - positives / temperature) / (2 * n)
+        terms = {"alignment": comm.mean((za_BD * zb_BD).sum(dim=1).detach())}
+        return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))
+
+
+def _mean_positive(rows_MD: Tensor, keys_ND: Tensor, labels_M: Tensor, labels_N: Tensor) -> Tensor:
+    """(M,): each row's mean product with its positives, all keys of its class but itself."""
+    classes, class_N = torch.unique(labels_N, return_inverse=True)
+    class_M = torch.searchsorted(classes, labels_M)
+    sums_CD = keys_ND.new_zeros(len(classes), keys_ND.shape[1]).index_add(0, class_N, keys_ND)
+    others_M = torch.bincount(class_N, minlength=len(classes))[class_M] - 1
+    return ((rows_MD * sums_CD[class_M]).sum(dim=1) - rows_MD.square().sum(dim=1)) / others_M
+
+
+class SupCon(nn.Module):
+    """SupCon (arXiv 2004.11362): SimCLR's network, with labels."""
+
+    n_views = 2
+    needs_labels = True
+
+    def __init__(
+        self, backbone: Backbone, *, projector: Sequence[Width] = (2048, 128), temperature: Positive = 0.1
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp([backbone.dim, *projector], last_norm="affine")
+        self.temperature = temperature
+
+    def forward(self, views: Sequence[Tensor], labels_B: Tensor) -> Loss:
+        """Two views (B, C, H, W) of the same pictures and their classes -> the loss over the batch of all ranks."""
+        za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
+        return supcon_loss(za_BD, zb_BD, labels_B, self.temperature)

@@ -1,0 +1,67 @@
+"""TiCo: draws the views of a picture together and keeps them off the directions that the past has filled.
+
+Zhu, Moraes, Karakulak, Sobol, Canziani & LeCun, "TiCo: Transformation Invariance and Covariance Contrast for
+Self-Supervised Visual Representation Learning", arXiv 2206.10698, algorithm 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lookalike import comm
+from lookalike.backbones import Backbone
+from lookalike.blocks import Loss, Teacher, mlp, unit
+from lookalike.recipe import Fraction, NonNegative, Width
+
+
+def tico_loss(z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: float) -> tuple[Loss, Tensor]:
+    """Algorithm 1 over the rows of all ranks, and the covariance that the next step calls past.
+
+    z_BD: (B, D) embeddings, k_BD: (B, D) the teacher's of the other view, without gradient, of any length, this
+    rank's rows. Terms: `alignment`, the mean cosine, and `contrast`, the covariance term before its weight `rho`.
+    """
+    with torch.autocast(z_BD.device.type, enabled=False):
+        z_BD, k_BD = unit(z_BD), unit(k_BD).detach()
+        now_DD = comm.sum(z_BD.T @ z_BD) / comm.count(z_BD)
+        mixed_DD = beta * past_DD.to(z_BD.dtype) + (1 - beta) * now_DD
+        alignment, contrast = comm.mean((z_BD * k_BD).sum(dim=1)), (mixed_DD * now_DD).sum()
+        terms = {"alignment": alignment.detach(), "contrast": contrast.detach()}
+        return Loss(rho * contrast - alignment, terms, (z_BD.detach(), k_BD)), mixed_DD.detach()
+
+
+class TiCo(nn.Module):
+    """TiCo (arXiv 2206.10698): a projector, a teacher for the second view, and a running covariance."""
+
+    n_views = 2
+    past_DD: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        projector: Sequence[Width] = (4096, 256),
+        beta: Fraction = 0.9,
+        rho: NonNegative = 8.0,
+        momentum: Fraction = 0.99,
+        final_momentum: Fraction = 1.0,
+    ) -> None:
+        """`beta`: how much of the past covariance stays; `rho`: the weight of the covariance term."""
+        super().__init__()
+        self.backbone = backbone
+        self.projector = mlp([backbone.dim, *projector], bias=True)
+        self.teacher = Teacher(backbone, self.projector, momentum=momentum, final=final_momentum)
+        self.register_buffer("past_DD", torch.zeros(projector[-1], projector[-1]))
+        self.beta, self.rho = beta, rho
+        self._next_DD: Tensor | None = None
+
+    def forward(self, views: Sequence[Tensor]) -> Loss:
+        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        z_BD, k_BD = self.projector(self.backbone(views[0])), self.teacher(views[1])
+        loss, self._next_DD = tico_loss(z_BD, k_BD, self.past_DD, self.beta, self.rho)
+        return loss
+
+    def follow(self) -> None:
+        """After a good step the covariance of this one is the past."""
+        if self._next_DD is not None:
+            self.past_DD.copy_(self._next_DD)

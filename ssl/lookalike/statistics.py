@@ -1,0 +1,182 @@
+"""What spans the batch of all ranks: moments, standardisation, BatchNorm, and energies of correlation matrices."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lookalike import comm
+
+
+def precise(x: Tensor) -> Tensor:
+    """In fp32, or fp64 where it came so: what losses and statistics are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance (kept dimensions) and count over `dims` and all ranks; differentiable.
+
+    The variance is the mean square of the centred values: E[x²] - E[x]² would cancel in fp32.
+    """
+    here = torch.full((), x.numel() // max(_kept(x, dims), 1), dtype=x.dtype, device=x.device)
+    n = comm.together(here)
+    mean = comm.sum(x.sum(dim=dims, keepdim=True)) / n
+    var = comm.sum((x - mean).square().sum(dim=dims, keepdim=True)) / n
+    return mean, var, n
+
+
+def _kept(x: Tensor, dims: Sequence[int]) -> int:
+    kept = 1
+    for d, size in enumerate(x.shape):
+        kept *= 1 if d in dims else size
+    return kept
+
+
+class _CrossEnergy(torch.autograd.Function):
+    """‖aᵀb‖²_F over all ranks by Gram matrices, each rank forming the rows of its own samples only."""
+
+    @staticmethod
+    def forward(ctx: Any, a_BD: Tensor, b_BD: Tensor) -> Tensor:
+        a_ND, b_ND = comm.cat(a_BD), comm.cat(b_BD)
+        ga_BN, gb_BN = a_BD @ a_ND.T, b_BD @ b_ND.T
+        ctx.save_for_backward(a_ND, b_ND, ga_BN, gb_BN)
+        return comm.sum((ga_BN * gb_BN).sum())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        # Every rank holds the same loss, so the others' copies send back the same gradient: W times one.
+        a_ND, b_ND, ga_BN, gb_BN = ctx.saved_tensors
+        scale = 2.0 * comm.world_size() * grad
+        return scale * (gb_BN @ a_ND), scale * (ga_BN @ b_ND)
+
+
+class _Energy(torch.autograd.Function):
+    """‖aᵀa‖²_F over all ranks: one Gram matrix serves as both of _CrossEnergy's."""
+
+    @staticmethod
+    def forward(ctx: Any, a_BD: Tensor) -> Tensor:
+        a_ND = comm.cat(a_BD)
+        g_BN = a_BD @ a_ND.T
+        ctx.save_for_backward(a_ND, g_BN)
+        return comm.sum(g_BN.square().sum())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        a_ND, g_BN = ctx.saved_tensors
+        backward: Tensor = (4.0 * comm.world_size() * grad) * (g_BN @ a_ND)
+        return backward
+
+
+def cross_energy(a_BD: Tensor, b_BD: Tensor) -> Tensor:
+    """‖aᵀb‖²_F over the rows of all ranks, in the form that costs less: 2 N² D (Gram) or N D² products.
+
+    ‖aᵀb‖²_F = Σ (a aᵀ) ∘ (b bᵀ): for N well below D two N × N Gram matrices replace the D × D one, exactly.
+    """
+    if 2 * comm.count(a_BD) <= a_BD.shape[1]:
+        energy: Tensor = _CrossEnergy.apply(a_BD, b_BD)
+        return energy
+    return comm.sum(a_BD.T @ b_BD).square().sum()
+
+
+def energy(a_BD: Tensor) -> Tensor:
+    """‖aᵀa‖²_F over the rows of all ranks, in the cheaper form: N² D or N D² products."""
+    if comm.count(a_BD) <= a_BD.shape[1]:
+        found: Tensor = _Energy.apply(a_BD)
+        return found
+    return comm.sum(a_BD.T @ a_BD).square().sum()
+
+
+def standardize(x_BD: Tensor, eps: float = 1e-5) -> Tensor:
+    """Zero mean and unit variance of every dimension over the batch of all ranks, as an affine-free BatchNorm."""
+    mean_1D, var_1D, _ = moments(x_BD, [0])
+    return (x_BD - mean_1D) * (var_1D + eps).rsqrt()
+
+
+class GlobalBatchNorm(nn.Module):
+    """BatchNorm whose statistics are those of the whole batch over all ranks, on CPU too.
+
+    torch.nn.SyncBatchNorm refuses CPU tensors. Takes over the parameters, buffers and, for timm's fused
+    layers, the `drop` and `act` of the module that it replaces, under the same names: a checkpoint does not
+    show which of the two wrote it.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.eps, self.momentum = norm.eps, norm.momentum
+        self.track_running_stats = norm.track_running_stats
+        self.weight, self.bias = norm.weight, norm.bias
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.register_buffer("num_batches_tracked", norm.num_batches_tracked)
+        self.drop = getattr(norm, "drop", nn.Identity())
+        self.act = getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, …) -> the same shape."""
+        use_batch = self.training or self.running_mean is None
+        y = self._batch(x) if use_batch else self._running(x)
+        activated: Tensor = self.act(self.drop(y))
+        return activated
+
+    def _running(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _batch(self, x: Tensor) -> Tensor:
+        dims = [d for d in range(x.dim()) if d != 1]
+        with torch.autocast(x.device.type, enabled=False):
+            x32 = precise(x)
+            mean, var, n = moments(x32, dims)
+            if self.training and self.track_running_stats:
+                self._follow(mean.detach().flatten(), var.detach().flatten(), n)
+            shape = mean.shape
+            scale = (var + self.eps).rsqrt()
+            scale = scale if self.weight is None else scale * self.weight.view(shape)
+            y = (x32 - mean) * scale
+            y = y if self.bias is None else y + self.bias.view(shape)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean_C: Tensor, var_C: Tensor, n: Tensor) -> None:
+        """Moves the running statistics as torch does: the unbiased variance, momentum None = cumulative."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        rate = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.item()
+        unbiased_C = var_C * (n / (n - 1).clamp(min=1))
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), rate)
+        self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), rate)
+
+
+@contextlib.contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """While entered, no BatchNorm below moves its running statistics.
+
+    For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before.
+    """
+    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    for norm in norms:
+        norm.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True  # type: ignore[assignment]
+
+
+def global_batchnorm(module: nn.Module) -> nn.Module:
+    """Replaces every BatchNorm below `module` by its global form; nothing changes on one rank."""
+    if comm.world_size() == 1:
+        return module
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return GlobalBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, global_batchnorm(child))
+    return module
