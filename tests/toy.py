@@ -53,16 +53,19 @@ def write(path: Path, backbone: str = RESNET) -> Path:
     return path
 
 
+def architecture(kind: str = "resnet") -> Architecture:
+    """A tiny ResNet, with batch statistics, or a tiny ViT, without; both take views of 8 pixels too."""
+    args: dict[str, Any] = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+    if kind == "resnet":
+        return Architecture("resnet18", size=16, channels=1, args=args)
+    vit = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
+    return Architecture("vit_tiny_patch16_224", size=16, channels=1, args=vit)
+
+
 def system(kind: str = "resnet", seed: int = 0) -> nn.Module:
     """A tiny Barlow Twins in training mode."""
     torch.manual_seed(seed)
-    args: dict[str, Any] = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
-    if kind == "resnet":
-        architecture = Architecture("resnet18", size=16, channels=1, args=args)
-    else:
-        vit = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
-        architecture = Architecture("vit_tiny_patch16_224", size=16, channels=1, args=vit)
-    return METHODS["barlow_twins"](architecture.build(), projector=(16, 32), off_diagonal=0.02).train()
+    return METHODS["barlow_twins"](architecture(kind).build(), projector=(16, 32), off_diagonal=0.02).train()
 
 
 def views(step: int, batch: int = 16) -> list[Tensor]:

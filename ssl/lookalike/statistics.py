@@ -110,7 +110,6 @@ class GlobalBatchNorm(nn.Module):
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()
         self.eps, self.momentum = norm.eps, norm.momentum
-        self.track_running_stats = norm.track_running_stats
         self.weight, self.bias = norm.weight, norm.bias
         self.register_buffer("running_mean", norm.running_mean)
         self.register_buffer("running_var", norm.running_var)
@@ -134,7 +133,7 @@ class GlobalBatchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x32 = precise(x)
             mean, var, n = moments(x32, dims)
-            if self.training and self.track_running_stats:
+            if self.training:
                 self._follow(mean.detach().flatten(), var.detach().flatten(), n)
             shape = mean.shape
             scale = (var + self.eps).rsqrt()
@@ -161,14 +160,15 @@ def still(module: nn.Module) -> Iterator[None]:
 
     For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before.
     """
-    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | GlobalBatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False  # type: ignore[assignment]
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True  # type: ignore[assignment]
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def global_batchnorm(module: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ def dino_loss(
     near 0, or the other near log K, is collapse.
     """
     logs = [F.log_softmax(s_BK / temperature, dim=1) for s_BK in students]
-    targets = [F.softmax((t_BK - centre_K) / teacher_temperature, dim=1).detach() for t_BK in teachers]
+    targets = [F.softmax((t_BK - centre_K.to(t_BK.dtype)) / teacher_temperature, dim=1).detach() for t_BK in teachers]
     value = students[0].new_zeros(())
     for t, target_BK in enumerate(targets):
         for s, log_BK in enumerate(logs):
