@@ -18,6 +18,7 @@ FLOORS = [
     {"comm", "recipe", "log", "folder"},
     {"views", "backbones", "optim", "statistics"},
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card"},
+    {"health"},
     {"methods", "metric", "features", "loop"},
     {"stages"},
     {"pipeline"},

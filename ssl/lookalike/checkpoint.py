@@ -7,11 +7,14 @@ file in its manifest; `latest.json` is a hint for people, the truth is the newes
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -149,6 +152,63 @@ class Checkpoints:
                 return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): choose another --out"
             return {"folder": folder.name, "about": about}
         return f"{problems[0]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
+
+
+class Saver:
+    """Writes checkpoints behind the training's back, one at a time: a training waits for the copy of its state only.
+
+    A save that fails leaves the checkpoints before it whole; `failures` counts those in a row. On leaving, the
+    last save is waited for.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints, self.failures, self.reason = checkpoints, 0, ""
+        self._thread: threading.Thread | None = None
+        self._news: list[str] = []
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
+        """Begins to write a checkpoint, after the one before is done; `tensors` must not change any more."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(step, tensors, about), name="saver")
+        self._thread.start()
+
+    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
+        try:
+            _refuse_nonfinite(self.checkpoints.folder, step, tensors["model"])
+            self.checkpoints.save(step, tensors, about)
+            self.failures = 0
+        except Exception as error:  # whatever it is, the training must hear of it and not die of it
+            self.failures += 1
+            self.reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            self._news.append(self.reason)
+
+    def wait(self) -> None:
+        """Until the save in hand, if any, has ended, well or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def news(self) -> list[str]:
+        """What failed since it was last asked."""
+        found, self._news = self._news, []
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait()
+
+
+def _refuse_nonfinite(folder: Path, step: int, model: Mapping[str, Tensor]) -> None:
+    for name, tensor in model.items():
+        if not torch.isfinite(tensor).all():
+            raise RunError(
+                f"{folder.parent}: {name} is no longer a number after step {step}: lower the learning rate, lengthen "
+                "the warm-up, or take precision: fp32; what was saved before is whole"
+            )
 
 
 def _checked(folder: Path) -> dict[str, Any]:
