@@ -17,7 +17,7 @@ FLOORS = [
     {"errors", "draw", "signals"},
     {"comm", "recipe", "log", "folder"},
     {"views", "backbones", "optim"},
-    {"engine", "data", "scoring", "checkpoint", "blocks", "card"},
+    {"engine", "data", "scoring", "checkpoint", "blocks", "card", "watchdog", "fault"},
     {"methods", "metric", "features", "loop"},
     {"stages"},
     {"pipeline"},
