@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "ssl" / "lookalike"
 FLOORS = [
     {"errors", "draw", "signals"},
-    {"comm", "recipe", "log", "folder"},
+    {"comm", "recipe", "log", "folder", "hostfile"},
     {"views", "backbones", "optim"},
     {"engine", "data", "scoring", "checkpoint", "blocks", "card", "watchdog", "fault"},
-    {"methods", "metric", "features", "loop"},
+    {"methods", "metric", "features", "loop", "doctor"},
     {"stages"},
     {"pipeline"},
     {"__init__", "__main__", "cli"},

@@ -34,6 +34,9 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."),
 ]
+HostFile = Annotated[
+    Path | None, typer.Option("--hostfile", metavar="FILE", help="Machines, a line `name slots=N` each.")
+]
 
 
 @app.command()
@@ -83,6 +86,43 @@ def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
     from lookalike import pipeline
 
     print(pipeline.show(lookalike.load_recipe(recipe, overrides or ())))
+
+
+@app.command()
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="As for run; nothing is written.")] = None,
+    hostfile: HostFile = None,
+) -> None:
+    """Refuses what `run` with the same words would refuse, and does nothing else: for launchers."""
+    from lookalike.hostfile import read_hosts
+
+    if hostfile:
+        read_hosts(hostfile)
+    from lookalike import pipeline
+
+    pipeline.preflight(lookalike.load_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Its data set is compared too.")] = None,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where disk space is looked for.")] = Path(),
+    hostfile: HostFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The reports as one line of JSON.")] = False,
+) -> None:
+    """What would spoil a training on these machines: ssh, versions, GPUs, bandwidth, data, disk, clocks."""
+    from lookalike import doctor
+    from lookalike.hostfile import read_hosts
+
+    words = [recipe, *(overrides or ()), "--out", str(out)] if recipe else ["--out", str(out)]
+    loaded = lookalike.load_recipe(recipe, overrides or ()) if recipe else None
+    reports = doctor.everywhere(read_hosts(hostfile), words) if hostfile else doctor.here(loaded, out)
+    doctor.tell(reports, as_json)
 
 
 @app.command()
