@@ -15,11 +15,11 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "ssl" / "lookalike"
 FLOORS = [
     {"errors", "draw", "signals"},
-    {"comm", "recipe", "log", "folder"},
+    {"comm", "recipe", "log", "folder", "hostfile"},
     {"views", "backbones", "optim", "statistics"},
-    {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card"},
+    {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
     {"health"},
-    {"methods", "metric", "features", "loop"},
+    {"methods", "metric", "features", "loop", "doctor"},
     {"stages"},
     {"pipeline"},
     {"__init__", "__main__", "cli"},

@@ -33,6 +33,8 @@ RECIPE = "recipe.yaml"
 FILES = {"model.safetensors", "optim.safetensors"}
 # Another value of these makes another backbone; the later stages may change and are simply done again.
 _FIXED = ("seed", "data", "backbone", "pretrain")
+# Changes nothing of what is trained, and a run from before it existed goes on.
+_FREE = {"timeout"}
 
 
 def open_run(out: Path, recipe: Recipe) -> Path:
@@ -87,7 +89,7 @@ def _refuse_other(path: Path, recipe: Recipe) -> None:
 
 def _differences(key: str, earlier: Any, now: Any) -> list[str]:
     if isinstance(earlier, dict) and isinstance(now, dict):
-        keys = sorted({*earlier, *now})
+        keys = sorted({*earlier, *now} - _FREE)
         return [line for k in keys for line in _differences(f"{key}.{k}", earlier.get(k), now.get(k))]
     return [] if earlier == now else [f"{key}: {json.dumps(earlier)} -> {json.dumps(now)}"]
 

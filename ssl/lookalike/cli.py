@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import lookalike
-from lookalike.errors import Error
+from lookalike.errors import LOST, Error, LostError
 from lookalike.signals import Stopped
 
 app = typer.Typer(
@@ -33,6 +33,9 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder;
 Model = Annotated[
     str | None,
     typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."),
+]
+HostFile = Annotated[
+    Path | None, typer.Option("--hostfile", metavar="FILE", help="Machines, a line `name slots=N` each.")
 ]
 
 
@@ -86,6 +89,43 @@ def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="As for run; nothing is written.")] = None,
+    hostfile: HostFile = None,
+) -> None:
+    """Refuses what `run` with the same words would refuse, and does nothing else: for launchers."""
+    from lookalike.hostfile import read_hosts
+
+    if hostfile:
+        read_hosts(hostfile)
+    from lookalike import pipeline
+
+    pipeline.preflight(lookalike.load_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Its data set is compared too.")] = None,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where disk space is looked for.")] = Path(),
+    hostfile: HostFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The reports as one line of JSON.")] = False,
+) -> None:
+    """What would spoil a training on these machines: ssh, versions, GPUs, bandwidth, data, disk, clocks."""
+    from lookalike import doctor
+    from lookalike.hostfile import read_hosts
+
+    words = [recipe, *(overrides or ()), "--out", str(out)] if recipe else ["--out", str(out)]
+    loaded = lookalike.load_recipe(recipe, overrides or ()) if recipe else None
+    reports = doctor.everywhere(read_hosts(hostfile), words) if hostfile else doctor.here(loaded, out)
+    doctor.tell(reports, as_json)
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
     from lookalike import pipeline
@@ -102,12 +142,18 @@ def options(
 
 
 def main() -> None:
-    """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop."""
+    """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop, LOST without a peer."""
     warnings.showwarning = _one_line
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(guarded(app))
+    for name in {"SIGTERM", "SIGUSR1"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), _interrupt)
+    code = guarded(app)
+    if code == LOST:
+        # What still runs on a device or in a thread waits for the lost rank: leave without asking it.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def guarded(verb: Callable[[], Any]) -> int:
@@ -121,8 +167,20 @@ def guarded(verb: Callable[[], Any]) -> int:
         number = stop.args[0] if stop.args else signal.SIGINT
         print(f"lookalike: stopped by {signal.Signals(number).name}: the same command goes on", file=sys.stderr)
         return 128 + int(number)
+    except LostError as error:
+        return _refused(error, str(error), LOST)
     except Error as error:
         return _refused(error, str(error))
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        reason = str(error).split("]", 1)[-1].split(". ")[0].strip() or type(error).__name__
+        return _refused(
+            error,
+            f"another rank has ended or hangs ({reason[:160]}): see the first error above or in its log; the same "
+            "command goes on from the last checkpoint",
+            LOST,
+        )
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         return _refused(error, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where")
     finally:
@@ -130,15 +188,24 @@ def guarded(verb: Callable[[], Any]) -> int:
     return 0
 
 
-def _refused(error: BaseException, text: str) -> int:
+def _refused(error: BaseException, text: str, code: int = 2) -> int:
     if os.environ.get("LOOKALIKE_DEBUG"):
         traceback.print_exception(error)
     print(f"lookalike: {text}", file=sys.stderr)
-    return 2
+    return code
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether torch says that another rank is gone."""
+    if "torch" not in sys.modules:
+        return False
+    from lookalike import comm
+
+    return comm.lost(error)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM outside training ends as Ctrl-C does; the training loop has handlers of its own."""
+    """SIGTERM and SIGUSR1 outside training end it as Ctrl-C does; the training loop has handlers of its own."""
     raise KeyboardInterrupt(number)
 
 

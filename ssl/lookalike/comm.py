@@ -10,15 +10,30 @@ one process would find on the whole batch, for even and uneven splits alike.
 import builtins
 import datetime
 import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookalike.errors import RunError
+from lookalike.errors import LostError, RunError
 
-_TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT = "LOOKALIKE_TIMEOUT"
+# The watchdog of a rank that waits in the loop, which tells more than an error of the network, comes first.
+_LATER = 3.0
+_PATIENCE = datetime.timedelta(days=30)
+_PATIENT: list[Any] = []
+# How gloo, NCCL and the store say that another rank has gone or does not answer.
+_GONE = re.compile(
+    r"closed by peer|reset by peer|broken pipe|timed out|timeout|socket closed|pair closure|remote process exited|"
+    r"remote error|remote server|communicator was aborted|got 0 bytes|connectfullmesh|connection refused",
+    re.IGNORECASE,
+)
 
 
 def started() -> bool:
@@ -53,10 +68,25 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def start(*, alone: bool = False) -> None:
+def timeout(asked: float) -> float:
+    """Seconds after which a rank that does not answer is lost: LOOKALIKE_TIMEOUT where set, else as asked."""
+    text = os.environ.get(TIMEOUT)
+    if not text:
+        return asked
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RunError(f"environment: {TIMEOUT}={text!r} is no number of seconds above 0: unset it, or say 1800")
+    return seconds
+
+
+def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
     """Joins the process group that the launcher's environment names; `alone` makes one of a single process.
 
-    Raises RunError when the environment is incomplete or the group does not come together in 30 minutes.
+    A collective fails after `seconds`, or LOOKALIKE_TIMEOUT. Raises RunError when the environment is incomplete
+    or names no host, LostError when the group does not come together in that time.
     """
     if not started() and rank() >= world_size():
         raise RunError(f"environment: RANK={rank()} of WORLD_SIZE={world_size()}: unset both, or start with torchrun")
@@ -68,20 +98,60 @@ def start(*, alone: bool = False) -> None:
         raise RunError(f"environment: {', '.join(missing)} not set: start ranks with torchrun or launch/local.sh")
     if torch.cuda.is_available():
         torch.cuda.set_device(device())
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    try:
+    limit = datetime.timedelta(seconds=timeout(seconds) + _LATER)
+    _default_timeout(limit)
+    with _joining():
         if missing:
             store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
+            dist.init_process_group(_backend(), store=store, rank=0, world_size=1, timeout=limit)
         else:
-            dist.init_process_group(backend, timeout=_TIMEOUT)
+            _refuse_unknown_host(os.environ["MASTER_ADDR"])
+            dist.init_process_group(_backend(), timeout=limit)
+        if world_size() > 1:
+            _PATIENT[:] = [dist.new_group(backend="gloo", timeout=limit)]
+
+
+def _backend() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _default_timeout(limit: datetime.timedelta) -> None:
+    """Groups that others make, DeepSpeed's among them, take the default, whatever `start` was told."""
+    dist.distributed_c10d.default_pg_timeout = limit
+    dist.distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
+
+
+def _refuse_unknown_host(address: str) -> None:
+    """torch would ask for the address again and again until the timeout."""
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        raise RunError(
+            f"environment: MASTER_ADDR={address!r} cannot be resolved ({error}): "
+            "name the first node as this one knows it"
+        ) from error
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"process group: {str(error).splitlines()[0]}: is every rank up and reachable?") from error
+        kind = LostError if lost(error) else RunError
+        raise kind(f"process group: {str(error).splitlines()[0]}: is every rank up and reachable?") from error
+
+
+def lost(error: BaseException) -> bool:
+    """Whether this says that another rank has ended or does not answer, in the words of gloo, NCCL or the store."""
+    text = str(error)
+    ours = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "pair closure" in text
+    return isinstance(error, RuntimeError) and ours and bool(_GONE.search(text))
 
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
     if started():
+        _PATIENT.clear()
         dist.destroy_process_group()
 
 
@@ -89,6 +159,12 @@ def barrier() -> None:
     """Waits for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def patient_barrier() -> None:
+    """Waits for all ranks while one of them works alone, for as long as it lives."""
+    if world_size() > 1:
+        dist.monitored_barrier(_PATIENT[0], timeout=_PATIENCE)
 
 
 def together(flags: Tensor) -> Tensor:
@@ -114,6 +190,37 @@ def from_first(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """What each rank says, in rank order, on every rank (plain Python data)."""
+    if world_size() == 1:
+        return [value]
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def bandwidth(mebibytes: int = 32, rounds: int = 5) -> float:
+    """Bytes a second through each rank in an all-reduce, 2 (W - 1) / W of its size; the best of `rounds`.
+
+    0 on one rank. The same figure on any number of ranks means links of the same speed.
+    """
+    world = world_size()
+    if world == 1:
+        return 0.0
+    x = torch.ones(mebibytes * 2**18, device=device())
+    seconds = min(_time(x) for _ in range(rounds))
+    return 2 * (world - 1) / world * 4 * len(x) / seconds
+
+
+def _time(x: Tensor) -> float:
+    dist.barrier()
+    began = time.monotonic()
+    dist.all_reduce(x)
+    x[:1].item()
+    x.fill_(1.0)
+    return time.monotonic() - began
 
 
 @torch.no_grad()

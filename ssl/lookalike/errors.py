@@ -1,4 +1,12 @@
-"""What a user did or met that stops the work: one line that names the place and the remedy, exit code 2."""
+"""What a user did or met that stops the work: one line that names the place and the remedy, exit code 2.
+
+Codes from 128 on mean that the same command may go on: 128 + signal, LOST, HUNG.
+"""
+
+# Another rank has ended or does not answer.
+LOST = 200
+# This rank was ended by its own watchdog.
+HUNG = 201
 
 
 class Error(Exception):
@@ -19,3 +27,7 @@ class BackboneError(Error):
 
 class RunError(Error):
     """A run folder, a checkpoint or a training run that cannot go on."""
+
+
+class LostError(RunError):
+    """Another rank has ended or does not answer: exit code LOST, the same command goes on."""

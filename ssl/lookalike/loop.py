@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm, draw
+from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
 from lookalike.checkpoint import Checkpoints
 from lookalike.data.loader import Batch, batches, workers_for
@@ -18,8 +18,9 @@ from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError
 from lookalike.log import BadSamples, Meter, Metrics, Terminal
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
-from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Spec
+from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Spec
 from lookalike.signals import Signals, Stopped
+from lookalike.watchdog import Watchdog
 
 ENGINE = Choice(ENGINES, given={"module", "optimizer", "accumulate"})
 _OTHERWISE = ", lengthen the warm-up, or take precision: fp32; what was saved before is whole"
@@ -32,7 +33,8 @@ class Settings:
 
     `final_weight_decay`: what the weight decay goes to by a half cosine, by default it stays;
     `max_bad`: the share of pictures that may be unreadable (at least 100) before the run stops; `workers`:
-    loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay.
+    loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay;
+    `timeout`: seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
     """
 
     optimizer: Annotated[Spec, OPTIMIZER]
@@ -46,6 +48,7 @@ class Settings:
     save_every_epochs: Count = 1
     keep: Count = 2
     max_bad: Fraction = 0.001
+    timeout: Positive = 1800.0
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:
@@ -98,8 +101,10 @@ def train(job: Job, settings: Settings) -> None:
     bad = BadSamples(job.folder / "bad_samples.jsonl", max(100, round(settings.max_bad * len(job.pictures))))
     stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate)
     terminal = Terminal(job.title, steps, order.steps_per_epoch, done, active=comm.rank() == 0)
-    with metrics, terminal, Signals() as signals:
+    watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), done)
+    with metrics, terminal, Signals() as signals, watchdog:
         while done < steps:
+            fault.strike(done + 1)
             torch.manual_seed(draw.seed(order.seed, "step", done, comm.rank()))
             rates, new_bad = set_rates(engine.optimizer, factor(done)), 0
             begin(engine, settings, Moment(done, steps, done / order.steps_per_epoch))
@@ -124,6 +129,7 @@ def train(job: Job, settings: Settings) -> None:
                 save(engine, checkpoints, done, job.fixed)
             if stop and done < steps:
                 raise Stopped(signals.caught, done, steps)
+            watchdog.step(done)
 
 
 def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:

@@ -60,9 +60,11 @@ def run(recipe: Recipe, out: str | Path) -> Path:
 
     Training stages run on all ranks, scores and export on the first.
     """
-    comm.start()
+    wanted = recipe.values
+    training = [wanted[name].timeout for name in ("pretrain", "finetune") if wanted[name]]
+    comm.start(seconds=max(training, default=1800.0))
     preflight(recipe)
-    folder, wanted = Path(out), recipe.values
+    folder = Path(out)
     backbone: Path | str = folder / "backbone"
     if wanted["pretrain"]:
         backbone = pretrain(recipe, folder)
@@ -75,7 +77,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     scores: dict[str, Any] = {}
     if wanted["probe"] and comm.rank() == 0:
         scores |= probe(backbone, recipe, folder)
-    comm.barrier()
+    comm.patient_barrier()
     embedding = finetune(backbone, recipe, folder) if wanted["finetune"] else None
     if comm.rank() == 0:
         found = _evaluate(recipe, folder, backbone, embedding) if wanted["evaluate"] else {}
@@ -84,7 +86,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
             if embedding:
                 export(embedding, recipe, folder / "export" / "embedding", found)
         say(_results(folder))
-    comm.barrier()
+    comm.patient_barrier()
     return folder
 
 

@@ -65,7 +65,7 @@ class System(nn.Module):
 def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -> Path:
     """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the embedding folder."""
     settings, seed = recipe.section(Finetune), recipe.values["seed"]
-    comm.start()
+    comm.start(seconds=settings.timeout)
     folder = open_run(Path(out), recipe) / "finetune"
     opened = open_backbone(backbone, recipe.values["backbone"])
     about = {"recipe": recipe.digest("seed", "data", "finetune"), "backbone": card.weights_digest(opened)}

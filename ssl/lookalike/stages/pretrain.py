@@ -66,7 +66,7 @@ def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] |
     `method`: a class of your own in place of the recipe's, called as method(backbone).
     """
     settings, seed = recipe.section(Pretrain), recipe.values["seed"]
-    comm.start()
+    comm.start(seconds=settings.timeout)
     folder = open_run(Path(out), recipe)
     target = folder / "backbone"
     about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}

@@ -1,0 +1,42 @@
+"""A hostfile, `name slots=N` a line: names that a shell, ssh and pdsh cannot take for anything else."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from lookalike.errors import RunError
+
+_LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252})[ \t]+slots=([1-9][0-9]{0,3})")
+
+
+class Host(NamedTuple):
+    """A machine, and how many ranks run on it."""
+
+    name: str
+    slots: int
+
+
+def read_hosts(path: str | Path) -> list[Host]:
+    """The machines of a hostfile in order. Raises RunError that names the line which is none."""
+    try:
+        lines = Path(path).read_text(encoding="ascii").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read as a hostfile ({error}): a line `name slots=N` a machine") from error
+    hosts = [_host(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if _says_something(line)]
+    if not hosts:
+        raise RunError(f"{path}: names no machine: a line `name slots=N` each")
+    twice = {host.name for host in hosts if [other.name for other in hosts].count(host.name) > 1}
+    if twice:
+        raise RunError(f"{path}: {', '.join(sorted(twice))} stands twice: one line a machine, with all its slots")
+    return hosts
+
+
+def _says_something(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _host(place: str, line: str) -> Host:
+    found = _LINE.fullmatch(line.strip(" \t\r"))
+    if not found:
+        raise RunError(f"{place}: {line[:80]!r} is no machine: write `name slots=N`, name in letters, digits, . _ -")
+    return Host(found[1], int(found[2]))
