@@ -71,6 +71,8 @@ class Teacher(nn.Module):
     keep running statistics of their own; its dropout is off.
     """
 
+    elementwise = True  # `follow` works number by number: at ZeRO stage 3 shards of the weights are enough for it
+
     def __init__(self, *students: nn.Module, momentum: float, final: float = 1.0) -> None:
         super().__init__()
         self.momentum, self.final, self.now = momentum, final, momentum

@@ -171,6 +171,13 @@ def still(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+def running(module: nn.Module) -> list[Tensor]:
+    """The running statistics of every BatchNorm below, as they are: a forward in training moves them."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
+    return [tensor for norm in norms for name in names if (tensor := getattr(norm, name)) is not None]
+
+
 def global_batchnorm(module: nn.Module) -> nn.Module:
     """Replaces every BatchNorm below `module` by its global form; nothing changes on one rank."""
     if comm.world_size() == 1:

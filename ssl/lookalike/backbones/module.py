@@ -105,7 +105,7 @@ class GeM(nn.Module):
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
-        self.p, self.eps = nn.Parameter(torch.tensor(p)), eps
+        self.p, self.eps = nn.Parameter(torch.tensor([p])), eps  # a shape: DeepSpeed sends no number without
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, D) over the N places."""

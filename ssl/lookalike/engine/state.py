@@ -1,6 +1,7 @@
 """A training state by parameter name: what one engine saves, any other can load."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,12 +25,15 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
+def followers(module: nn.Module) -> list[Any]:
+    """Every module below that has a `follow`."""
+    return [part for part in module.modules() if callable(getattr(part, "follow", None))]
+
+
 def follow(module: nn.Module) -> None:
     """Calls `follow` of every module below that has it."""
-    for part in module.modules():
-        heard = getattr(part, "follow", None)
-        if callable(heard):
-            heard()
+    for part in followers(module):
+        part.follow()
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -42,12 +46,23 @@ def model_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: copied(tensor) for name, tensor in module.state_dict().items()}
 
 
+def misfit(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> str:
+    """What keeps saved tensors from being loaded where these shapes are, or nothing."""
+    for name in sorted(shapes.keys() | tensors.keys()):
+        if name not in tensors or name not in shapes:
+            where = "the checkpoint" if name not in tensors else "the recipe's model"
+            return f"checkpoint: does not fit the recipe's model: {name} is missing in {where}"
+        if tensors[name].shape != shapes[name]:
+            found, wanted = tuple(tensors[name].shape), tuple(shapes[name])
+            return f"checkpoint: does not fit the recipe's model: {name} has shape {found}, not {wanted}"
+    return ""
+
+
 def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Takes parameters and buffers back; every name and shape has to fit."""
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise RunError(f"checkpoint: does not fit the recipe's model: {' '.join(str(error).split())[:200]}") from error
+    if problem := misfit({name: tensor.shape for name, tensor in module.state_dict().items()}, tensors):
+        raise RunError(problem)
+    module.load_state_dict(tensors, strict=True)
 
 
 def optim_state(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

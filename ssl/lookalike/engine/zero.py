@@ -1,10 +1,11 @@
-"""DeepSpeed behind the seam: ZeRO stage 0 and 1 on any number of ranks, with every default that matters written out.
+"""DeepSpeed behind the seam: ZeRO stages 0 to 3 on any number of ranks, with every default that matters written out.
 
 ZeRO: Rajbhandari, Rasley, Ruwase & He, SC 2020, arXiv 1910.02054. The state is saved by parameter name, not in
 DeepSpeed's own format (which is a pickle, and tied to the number of ranks): any engine and stage can load it.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import warnings
@@ -16,24 +17,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lookalike import comm
-from lookalike.engine.state import (
-    Precision,
-    State,
-    autocast,
-    by_parameter,
-    copied,
-    follow,
-    load_model,
-    load_optim,
-    model_state,
-    optim_state,
-)
+from lookalike.engine.activations import checkpoint_activations as checkpoint_backbone
+from lookalike.engine.guard import Guard
+from lookalike.engine.shards import Flat, Layout, Split, Whole
+from lookalike.engine.state import Precision, State, autocast
 from lookalike.errors import RunError
 from lookalike.optim import is_layerwise
 from lookalike.recipe import NonNegative
 from lookalike.statistics import still
 
-Stage = Literal[0, 1]
+Stage = Literal[0, 1, 2, 3]
+_BUCKET = 50_000_000  # numbers that cross ranks at a time; DeepSpeed's 500 million would hold 2 GB of each GPU
+_SMALL = 100_000  # numbers of a parameter that stage 3 still keeps whole on every rank between steps
 
 
 class _Autocast(nn.Module):
@@ -49,7 +44,11 @@ class _Autocast(nn.Module):
 
 
 class Zero:
-    """DeepSpeed ZeRO, the engine for several ranks; `clip` 0 leaves the gradient alone."""
+    """DeepSpeed ZeRO, the engine for several ranks; `clip` 0 leaves the gradient alone.
+
+    `stage`: what is cut over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradient too, 3 the parameters
+    too; `checkpoint_activations`: the backbone's activations are computed again in backward, not kept.
+    """
 
     def __init__(
         self,
@@ -60,89 +59,89 @@ class Zero:
         precision: Precision = "fp32",
         clip: NonNegative = 0.0,
         stage: Stage = 0,
+        checkpoint_activations: bool = False,
     ) -> None:
         refuse_layerwise(is_layerwise(optimizer), stage)
+        refuse_shapeless(module)
+        if checkpoint_activations:
+            checkpoint_backbone(module)
         deepspeed = _deepspeed()
         self.module, self.optimizer, self.stage = module, optimizer, stage
+        self.accumulate = accumulate
         comm.spread(module)
+        self._guard = Guard(module)
+        self._switch = Switch(optimizer)
         with _calm():
             self._engine, wrapped, *_ = deepspeed.initialize(
                 model=_Autocast(module, precision),
                 optimizer=optimizer,
                 config=_config(accumulate, clip, stage),
             )
-        self._sharded = wrapped if stage > 0 else None
+        self._layout: Layout = Whole(module, optimizer)
+        if stage > 0:
+            self._layout = (Split if stage == 3 else Flat)(module, optimizer, deepspeed, wrapped)
 
     def __call__(self, *inputs: Any) -> Any:
+        self._guard.begin()
         return self._engine(*inputs)
 
     def backward(self, value: Tensor) -> None:
         with still(self.module):
             self._engine.backward(value)
 
-    def step(self) -> None:
-        self._engine.step()
+    def finite(self) -> Tensor:
+        return self._guard.finite()
+
+    def step(self, skip: bool = False) -> None:
+        last = self._engine.is_gradient_accumulation_boundary()
+        with self._switch.off(skip):
+            self._engine.step()
+        if last:
+            self._guard.end(skip)
 
     def follow(self) -> None:
-        follow(self.module)
+        with torch.no_grad():
+            self._layout.follow()
 
     def save(self) -> State:
-        if self._sharded is None:
-            return State(model_state(self.module), optim_state(self.module, self.optimizer))
-        return State(model_state(self.module), self._collect())
+        return self._layout.save()
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        load_model(self.module, state.model)
-        if self._sharded is None:
-            load_optim(self.module, self.optimizer, state.optim)
-        else:
-            self._scatter(by_parameter(state.optim))
+        self._layout.load(state)
 
-    def _collect(self) -> dict[str, Tensor]:
-        """Each parameter's optimizer state, whole, from the flat shards of all ranks."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def close(self) -> None:
+        self._guard.close()
+        self._layout.restore()
+        self._switch.close()
+        self._engine.destroy()
 
-        self._link()
-        found = {}
-        for name, parameter, flat in self._parameters():
-            for key, value in self.optimizer.state[flat].items():
-                if torch.is_tensor(value) and value.shape == flat.shape:
-                    found[f"{name}/{key}"] = copied(safe_get_full_optimizer_state(parameter, key))
-                elif value is not None:
-                    found[f"{name}/{key}"] = copied(torch.as_tensor(value))
-        return found
 
-    def _scatter(self, nested: dict[str, dict[str, Tensor]]) -> None:
-        """Cuts each parameter's value and optimizer state into the flat shards again."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+class Switch:
+    """Stands before an optimizer's `step`: while off, DeepSpeed counts and clears as ever, but nothing is moved."""
 
-        for name, _, flat in self._parameters():
-            self.optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if value.dim() else value.clone()
-                for key, value in nested.get(name, {}).items()
-            }
-        self._link()
-        for name, parameter, _ in self._parameters():
-            safe_set_full_fp32_param(parameter, parameter.detach().float())
-            for key, value in nested.get(name, {}).items():
-                if value.dim():
-                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer, self._on = optimizer, True
+        step = optimizer.step
 
-    def _link(self) -> None:
-        """DeepSpeed links shards to parameters once, too early where there are several groups: link again."""
-        assert self._sharded is not None
-        self._sharded._hp_optimizer_states_linked = False
-        self._sharded._lazy_init_hp_params_optimizer_state()
+        @functools.wraps(step)
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            return step(*arguments, **named) if self._on else None
 
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """Name, parameter and the flat fp32 shard of its group on this rank."""
-        assert self._sharded is not None
-        names = {id(p): n for n, p in self.module.named_parameters()}
-        for parameters, flat in zip(
-            self._sharded.bit16_groups, self._sharded.single_partition_of_fp32_groups, strict=True
-        ):
-            yield from ((names[id(p)], p, flat) for p in parameters)
+        optimizer.step = guarded  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def off(self, wanted: bool) -> Iterator[None]:
+        """While entered, `step` does nothing, if that is wanted."""
+        self._on = not wanted
+        try:
+            yield
+        finally:
+            self._on = True
+
+    def close(self) -> None:
+        """The optimizer has its own `step` again."""
+        vars(self._optimizer).pop("step", None)
 
 
 def refuse_layerwise(layerwise: bool, stage: int) -> None:
@@ -154,6 +153,13 @@ def refuse_layerwise(layerwise: bool, stage: int) -> None:
         )
 
 
+def refuse_shapeless(module: nn.Module) -> None:
+    """Raises RunError for a parameter of no dimension, which DeepSpeed cannot send to other ranks."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() == 0:
+            raise RunError(f"engine: {name} has no dimension, which DeepSpeed cannot send: make it of shape (1,)")
+
+
 def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
     """DeepSpeed clips at 1.0 unless told otherwise; its batch sizes only satisfy its own checks."""
     return {
@@ -161,12 +167,48 @@ def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": clip,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "zero_optimization": _zero_config(clip, stage),
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},
+        "torch_autocast": {"enabled": False},
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": "fp32",
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
     }
+
+
+def _zero_config(clip: float, stage: Stage) -> dict[str, Any]:
+    """Without the norm, stages 1 and 2 neither wait for the device nor skip a step behind the loop's back.
+
+    At stage 3 DeepSpeed would put a function of its own in the place of torch's `linear`, for the whole process.
+    """
+    found: dict[str, Any] = {
+        "stage": stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": _BUCKET,
+        "allgather_partitions": True,
+        "allgather_bucket_size": _BUCKET,
+        "round_robin_gradients": False,
+        "ignore_unused_parameters": True,
+    }
+    if stage in (1, 2):
+        found["compute_grad_norm"] = clip > 0
+    if stage == 3:
+        found |= {
+            "sub_group_size": 1_000_000_000,
+            "stage3_prefetch_bucket_size": _BUCKET,
+            "stage3_param_persistence_threshold": _SMALL,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            "memory_efficient_linear": False,
+        }
+    return found
 
 
 def _deepspeed() -> Any:
