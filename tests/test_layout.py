@@ -18,7 +18,7 @@ FLOORS = [
     {"comm", "recipe", "log", "folder", "hostfile"},
     {"views", "backbones", "optim", "statistics"},
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
-    {"health"},
+    {"health", "trouble"},
     {"methods", "metric", "features", "loop", "doctor"},
     {"stages"},
     {"pipeline"},

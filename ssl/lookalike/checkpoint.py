@@ -34,7 +34,7 @@ FILES = {"model.safetensors", "optim.safetensors"}
 # Another value of these makes another backbone; the later stages may change and are simply done again.
 _FIXED = ("seed", "data", "backbone", "pretrain")
 # Changes nothing of what is trained, and a run from before it existed goes on.
-_FREE = {"timeout"}
+_FREE = {"timeout", "log_every", "health_every", "on_collapse", "save_every_epochs", "keep", "workers", "max_bad"}
 
 
 def open_run(out: Path, recipe: Recipe) -> Path:

@@ -35,6 +35,13 @@ class Metrics:
             self._file = self.path.open("a", encoding="utf-8")
             self._open_board(folder / "tensorboard", step)
 
+    def cut(self, step: int) -> None:
+        """Drops what lies beyond `step`: the training has gone back there."""
+        if self.active:
+            self._file.close()
+            _cut(self.path, step)
+            self._file = self.path.open("a", encoding="utf-8")
+
     def _open_board(self, folder: Path, step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -98,6 +105,7 @@ class Meter:
 
     def _reset(self) -> None:
         self._parts: dict[str, list[torch.Tensor]] = {"loss": []}
+        self._noted: dict[str, float] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
     @contextlib.contextmanager
@@ -107,17 +115,31 @@ class Meter:
         yield
         self._waited += time.monotonic() - entered
 
+    def note(self, values: Mapping[str, float]) -> None:
+        """Measurements that were not made at every step; the newest stands in the next values."""
+        self._noted |= values
+
     def add(self, value: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
         """One micro-batch's loss and its terms."""
         for name, part in {"loss": value, **terms}.items():
             self._parts.setdefault(name, []).append(part.detach())
+
+    def drop(self, count: int) -> None:
+        """Forgets the last `count` micro-batches."""
+        for parts in self._parts.values():
+            del parts[-count:]
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self._parts["loss"])
 
     def values(self) -> dict[str, float]:
         """Means of loss and terms, images_per_s over all ranks, waiting (share of the time), since the last call."""
         means = {name: float(torch.stack(parts).double().mean()) for name, parts in self._parts.items()}
         seconds = max(time.monotonic() - self._since, 1e-9)
         images = self.images * len(self._parts["loss"])
-        found = {**means, "images_per_s": images / seconds, "waiting": self._waited / seconds}
+        found = {**means, **self._noted, "images_per_s": images / seconds, "waiting": self._waited / seconds}
         self._reset()
         return found
 

@@ -1,29 +1,31 @@
 """The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on one screen."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
-from lookalike.checkpoint import Checkpoints
+from lookalike.checkpoint import Checkpoints, Saver
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.pictures import Pictures
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError
+from lookalike.health import Alarm, measure, queue_ages
 from lookalike.log import BadSamples, Meter, Metrics, Terminal
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
 from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Spec
 from lookalike.signals import Signals, Stopped
+from lookalike.trouble import Trouble
 from lookalike.watchdog import Watchdog
 
 ENGINE = Choice(ENGINES, given={"module", "optimizer", "accumulate"})
-_OTHERWISE = ", lengthen the warm-up, or take precision: fp32; what was saved before is whole"
 OPTIMIZER = Choice(OPTIMIZERS, given={"groups"})
 
 
@@ -34,6 +36,7 @@ class Settings:
     `final_weight_decay`: what the weight decay goes to by a half cosine, by default it stays;
     `max_bad`: the share of pictures that may be unreadable (at least 100) before the run stops; `workers`:
     loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay;
+    `health_every`: steps between measurements of the embeddings, 0 for none; `on_collapse`: what an alarm does;
     `timeout`: seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
     """
 
@@ -48,6 +51,8 @@ class Settings:
     save_every_epochs: Count = 1
     keep: Count = 2
     max_bad: Fraction = 0.001
+    health_every: Index = 25
+    on_collapse: Literal["warn", "stop"] = "warn"
     timeout: Positive = 1800.0
 
     def __post_init__(self) -> None:
@@ -89,47 +94,66 @@ class Job:
 def train(job: Job, settings: Settings) -> None:
     """Trains from the newest checkpoint in the job's folder to the last step.
 
-    Raises Stopped after a signal, with everything saved; RunError when the loss is no longer a number.
+    Raises Stopped after a signal, with everything saved; RunError when steps are no numbers again and again, or
+    when nothing can be saved.
     """
     order, steps = job.order, settings.epochs * job.order.steps_per_epoch
     warmup = round(settings.warmup_epochs * order.steps_per_epoch)
     factor = partial(warmup_cosine, steps=steps, warmup=warmup, final=settings.final_lr)
     engine = make_engine(settings, job.module, order.accumulate)
-    checkpoints = Checkpoints(job.folder / "checkpoints", settings.keep)
-    done = resume(engine, checkpoints, job.fixed)
+    saver = Saver(Checkpoints(job.folder / "checkpoints", settings.keep))
+    done = resume(engine, saver.checkpoints, job.fixed)
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
     bad = BadSamples(job.folder / "bad_samples.jsonl", max(100, round(settings.max_bad * len(job.pictures))))
     stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate)
     terminal = Terminal(job.title, steps, order.steps_per_epoch, done, active=comm.rank() == 0)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), done)
-    with metrics, terminal, Signals() as signals, watchdog:
+    alarm, trouble = Alarm(), Trouble(job.folder, job.title)
+    with metrics, terminal, saver, Signals() as signals, watchdog:
         while done < steps:
             fault.strike(done + 1)
-            torch.manual_seed(draw.seed(order.seed, "step", done, comm.rank()))
-            rates, new_bad = set_rates(engine.optimizer, factor(done)), 0
-            begin(engine, settings, Moment(done, steps, done / order.steps_per_epoch))
-            for _ in range(order.accumulate):
+            moment = Moment(done, steps, done / order.steps_per_epoch)
+            rate, new_bad = begin(engine, settings, factor(done), moment, order.seed), 0
+            for micro in range(order.accumulate):
                 with meter.waiting():
                     batch = next(stream)
                 loss = engine(*job.inputs(batch))
                 engine.backward(loss.value)
-                engine.step()
                 meter.add(loss.value, loss.terms)
                 new_bad += bad.add(batch.bad)
-            engine.follow()
+                if micro < order.accumulate - 1:
+                    engine.step()
+            broken = not bool(engine.finite() & loss.value.isfinite())
+            stop, found, skip, failures = agree(signals.caught > 0, new_bad, broken, saver.failures)
+            engine.step(skip=skip > 0)
             done += 1
-            stop, found = comm.together(torch.tensor([int(signals.caught > 0), new_bad])).tolist()
             bad.check(found)
-            if every(done, settings.log_every) or stop or done in (1, steps):
-                values = {**meter.values(), "lr": max(rates.values()), "bad_samples": bad.count}
-                refuse_nonfinite(values["loss"], done, job)
+            trouble.unsaved(saver, failures)
+            if not skip:
+                engine.follow()
+                trouble.over()
+            elif trouble.again(engine, order, done):
+                saver.wait()
+                done = trouble.go_back(done, resume(engine, saver.checkpoints, job.fixed))
+                stream, meter = read(job, settings, done, steps), Meter(meter.images)
+                metrics.cut(done)
+                continue
+            else:
+                meter.drop(order.accumulate)
+            if every(done, settings.health_every) and not skip:
+                watch(engine, loss, alarm, meter, settings, order.batch, done)
+            if meter.heard and (every(done, settings.log_every) or stop or done in (1, steps)):
+                values = {**meter.values(), "lr": rate, "bad_samples": bad.count, "skipped": trouble.skipped}
                 metrics.write(done, values)
                 terminal.show(done, values)
             if every(done, settings.save_every_epochs * order.steps_per_epoch) or stop or done == steps:
-                save(engine, checkpoints, done, job.fixed)
+                save(engine, saver, done, job.fixed)
             if stop and done < steps:
+                settle(saver)
                 raise Stopped(signals.caught, done, steps)
             watchdog.step(done)
+    settle(saver)
+    engine.close()
 
 
 def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
@@ -141,19 +165,30 @@ def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) 
     return made
 
 
-def begin(engine: Engine, settings: Settings, moment: Moment) -> None:
-    """Tells every module that wants to know where the training stands; sets the weight decay."""
+def begin(engine: Engine, settings: Settings, factor: float, moment: Moment, seed: int) -> float:
+    """Seeds the step; sets its rates and weight decay; tells every module that asks where the training stands.
+
+    Returns the largest rate.
+    """
+    torch.manual_seed(draw.seed(seed, "step", moment.step, comm.rank()))
+    rates = set_rates(engine.optimizer, factor)
     if settings.final_weight_decay is not None:
         set_weight_decay(engine.optimizer, settings.final_weight_decay, moment.progress)
     for part in engine.module.modules():
         told = getattr(part, "begin", None)
         if callable(told):
             told(moment)
+    return max(rates.values())
+
+
+def agree(*counts: int) -> list[int]:
+    """The sum of each over ranks: what one rank met, all do something about."""
+    return [int(n) for n in comm.together(torch.tensor(counts, dtype=torch.int64)).tolist()]
 
 
 def every(done: int, n: int) -> bool:
-    """Whether something that happens every n steps is due."""
-    return done % n == 0
+    """Whether something that happens every n steps, 0 for never, is due."""
+    return n > 0 and done % n == 0
 
 
 def make_engine(settings: Settings, module: nn.Module, accumulate: int = 1) -> Engine:
@@ -176,18 +211,32 @@ def resume(engine: Engine, checkpoints: Checkpoints, fixed: dict[str, Any]) -> i
     return found.step
 
 
-def save(engine: Engine, checkpoints: Checkpoints, done: int, fixed: dict[str, Any]) -> None:
-    """Every rank gives its share of the state; rank 0 writes. Raises RunError rather than save what is no number."""
+def save(engine: Engine, saver: Saver, done: int, fixed: dict[str, Any]) -> None:
+    """Every rank gives its share of the state; rank 0 writes it while the training goes on."""
     state = engine.save()
-    broken = [name for name, tensor in state.model.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise RunError(
-            f"{checkpoints.folder.parent}: {broken[0]} is no longer a number after step {done}: lower the learning "
-            f"rate{_OTHERWISE}"
-        )
     if comm.rank() == 0:
-        checkpoints.save(done, state._asdict(), {**fixed, "world": comm.world_size()})
-    comm.barrier()
+        saver.save(done, state._asdict(), {**fixed, "world": comm.world_size()})
+
+
+def settle(saver: Saver) -> None:
+    """Waits until the last save has ended. Raises RunError on every rank when it failed."""
+    saver.wait()
+    reason = comm.from_first(saver.reason if saver.failures else "")
+    if reason:
+        raise RunError(reason)
+
+
+def watch(engine: Engine, loss: Any, alarm: Alarm, meter: Meter, settings: Settings, batch: int, done: int) -> None:
+    """Measures the embeddings' health for the log. Raises RunError on collapse, if the recipe asks for that."""
+    if not loss.embeddings:
+        return
+    values = {**measure(loss.embeddings), **queue_ages(engine.module, batch)}
+    meter.note(values)
+    text = alarm.hear(values)
+    if text and settings.on_collapse == "stop":
+        raise RunError(f"step {done}: {text}; on_collapse: warn goes on all the same")
+    if text and comm.rank() == 0:
+        warnings.warn(f"step {done}: {text}", stacklevel=2)
 
 
 def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]:
@@ -196,9 +245,3 @@ def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]
     workers = workers_for(job.pictures, settings.workers, world)
     span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world, "pieces": job.pieces}
     return batches(job.pictures, job.order, **span, workers=workers, pin=torch.cuda.is_available())
-
-
-def refuse_nonfinite(loss: float, done: int, job: Job) -> None:
-    """Raises RunError when the loss is NaN or infinite: nothing after this step could be trusted."""
-    if loss != loss or abs(loss) == float("inf"):
-        raise RunError(f"{job.folder}: the loss is {loss} at step {done}: lower {job.title}.optimizer.lr{_OTHERWISE}")

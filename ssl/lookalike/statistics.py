@@ -160,7 +160,7 @@ def still(module: nn.Module) -> Iterator[None]:
 
     For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | GlobalBatchNorm)]
+    norms = _norms(module)
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -171,11 +171,14 @@ def still(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+def _norms(module: nn.Module) -> list[Any]:
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | GlobalBatchNorm)]
+
+
 def running(module: nn.Module) -> list[Tensor]:
     """The running statistics of every BatchNorm below, as they are: a forward in training moves them."""
     names = ("running_mean", "running_var", "num_batches_tracked")
-    norms = [m for m in module.modules() if getattr(m, "track_running_stats", False)]
-    return [tensor for norm in norms for name in names if (tensor := getattr(norm, name)) is not None]
+    return [tensor for norm in _norms(module) for name in names if (tensor := getattr(norm, name)) is not None]
 
 
 def global_batchnorm(module: nn.Module) -> nn.Module:

@@ -169,9 +169,11 @@ def batches(
 
     Raises RunError when a worker process dies.
     """
+    keys = _Keys(order, first_step, last_step, rank, world, pieces)
+    awaited = iter(keys)
     loader = _loader(
         _Reader(pictures, order.seed),
-        sampler=_Keys(order, first_step, last_step, rank, world, pieces),
+        sampler=keys,
         num_workers=workers,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
@@ -180,12 +182,15 @@ def batches(
         for item in loader:
             if isinstance(item, DataError):
                 raise item
+            next(awaited)
             yield item
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        _, ids = next(awaited, (0, []))
         raise RunError(
-            f"data: a loader process died ({str(error).splitlines()[0]}): out of memory? set workers lower"
+            f"data: a loader process died ({str(error).splitlines()[0].split(' exited')[0]}) while reading samples "
+            f"{', '.join(map(str, ids[:8]))}, …: out of memory? set workers lower"
         ) from error
 
 

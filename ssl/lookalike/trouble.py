@@ -1,0 +1,82 @@
+"""What a training does when a step is no number, or when nothing can be saved: skip, go back, stop, and say why."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lookalike import comm
+from lookalike.checkpoint import Saver
+from lookalike.engine import Engine
+from lookalike.errors import RunError
+from lookalike.folder import write_folder
+
+_PATIENCE = 3
+
+
+class Order(Protocol):
+    """What names the samples of each step."""
+
+    def micro_batches(self, first_step: int, last_step: int) -> Any: ...
+
+
+class Trouble:
+    """Counts what went wrong; alike on all ranks, because all hear of the same. `skipped`: steps without an update."""
+
+    def __init__(self, folder: Path, title: str) -> None:
+        self.folder, self.title = folder, title
+        self.skipped, self._row, self._reached = 0, 0, -1
+
+    def over(self) -> None:
+        """A good step ends what was before."""
+        self._row = 0
+
+    def again(self, engine: Engine, order: Order, done: int) -> bool:
+        """Step `done` was skipped on every rank: whether that is the third in a row, which leaves a bundle."""
+        self.skipped, self._row = self.skipped + 1, self._row + 1
+        if comm.rank() == 0:
+            warnings.warn(f"step {done}: loss or gradient is no number: skipped on all ranks", stacklevel=2)
+        if self._row < _PATIENCE:
+            return False
+        self._row = 0
+        self._bundle(engine, order, done)
+        return True
+
+    def go_back(self, done: int, step: int) -> int:
+        """From `done` back to the checkpoint of `step`. Raises RunError at the second time, or without any."""
+        bundle = self.folder / "nonfinite"
+        if step == 0 or self._reached >= step:
+            when = f"again, after going back to step {step}" if step else "before anything was saved"
+            raise RunError(
+                f"{self.folder}: the loss or its gradient is no number at step {done}, the third in a row, {when}: "
+                f"lower {self.title}.optimizer.lr, lengthen the warm-up, or take precision: fp32; see {bundle}"
+            )
+        self._reached = done
+        if comm.rank() == 0:
+            warnings.warn(f"step {done}: goes back to the checkpoint of step {step}; see {bundle}", stacklevel=2)
+        return step
+
+    def _bundle(self, engine: Engine, order: Order, done: int) -> None:
+        """State and samples of the three steps, which reproduce them: everything else follows from the recipe."""
+        state = engine.save()
+        steps = [
+            {"step": step, "epoch": epoch, "samples": ids.tolist()}
+            for step in range(done - _PATIENCE, done)
+            for epoch, ids in order.micro_batches(step, step + 1)
+        ]
+        if comm.rank() == 0:
+            groups: dict[str, dict[str, Tensor]] = state._asdict()
+            files = {f"{name}.safetensors": save(group) for name, group in groups.items()}
+            about = {"step": done, "world": comm.world_size(), "torch": torch.__version__, "steps": steps}
+            write_folder(self.folder / "nonfinite", files, about)
+
+    def unsaved(self, saver: Saver, failures: int) -> None:
+        """Warns of each save that failed. Raises RunError on every rank at the third in a row."""
+        for reason in saver.news():
+            warnings.warn(f"{reason}; training goes on", stacklevel=2)
+        if failures >= _PATIENCE:
+            reason = comm.from_first(saver.reason)
+            raise RunError(f"{reason}; {_PATIENCE} saves in a row have failed")

@@ -1,0 +1,505 @@
+"""Faults and what is promised about them: each is injected, then the state is compared, never only the survival."""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import toy
+from lookalike import comm, loop
+from lookalike.checkpoint import Checkpoints
+from lookalike.errors import RunError
+from lookalike.folder import verify
+from lookalike.health import Alarm, measure
+from lookalike.stages import pretrain as stage
+from lookalike.stages.pretrain import pretrain
+
+STEPS = 18
+
+
+def tensors(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    verify(folder)
+    return {f"{n}:{k}": v for n in ("model", "optim") for k, v in load_file(folder / f"{n}.safetensors").items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    pretrain(toy.recipe(), run)
+    return run
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """The texts of all warnings, afterwards."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        try:
+            yield texts
+        finally:
+            texts += [str(warning.message) for warning in found]
+
+
+# ---- R13: steps that are no numbers
+
+
+def poisoned(steps: set[int], rank: int = 0) -> Callable[..., list[torch.Tensor]]:
+    """make_views with NaN in the pictures of these calls (from 1), on one rank only."""
+    calls = itertools.count(1)
+
+    def views(*arguments: Any) -> list[torch.Tensor]:
+        made = loop.make_views(*arguments)
+        return [v * float("nan") for v in made] if next(calls) in steps and comm.rank() == rank else made
+
+    return views
+
+
+def unmoved(monkeypatch, steps: set[int]) -> None:
+    """The same steps without an update, though their pictures are sound."""
+    calls = itertools.count(1)
+    original = loop.agree
+    monkeypatch.setattr(loop, "agree", lambda s, n, b, f: original(s, n, b or next(calls) in steps, f))
+
+
+def test_a_step_that_is_no_number_leaves_no_trace(tmp_path, monkeypatch):
+    """Parameters, moments and running statistics are those of a run whose step was simply left out."""
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "make_views", poisoned({4, 5, 12}))
+        with heard() as texts:
+            pretrain(toy.recipe(), tmp_path / "poisoned")
+        assert texts == [f"step {k}: loss or gradient is no number: skipped on all ranks" for k in (4, 5, 12)]
+    with monkeypatch.context() as patch:
+        unmoved(patch, {4, 5, 12})
+        with pytest.warns(UserWarning, match="skipped on all ranks"):
+            pretrain(toy.recipe(), tmp_path / "left out")
+    assert same(tensors(tmp_path / "poisoned"), tensors(tmp_path / "left out"))
+    found = toy.lines(tmp_path / "poisoned/metrics.jsonl")
+    assert [line["step"] for line in found] == [s for s in range(1, 19) if s not in (4, 5, 12)]
+    assert found[-1]["skipped"] == 3
+
+
+def test_three_in_a_row_go_back_to_the_checkpoint_and_end_as_if_nothing_had_been(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(stage, "make_views", poisoned({12, 13, 14}))
+    with heard() as texts:
+        pretrain(toy.recipe(), tmp_path / "run")
+    assert "step 14: goes back to the checkpoint of step 9" in texts[-1]
+    assert same(tensors(tmp_path / "run"), tensors(whole))
+    assert [line["step"] for line in toy.lines(tmp_path / "run/metrics.jsonl")] == list(range(1, 19))
+    about = verify(tmp_path / "run/nonfinite")
+    assert [s["step"] for s in about["steps"]] == [11, 12, 13]
+    assert all(len(s["samples"]) == 144 for s in about["steps"])
+
+
+def test_numbers_that_stay_away_stop_the_run_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "make_views", poisoned({12, 13, 14, 15, 16, 17}))
+    with (
+        heard(),
+        pytest.raises(
+            RunError, match=r"no number at step 12, the third in a row, again.*lower pretrain\.optimizer\.lr"
+        ),
+    ):
+        pretrain(toy.recipe(), tmp_path / "run")
+    assert tensors(tmp_path / "run", 9)
+
+
+def test_what_one_rank_meets_all_ranks_skip_and_go_back_from(ranks, tmp_path):
+    ranks.run(train_poisoned, str(tmp_path / "whole"), set())
+    ranks.run(train_poisoned, str(tmp_path / "run"), {12, 13, 14})
+    assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+
+
+def train_poisoned(out: str, steps: set[int]) -> None:
+    original = stage.make_views
+    stage.make_views = poisoned(steps, rank=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pretrain(toy.recipe(), out)
+    finally:
+        stage.make_views = original
+
+
+# ---- R2: kills
+
+
+def child(function: Callable[..., None], *arguments: Any) -> Any:
+    """A process that has imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lookalike.pipeline", "deepspeed"])
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def save_for_ever(folder: str, tell: Connection) -> None:
+    checkpoints = Checkpoints(Path(folder), 2)
+    found = checkpoints.newest({})
+    first = found.step + 1 if found else 1
+    for step in itertools.count(first):
+        value = torch.full((200_000,), float(step))
+        checkpoints.save(step, {"model": {"x": value}, "optim": {"x/y": value}}, {})
+        tell.send(step)
+
+
+def test_thirty_kills_of_a_saver_lose_nothing_that_was_acknowledged(tmp_path):
+    chance, acknowledged = random.Random(0), 0
+    for _ in range(30):
+        here, there = multiprocessing.get_context("forkserver").Pipe()
+        process = child(save_for_ever, str(tmp_path), there)
+        assert here.poll(60)
+        time.sleep(chance.uniform(0, 0.03))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(20)
+        there.close()
+        while here.poll():
+            acknowledged = here.recv()
+        found = Checkpoints(tmp_path, 2).newest({})
+        assert found.step >= acknowledged
+        assert bool((found.tensors["model"]["x"] == found.step).all())
+    assert acknowledged > 30
+
+
+def run_toy(out: str) -> None:
+    torch.set_num_threads(1)
+    pretrain(toy.recipe("pretrain.save_every_epochs=1"), out)
+
+
+def test_five_kills_of_a_run_end_as_if_nothing_had_been(tmp_path, whole):
+    chance, run = random.Random(1), tmp_path / "run"
+    for _ in range(5):
+        process = child(run_toy, str(run))
+        process.join(chance.uniform(0.8, 2.5))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+        process.join(20)
+    process = child(run_toy, str(run))
+    process.join(60)
+    assert process.exitcode == 0
+    assert same(tensors(run), tensors(whole))
+
+
+# ---- R3: signals in the middle of a save; R6: saves that fail
+
+
+def test_a_signal_during_a_save_ends_the_run_with_everything_saved(tmp_path, monkeypatch):
+    original = Checkpoints.save
+
+    def slow(self, step, *arguments):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        return original(self, step, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    with pytest.raises(loop.Stopped, match="SIGTERM"):
+        pretrain(toy.recipe(), tmp_path / "run")
+    steps = {int(f.name[5:]) for f in (tmp_path / "run/checkpoints").glob("step_*")}
+    assert 9 in steps
+    assert max(steps) in (9, 10, 11, 12)
+    for step in steps:
+        assert tensors(tmp_path / "run", step)
+
+
+def failing(monkeypatch, times: Iterator[bool]) -> None:
+    original = Checkpoints.save
+
+    def save(self, *arguments):
+        if next(times):
+            raise RunError("disk: cannot be written: No space left on device")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+
+
+def test_a_save_that_fails_stops_no_training(tmp_path, monkeypatch, whole):
+    failing(monkeypatch, iter([True, True, False]))
+    with heard() as texts:
+        pretrain(toy.recipe("pretrain.epochs=3", "pretrain.warmup_epochs=0.5"), tmp_path / "run")
+    assert texts == ["disk: cannot be written: No space left on device; training goes on"] * 2
+    assert tensors(tmp_path / "run", 27)
+
+
+def test_three_saves_that_fail_in_a_row_stop_it(tmp_path, monkeypatch):
+    failing(monkeypatch, iter([False, *[True] * 9]))
+    with heard(), pytest.raises(RunError, match="No space left on device; 3 saves in a row have failed"):
+        pretrain(toy.recipe("pretrain.epochs=9"), tmp_path / "run")
+    assert tensors(tmp_path / "run", 9)
+
+
+def test_a_last_save_that_fails_is_no_success(tmp_path, monkeypatch):
+    failing(monkeypatch, iter([False, True]))
+    with pytest.raises(RunError, match="No space left"):
+        pretrain(toy.recipe(), tmp_path / "run")
+    assert not (tmp_path / "run/backbone").exists()
+
+
+def save_with_little_space(folder: str, limit: int, tell: Connection) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpoints = Checkpoints(Path(folder), 2)
+    checkpoints.save(1, {"model": {"x": torch.zeros(100)}, "optim": {}}, {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        checkpoints.save(2, {"model": {"x": torch.zeros(10_000)}, "optim": {}}, {})
+        tell.send("saved")
+    except RunError as error:
+        tell.send(str(error))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1000, 39_999])
+def test_a_disk_that_fills_up_at_any_byte_leaves_the_checkpoint_before(tmp_path, limit):
+    here, there = multiprocessing.get_context("forkserver").Pipe()
+    process = child(save_with_little_space, str(tmp_path), limit, there)
+    assert here.poll(60)
+    assert "cannot be written: File too large: free space" in here.recv()
+    process.join(20)
+    assert Checkpoints(tmp_path, 2).newest({}).step == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest.json", "step_00000001"]
+
+
+# ---- R4, R5: what lies in the run folder
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "flipped first byte": lambda p: p.write_bytes(bytes([p.read_bytes()[0] ^ 1]) + p.read_bytes()[1:]),
+    "flipped last byte": lambda p: p.write_bytes(p.read_bytes()[:-1] + bytes([p.read_bytes()[-1] ^ 128])),
+    "one byte short": lambda p: p.write_bytes(p.read_bytes()[:-1]),
+    "one byte long": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+    "half": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "empty": lambda p: p.write_bytes(b""),
+    "missing": lambda p: p.unlink(),
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+    "a link": lambda p: (p.rename(p.with_suffix(".moved")), p.symlink_to(p.with_suffix(".moved"))),
+    "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optim.safetensors", "manifest.json"])
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_every_damage_is_found_before_a_tensor_is_used(tmp_path, whole, file, kind):
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    DAMAGE[kind](tmp_path / "checkpoints" / f"step_{STEPS:08d}" / file)
+    with pytest.warns(UserWarning, match=rf"{file.split('.')[0]}.*going on from step_00000009"):
+        assert Checkpoints(tmp_path / "checkpoints", 2).newest({}).step == 9
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "dangling", "a lie"])
+def test_the_hint_is_never_believed(tmp_path, whole, kind):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "backbone")
+    hint = run / "checkpoints/latest.json"
+    hint.unlink()
+    if kind == "empty":
+        hint.write_text("")
+    elif kind == "dangling":
+        hint.symlink_to("nowhere")
+    elif kind == "a lie":
+        hint.write_text(json.dumps({"step": 0, "folder": "step_00000000"}))
+    pretrain(toy.recipe(), run)
+    assert same(tensors(run), tensors(whole))
+    assert len(toy.lines(run / "metrics.jsonl")) == STEPS
+
+
+def test_a_checkpoint_of_the_first_format_still_loads(tmp_path):
+    """Written when the format was made, and kept: what reads it today must read it for ever."""
+    shutil.copytree(Path(__file__).parent / "fixtures/format1", tmp_path / "checkpoints")
+    found = Checkpoints(tmp_path / "checkpoints", 2).newest({"batch": 4})
+    assert found.step == 7
+    assert found.tensors["model"]["layer.weight"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert found.tensors["optim"]["layer.weight/exp_avg"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_clearly(tmp_path):
+    shutil.copytree(Path(__file__).parent / "fixtures/format1", tmp_path / "checkpoints")
+    manifest = tmp_path / "checkpoints/step_00000007/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(RunError, match="format 2, this version reads 1: update lookalike"):
+        Checkpoints(tmp_path / "checkpoints", 2).newest({})
+
+
+# ---- R7, R18: ranks and workers
+
+
+def test_workers_change_no_bit(tmp_path, whole):
+    pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
+    assert same(tensors(tmp_path / "run"), tensors(whole))
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """SIGTERM while that step is trained."""
+    calls = itertools.count(1)
+    original = loop.begin
+
+    def begin(*arguments):
+        if next(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "begin", begin)
+
+
+LARS = "pretrain.optimizer={name: lars, lr: 0.2, bias_lr: 0.0048}"
+
+
+@pytest.mark.parametrize(("worlds", "stages"), [((1, 2), (0, 0)), ((2, 1), (0, 0)), ((2, 2), (2, 0)), ((2, 1), (1, 3))])
+def test_a_run_goes_on_with_other_ranks_and_at_another_stage(ranks, tmp_path, worlds, stages):
+    """LARS at stage 0, AdamW on a ViT elsewhere: rounding does not grow there. Every step's loss within 1e-5."""
+    words = (LARS, toy.RESNET) if stages == (0, 0) else ("pretrain.optimizer={name: adamw, lr: 5e-4}", toy.VIT)
+    pretrain(toy.recipe(words[0], backbone=words[1]), tmp_path / "whole")
+    run, steps = str(tmp_path / "run"), (7, None)
+    for world, stage_number, stop in zip(worlds, stages, steps, strict=True):
+        ranks.run(part_of_a_run, run, words, stage_number, stop, world=world)
+    one, two = (toy.lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "run"))
+    assert [line["step"] for line in two] == list(range(1, STEPS + 1))
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def part_of_a_run(out: str, words: tuple[str, str], stage_number: int, stop: int | None) -> None:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if stop:
+            stop_at(patch, stop)
+        patch.setattr("lookalike.checkpoint._FREE", {"engine"})
+        patch.setattr("lookalike.checkpoint._lock", lambda out: None)  # the ranks of earlier groups still live
+        engine = f"pretrain.engine={{name: zero, stage: {stage_number}}}"
+        try:
+            pretrain(toy.recipe(words[0], engine, backbone=words[1]), out)
+        except loop.Stopped:
+            assert stop
+
+
+# ---- R11: a loader process dies
+
+
+def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp_path, monkeypatch, whole):
+    from lookalike.data import loader
+
+    original = loader.read_many
+
+    def dies(pictures, ids, seed):
+        if 77 in ids:
+            os._exit(9)
+        return original(pictures, ids, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "read_many", dies)
+        with pytest.raises(RunError, match=r"a loader process died.*reading samples \d+, \d+.*workers"):
+            pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
+    pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
+    assert same(tensors(tmp_path / "run"), tensors(whole))
+
+
+# ---- R14: collapse
+
+
+def long_toy(*words: str):
+    return toy.recipe("pretrain.batch=64", "pretrain.epochs=10", "pretrain.log_every=25", *words)
+
+
+def dead_end(module) -> None:
+    """A projector that says the same of every picture."""
+    torch.nn.init.zeros_(module.projector[-1].weight)
+    module.projector[-1].weight.requires_grad_(False)
+
+
+def test_a_constant_projector_raises_the_alarm(tmp_path, monkeypatch):
+    original = stage.make_method
+
+    def make(recipe, method=None):
+        module = original(recipe, method)
+        dead_end(module)
+        return module
+
+    monkeypatch.setattr(stage, "make_method", make)
+    with pytest.raises(RunError, match=r"step (75|100|125): collapse: all embeddings point one way.*on_collapse: warn"):
+        pretrain(long_toy("pretrain.on_collapse=stop"), tmp_path / "run")
+
+
+def test_dimensions_that_copy_each_other_raise_the_alarm_within_200_steps(tmp_path):
+    words = ("pretrain.method.off_diagonal=0.0", "pretrain.method.projector=[64, 64]")
+    with pytest.warns(
+        UserWarning, match=r"step (75|1\d\d|200): collapse: all dimensions say the same.*raise the weight"
+    ):
+        pretrain(long_toy(*words), tmp_path / "run")
+
+
+HEALTHY = {
+    "barlow_twins": "{name: barlow_twins, projector: [64, 64], off_diagonal: 0.01}",
+    "vicreg": "{name: vicreg, projector: [64, 64]}",
+    "simclr": "{name: simclr, projector: [64, 32], temperature: 0.2}",
+    "byol": "{name: byol, projector: [64, 32], predictor: [64, 32], momentum: 0.99}",
+    "moco_v3": "{name: moco_v3, projector: [64, 32], predictor: [64, 32], temperature: 0.2}",
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3, 4))])
+def test_healthy_runs_raise_no_alarm(tmp_path, name, seed):
+    """Warnings are errors in this suite: an alarm would fail here."""
+    pretrain(long_toy(f"pretrain.method={HEALTHY[name]}", f"seed={seed}"), tmp_path / "run")
+    found = toy.lines(tmp_path / "run/metrics.jsonl")
+    assert all(
+        {"health/std", "health/rank", "health/alignment", "health/uniformity"} <= line.keys() for line in found[1:]
+    )
+
+
+def test_the_measures_of_health_are_those_of_their_papers():
+    z = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ torch.diag(
+        torch.tensor([5.0, 3.0, 1.0, 1.0, 0.1, 0.1], dtype=torch.float64)
+    )
+    other = z + 0.1
+    found = measure((z, other))
+    u, v = (x / x.norm(dim=1, keepdim=True) for x in (z, other))
+    s = torch.linalg.svdvals(u - u.mean(0))
+    p = s / s.sum()
+    pairs = [(-2 * (u[i] - u[j]).square().sum()).exp() for i in range(40) for j in range(40) if i != j]
+    c = torch.corrcoef(z.T)
+    assert found["health/rank"] == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-6)
+    assert found["health/std"] == pytest.approx(float(u.std(0, unbiased=False).mean()) * 6**0.5, rel=1e-9)
+    assert found["health/alignment"] == pytest.approx(float((u - v).square().sum(1).mean()), rel=1e-9)
+    assert found["health/uniformity"] == pytest.approx(float(torch.stack(pairs).mean().log()), rel=1e-6)
+    off = c.square().sum() - c.diagonal().square().sum()
+    assert found["health/off_diagonal"] == pytest.approx(float(off) / 30, rel=1e-3)
+
+
+def test_the_alarm_waits_for_three_in_a_row_and_rings_once():
+    alarm = Alarm()
+    bad = {"health/std": 0.01, "health/off_diagonal": 0.1, "health/rank": 1.0}
+    good = {**bad, "health/std": 0.9}
+    texts = [alarm.hear(values) for values in (bad, bad, good, bad, bad, bad, bad)]
+    assert [bool(text) for text in texts] == [False, False, False, False, False, True, False]
+
+
+def test_health_is_the_same_on_all_ranks(ranks):
+    z = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    alone = measure((z, z + 0.2))
+    for found in ranks.run(measure_part, z):
+        assert found == pytest.approx(alone, rel=1e-9)
+
+
+def measure_part(z: torch.Tensor) -> dict[str, float]:
+    mine = z.split([5, 7])[comm.rank()]
+    return measure((mine, mine + 0.2))
