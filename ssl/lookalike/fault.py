@@ -10,6 +10,7 @@ import re
 import signal
 import time
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +48,16 @@ def strike(step: int) -> None:
     if not text:
         return
     if comm.rank() == 0:
-        warnings.warn(f"{NAME}={text} is set: this run is meant to fail; unset it otherwise", stacklevel=2)
+        _warn(text)
     fault = parse(text)
     if (comm.rank(), step) == (fault.rank, fault.step) and _first_time(fault.once):
         _happen(fault)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once a process, whatever others do to Python's own memory of warnings."""
+    warnings.warn(f"{NAME}={text} is set: this run is meant to fail; unset it otherwise", stacklevel=3)
 
 
 def _first_time(marker: Path | None) -> bool:
