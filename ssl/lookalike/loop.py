@@ -124,6 +124,7 @@ def train(job: Job, settings: Settings) -> None:
                 save(engine, checkpoints, done, job.fixed)
             if stop and done < steps:
                 raise Stopped(signals.caught, done, steps)
+    engine.close()
 
 
 def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
