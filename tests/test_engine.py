@@ -173,14 +173,14 @@ CROSSED = [0, 1, 2, CUT]
 
 def train_cases(stage, names) -> dict[str, tuple[list[float], State]]:
     chosen = {name: CASES[name] for name in names if name != "lars" or stage == 0}
-    return {name: train(stage, 4, *case[:3], clip=case[3]) for name, case in chosen.items()}
+    return {name: train(stage, 3, *case[:3], clip=case[3]) for name, case in chosen.items()}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_rank_at_any_stage_has_the_bits_of_plain(ranks, stage):
     (found,) = ranks.run(train_cases, stage, ON_ONE[stage], world=1)
     for name, (losses, state) in found.items():
-        wanted = plain(4, *CASES[name])
+        wanted = plain(3, *CASES[name])
         if CASES[name][3]:  # DeepSpeed adds up the gradient's norm in another order
             assert losses == pytest.approx(wanted[0], rel=SAME), name
             close(state, wanted[1], rtol=1e-4)
@@ -193,7 +193,7 @@ def test_one_rank_at_any_stage_has_the_bits_of_plain(ranks, stage):
 def test_two_ranks_at_any_stage_train_as_plain_does_on_one(ranks, stage):
     one, two = ranks.run(train_cases, stage, ON_TWO[stage])
     for name, (losses, state) in one.items():
-        wanted = plain(4, *CASES[name])
+        wanted = plain(3, *CASES[name])
         assert losses == pytest.approx(wanted[0], rel=SAME), name
         assert state.optim.keys() == wanted[1].optim.keys()
         close(State(state.model, {}), State(wanted[1].model, {}), rtol=2e-3)
@@ -412,8 +412,8 @@ def switched() -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
-def test_activation_checkpoints_change_no_bit_at_any_stage(ranks, kind):
-    (found,) = ranks.run(checkpointed, kind, STAGES, world=1)
+def test_activation_checkpoints_change_no_bit(ranks, kind):
+    (found,) = ranks.run(checkpointed, kind, [0, 2, CUT], world=1)
     once = checkpointed(kind, ["plain"], on=False)[0][2]
     for losses, state, calls in [checkpointed(kind, ["plain"])[0], *found]:
         assert calls == 2 * once
