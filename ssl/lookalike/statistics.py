@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookalike import comm
+
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def precise(x: Tensor) -> Tensor:
@@ -158,17 +160,21 @@ class GlobalBatchNorm(nn.Module):
 def still(module: nn.Module) -> Iterator[None]:
     """While entered, no BatchNorm below moves its running statistics.
 
-    For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before.
+    For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before. It moves
+    tensors that are thrown away; without any, it would keep other tensors than the first time, which torch refuses.
     """
     norms = _norms(module)
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name in _RUNNING:
+            found = buffers.get(name)
+            if found is not None:
+                norm._buffers[name] = torch.zeros_like(found) if found.dim() == 0 else torch.empty_like(found)
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def _norms(module: nn.Module) -> list[Any]:
@@ -177,16 +183,35 @@ def _norms(module: nn.Module) -> list[Any]:
 
 def running(module: nn.Module) -> list[Tensor]:
     """The running statistics of every BatchNorm below, as they are: a forward in training moves them."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return [tensor for norm in _norms(module) for name in names if (tensor := getattr(norm, name)) is not None]
+    return [tensor for norm in _norms(module) for name in _RUNNING if (tensor := getattr(norm, name)) is not None]
 
 
-def global_batchnorm(module: nn.Module) -> nn.Module:
-    """Replaces every BatchNorm below `module` by its global form; nothing changes on one rank."""
-    if comm.world_size() == 1:
-        return module
+Form = Literal["torch", "sync", "global"]
+
+
+def batchnorm_form(norm: nn.Module, *, device: str, ranks: int, even: bool) -> Form:
+    """What a BatchNorm becomes: itself on one rank, else torch.nn.SyncBatchNorm where that works, else ours.
+
+    torch's refuses CPU tensors and knows nothing of the `drop` and `act` of timm's fused layers; that it gives the
+    same with another number of pictures on every rank (`even` false) has not been run here, so it is not relied on.
+    """
+    if ranks == 1:
+        return "torch"
+    plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return "sync" if device == "cuda" and plain and even else "global"
+
+
+def global_batchnorm(module: nn.Module, *, even: bool = False) -> nn.Module:
+    """Replaces every BatchNorm below `module` by one over all ranks; nothing changes on one rank.
+
+    `even`: every rank always holds as many pictures as every other, which lets torch's own do it on GPUs.
+    """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return GlobalBatchNorm(module)
+        form = batchnorm_form(module, device=comm.device().type, ranks=comm.world_size(), even=even)
+        if form == "sync":
+            synchronised: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            return synchronised
+        return GlobalBatchNorm(module) if form == "global" else module
     for name, child in module.named_children():
-        setattr(module, name, global_batchnorm(child))
+        setattr(module, name, global_batchnorm(child, even=even))
     return module

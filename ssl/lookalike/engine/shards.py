@@ -88,16 +88,22 @@ class Flat:
 
     def load(self, state: State) -> None:
         load_model(self.module, state.model)
-        for parameters, _ in self._groups():
-            for parameter in parameters:
-                self._tools.safe_set_full_fp32_param(parameter, parameter.detach().float())
+        self._refresh(self.module)
         self._scatter(by_parameter(state.optim))
 
     def follow(self) -> None:
-        follow(self.module)
+        for part in followers(self.module):
+            part.follow()
+            self._refresh(part)
 
     def restore(self) -> None:
         pass
+
+    def _refresh(self, part: nn.Module) -> None:
+        """The optimizer moves a copy of the weights: it takes what was written into those of `part`."""
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                self._tools.safe_set_full_fp32_param(parameter, parameter.detach().float())
 
     def _groups(self) -> Iterator[Group]:
         """The parameters of each group, and the shard of its flat weights that this rank's optimizer moves."""
@@ -164,7 +170,7 @@ class Split(Flat):
         for name, parameter in parameters.items():
             with self._gathered([parameter], write=True):
                 parameter.data.copy_(state.model[name])
-            self._tools.safe_set_local_fp32_param(parameter, parameter.ds_tensor.detach())  # type: ignore[attr-defined]
+        self._refresh(self.module)
         self._persist()
         self._scatter(by_parameter(state.optim))
 
@@ -178,6 +184,7 @@ class Split(Flat):
             else:
                 with self._gathered(list(self.module.parameters()), write=True):
                     part.follow()
+                self._refresh(part)
                 self._persist()
 
     def restore(self) -> None:
@@ -190,6 +197,12 @@ class Split(Flat):
             part._parameters = {n: p if p is None else plain[id(p)] for n, p in part._parameters.items()}
             part.__dict__.pop("_original_parameters", None)
         self.module.to("cpu")
+
+    def _refresh(self, part: nn.Module) -> None:
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                shard = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
+                self._tools.safe_set_local_fp32_param(parameter, shard)
 
     def _follow_shards(self, part: nn.Module, own: Sequence[nn.Parameter]) -> None:
         """Shows each parameter's shard in its place: what works number by number needs no more."""
