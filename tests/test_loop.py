@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import toy
 from lookalike import comm, log, loop
 from lookalike.checkpoint import Checkpoints
-from lookalike.errors import DataError, RunError
+from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.folder import verify
 from lookalike.signals import Stopped
 from lookalike.stages.pretrain import pretrain
@@ -133,6 +133,48 @@ def test_accumulation_trains_on_the_same_samples(tmp_path, uninterrupted):
     pretrain(toy.recipe("pretrain.accumulate=3"), tmp_path / "run")
     assert [s for s, _ in curve(tmp_path / "run")] == [s for s, _ in curve(uninterrupted)]
     assert not same(tensors(tmp_path / "run"), tensors(uninterrupted))
+
+
+@pytest.mark.parametrize("backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"])
+def test_micro_batches_train_alike_on_any_number_of_ranks(ranks, tmp_path, backbone):
+    """Every rank takes its part of every micro-batch: also a BatchNorm in the backbone sees the same pictures."""
+    changes = ("pretrain.micro_batch=36", "pretrain.epochs=1", "pretrain.optimizer={name: lars, lr: 0.2}")
+    pretrain(toy.recipe(*changes, backbone=backbone), tmp_path / "one")
+    ranks.run(run_toy, changes, backbone, str(tmp_path / "two"))
+    assert [loss for _, loss in curve(tmp_path / "two")] == pytest.approx(
+        [loss for _, loss in curve(tmp_path / "one")], rel=1e-5
+    )
+    if backbone == toy.VIT:
+        pretrain(toy.recipe(*changes[1:], backbone=backbone), tmp_path / "whole")
+        assert [loss for _, loss in curve(tmp_path / "whole")] == pytest.approx(
+            [loss for _, loss in curve(tmp_path / "one")], rel=1e-5
+        )
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(RecipeError, match=r"batch 144 / accumulate does not divide into micro_batch 50"):
+        toy.recipe("pretrain.micro_batch=50")
+
+
+def test_views_that_the_method_does_not_compare_are_refused():
+    with pytest.raises(RecipeError, match=r"views: 3 of each picture, but BarlowTwins compares 2: set views.views: 2"):
+        toy.recipe("pretrain.views={name: symmetric, views: 3}")
+    toy.recipe("pretrain.views={name: multi_crop, small: 2, small_size: 8}", "pretrain.method={name: swav}")
+
+
+def test_knn_of_the_backbone_is_logged_and_changes_nothing(ranks, tmp_path, uninterrupted):
+    pretrain(toy.recipe("pretrain.knn_every_epochs=1"), tmp_path / "run")
+    assert same(tensors(tmp_path / "run"), tensors(uninterrupted))
+    found = [line["knn20/top1"] for line in toy.lines(tmp_path / "run/metrics.jsonl") if "knn20/top1" in line]
+    assert len(found) == 2
+    assert all(0.1 < value <= 1 for value in found)
+
+
+@pytest.mark.parametrize("method", ["{name: dino, hidden: 16, bottleneck: 8, prototypes: 12}", "{name: supcon}"])
+def test_methods_with_small_views_or_labels_train_from_a_recipe(tmp_path, method):
+    views = "pretrain.views={name: multi_crop, small: 2, small_size: 8}" if "dino" in method else "seed=3"
+    pretrain(toy.recipe(f"pretrain.method={method}", views, "pretrain.epochs=1"), tmp_path / "run")
+    assert len(curve(tmp_path / "run")) == 9
 
 
 def damage(folder: Path, kind: str) -> None:

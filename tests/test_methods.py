@@ -1,5 +1,7 @@
 """The same laws for every method as a whole: ranks, micro-batches, teachers and queues, state, learning."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,3 +292,14 @@ def test_simsiams_predictor_keeps_its_rate():
 def test_a_slice_too_small_to_whiten_is_refused():
     with pytest.raises(ValueError, match="slice_size 4 cannot whiten 4 dimensions"):
         METHODS["w_mse"](toy.architecture().build(), projector=(16, 4), slice_size=4)
+
+
+def test_the_readmes_tico_is_the_trees():
+    """Every line of it stands in the file, in that order."""
+    root = Path(__file__).parent.parent
+    text = (root / "README.md").read_text().split("## Adding a method")[1]
+    shown = [line for block in re.findall(r"```python\n(.*?)```", text, re.S) for line in block.splitlines() if line]
+    assert len(shown) > 20
+    rest = iter((root / "ssl/lookalike/methods/tico.py").read_text().splitlines())
+    missing = [line for line in shown if line not in rest]
+    assert not missing

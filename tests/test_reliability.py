@@ -173,8 +173,9 @@ def test_thirty_kills_of_a_saver_lose_nothing_that_was_acknowledged(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.join(20)
         there.close()
-        while here.poll():
-            acknowledged = here.recv()
+        with contextlib.suppress(EOFError):
+            while here.poll():
+                acknowledged = here.recv()
         found = Checkpoints(tmp_path, 2).newest({})
         assert found.step >= acknowledged
         assert bool((found.tensors["model"]["x"] == found.step).all())
@@ -360,24 +361,23 @@ def stop_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(loop, "begin", begin)
 
 
-LARS = "pretrain.optimizer={name: lars, lr: 0.2, bias_lr: 0.0048}"
-
-
 @pytest.mark.parametrize(("worlds", "stages"), [((1, 2), (0, 0)), ((2, 1), (0, 0)), ((2, 2), (2, 0)), ((2, 1), (1, 3))])
 def test_a_run_goes_on_with_other_ranks_and_at_another_stage(ranks, tmp_path, worlds, stages):
-    """LARS at stage 0, AdamW on a ViT elsewhere: rounding does not grow there. Every step's loss within 1e-5."""
-    words = (LARS, toy.RESNET) if stages == (0, 0) else ("pretrain.optimizer={name: adamw, lr: 5e-4}", toy.VIT)
-    pretrain(toy.recipe(words[0], backbone=words[1]), tmp_path / "whole")
-    run, steps = str(tmp_path / "run"), (7, None)
-    for world, stage_number, stop in zip(worlds, stages, steps, strict=True):
-        ranks.run(part_of_a_run, run, words, stage_number, stop, world=world)
+    """A ViT, on which rounding does not grow: every step's loss within 1e-6 of the one process's."""
+    pretrain(toy.recipe(ADAMW, backbone=toy.VIT), tmp_path / "whole")
+    run, stops = str(tmp_path / "run"), (7, None)
+    for world, stage_number, stop in zip(worlds, stages, stops, strict=True):
+        ranks.run(part_of_a_run, run, stage_number, stop, world=world)
     one, two = (toy.lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "run"))
     assert [line["step"] for line in two] == list(range(1, STEPS + 1))
     for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
 
 
-def part_of_a_run(out: str, words: tuple[str, str], stage_number: int, stop: int | None) -> None:
+ADAMW = "pretrain.optimizer={name: adamw, lr: 5e-4}"
+
+
+def part_of_a_run(out: str, stage_number: int, stop: int | None) -> None:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if stop:
@@ -386,9 +386,65 @@ def part_of_a_run(out: str, words: tuple[str, str], stage_number: int, stop: int
         patch.setattr("lookalike.checkpoint._lock", lambda out: None)  # the ranks of earlier groups still live
         engine = f"pretrain.engine={{name: zero, stage: {stage_number}}}"
         try:
-            pretrain(toy.recipe(words[0], engine, backbone=words[1]), out)
+            pretrain(toy.recipe(ADAMW, engine, backbone=toy.VIT), out)
         except loop.Stopped:
             assert stop
+
+
+# ---- R8: what was trained on has changed
+
+
+def folder_of_pictures(path: Path, count: int = 40) -> Path:
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    path.mkdir()
+    for i in range(count):
+        values = torch.randint(0, 256, (12, 12), generator=generator, dtype=torch.uint8)
+        Image.fromarray(values.numpy()).save(path / f"{i:02}.png")
+    return path
+
+
+def on_folder(path: Path, *words: str):
+    data = f"data={{name: folder, path: '{path}', canvas: 16, channels: 1}}"
+    return toy.recipe(data, "pretrain.batch=8", "pretrain.epochs=2", "pretrain.workers=0", *words)
+
+
+CHANGES: dict[str, Callable[[Path], Any]] = {
+    "added": lambda p: shutil.copy(p / "00.png", p / "zz.png"),
+    "removed": lambda p: (p / "07.png").unlink(),
+    "replaced": lambda p: (p / "07.png").write_bytes((p / "07.png").read_bytes() + b"more"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_other_pictures_are_refused_with_a_difference_unless_asked_for(tmp_path, monkeypatch, kind):
+    pictures = folder_of_pictures(tmp_path / "pictures")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(loop.Stopped):
+            pretrain(on_folder(pictures), tmp_path / "run")
+    CHANGES[kind](pictures)
+    shown = "data: " if kind == "replaced" else r"pictures: 40 -> (41|39)"
+    with pytest.raises(RunError, match=rf"was trained on something else \(.*{shown}.*--accept-changes"):
+        pretrain(on_folder(pictures), tmp_path / "run")
+    with heard() as texts:
+        pretrain(on_folder(pictures), tmp_path / "run", accept_changes=True)
+    assert "goes on with something else" in texts[0]
+    assert toy.lines(tmp_path / "run/metrics.jsonl")[-1]["step"] >= 8
+
+
+def test_another_batch_is_refused_unless_asked_for(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(loop.Stopped):
+            pretrain(toy.recipe(), tmp_path / "run")
+    with pytest.raises(RunError, match=r"pretrain\.batch: 144 -> 72.*--accept-changes"):
+        pretrain(toy.recipe("pretrain.batch=72"), tmp_path / "run")
+    with heard() as texts:
+        pretrain(toy.recipe("pretrain.batch=72"), tmp_path / "run", accept_changes=True)
+    assert "batch: 144 -> 72" in texts[0]
+    assert [line["step"] for line in toy.lines(tmp_path / "run/metrics.jsonl")] == list(range(1, 39))
 
 
 # ---- R11: a loader process dies
@@ -415,8 +471,8 @@ def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp
 # ---- R14: collapse
 
 
-def long_toy(*words: str):
-    return toy.recipe("pretrain.batch=64", "pretrain.epochs=10", "pretrain.log_every=25", *words)
+def long_toy(*words: str, backbone: str = toy.RESNET):
+    return toy.recipe("pretrain.batch=64", "pretrain.epochs=10", "pretrain.log_every=25", *words, backbone=backbone)
 
 
 def dead_end(module) -> None:
@@ -438,12 +494,16 @@ def test_a_constant_projector_raises_the_alarm(tmp_path, monkeypatch):
         pretrain(long_toy("pretrain.on_collapse=stop"), tmp_path / "run")
 
 
+# Large enough for embeddings of more dimensions than one; the toy's sixteen features are copies of each other anyway.
+SMALL = "{name: resnet18, size: 24, channels: 1, pool: avg, args: {channels: [16, 32, 64, 128], layers: [1, 1, 1, 1]}}"
+MILD = "pretrain.views={name: symmetric, crop: [0.5, 1.0], flip: 0.0, grey: 0.0, blur: 0.0}"
+
+
 def test_dimensions_that_copy_each_other_raise_the_alarm_within_200_steps(tmp_path):
-    words = ("pretrain.method.off_diagonal=0.0", "pretrain.method.projector=[64, 64]")
-    with pytest.warns(
-        UserWarning, match=r"step (75|1\d\d|200): collapse: all dimensions say the same.*raise the weight"
-    ):
-        pretrain(long_toy(*words), tmp_path / "run")
+    method = "pretrain.method={name: barlow_twins, projector: [128, 128], off_diagonal: 0.0}"
+    recipe = long_toy("pretrain.on_collapse=stop", method, MILD, backbone=SMALL)
+    with pytest.raises(RunError, match=r"step (1\d\d|200): collapse: all dimensions say the same"):
+        pretrain(recipe, tmp_path / "run")
 
 
 HEALTHY = {
@@ -456,14 +516,19 @@ HEALTHY = {
 
 
 @pytest.mark.parametrize("name", HEALTHY)
-@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3, 4))])
-def test_healthy_runs_raise_no_alarm(tmp_path, name, seed):
+@pytest.mark.parametrize(
+    ("seed", "backbone"),
+    [(0, toy.RESNET), *(pytest.param(s, SMALL, marks=pytest.mark.slow) for s in range(5))],
+    ids=["toy", *(f"seed {s}" for s in range(5))],
+)
+def test_healthy_runs_raise_no_alarm(tmp_path, name, seed, backbone):
     """Warnings are errors in this suite: an alarm would fail here."""
-    pretrain(long_toy(f"pretrain.method={HEALTHY[name]}", f"seed={seed}"), tmp_path / "run")
-    found = toy.lines(tmp_path / "run/metrics.jsonl")
-    assert all(
-        {"health/std", "health/rank", "health/alignment", "health/uniformity"} <= line.keys() for line in found[1:]
-    )
+    words = (f"pretrain.method={HEALTHY[name]}", f"seed={seed}", *([MILD] if backbone == SMALL else []))
+    pretrain(long_toy(*words, backbone=backbone), tmp_path / "run")
+    measured = {"health/std", "health/rank", "health/alignment", "health/uniformity", "health/off_diagonal"}
+    lines = [line for line in toy.lines(tmp_path / "run/metrics.jsonl") if line["step"] % 25 == 0]
+    assert len(lines) == 8
+    assert all(measured <= line.keys() for line in lines)
 
 
 def test_the_measures_of_health_are_those_of_their_papers():

@@ -34,13 +34,27 @@ FILES = {"model.safetensors", "optim.safetensors"}
 # Another value of these makes another backbone; the later stages may change and are simply done again.
 _FIXED = ("seed", "data", "backbone", "pretrain")
 # Changes nothing of what is trained, and a run from before it existed goes on.
-_FREE = {"timeout", "log_every", "health_every", "on_collapse", "save_every_epochs", "keep", "workers", "max_bad"}
+_FREE = {
+    "health_every",
+    "keep",
+    "knn_every_epochs",
+    "log_every",
+    "max_bad",
+    "on_collapse",
+    "save_every_epochs",
+    "timeout",
+    "workers",
+}
 
 
-def open_run(out: Path, recipe: Recipe) -> Path:
+_CHANGED = "choose another --out, or go on all the same with --accept-changes"
+
+
+def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
     """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every default.
 
-    Raises RunError when the folder holds something else, or a run whose backbone came from another recipe.
+    Raises RunError when the folder holds something else, or a run whose backbone came from another recipe, unless
+    `accept_changes`.
     """
     if comm.rank() == 0:
         if out.exists() and not out.is_dir():
@@ -48,7 +62,7 @@ def open_run(out: Path, recipe: Recipe) -> Path:
         if (out / RECIPE).exists():
             # Where nothing was trained yet any recipe may begin.
             if (out / "checkpoints").exists() or (out / "backbone").exists():
-                _refuse_other(out / RECIPE, recipe)
+                _refuse_other(out / RECIPE, recipe, accept_changes)
         elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
             raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +88,7 @@ def _lock(out: Path) -> None:
     _LOCKS[out.resolve()] = file
 
 
-def _refuse_other(path: Path, recipe: Recipe) -> None:
+def _refuse_other(path: Path, recipe: Recipe, accept: bool) -> None:
     try:
         earlier = read(path.read_text(), str(path)).plain()
     except (OSError, UnicodeDecodeError, RecipeError) as error:
@@ -83,8 +97,10 @@ def _refuse_other(path: Path, recipe: Recipe) -> None:
     if not isinstance(earlier, dict):
         raise RunError(f"{path}: is no recipe: choose another --out")
     changed = [line for key in _FIXED for line in _differences(key, earlier.get(key), now.get(key))]
-    if changed:
-        raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): choose another --out")
+    if changed and accept:
+        warnings.warn(f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=3)
+    elif changed:
+        raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): {_CHANGED}")
 
 
 def _differences(key: str, earlier: Any, now: Any) -> list[str]:
@@ -127,18 +143,19 @@ class Checkpoints:
         """Newest first."""
         return sorted((f for f in self.folder.glob("step_*") if _step(f) >= 0), key=_step, reverse=True)
 
-    def newest(self, fixed: Mapping[str, Any]) -> Checkpoint | None:
+    def newest(self, fixed: Mapping[str, Any], accept_changes: bool = False) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None in a folder without any; every rank gets the same.
 
         Warns of each broken one that it passes over. Raises RunError when all are broken (training never
-        silently starts anew), or when `fixed` (data, batch) is not what the checkpoint was made with.
+        silently starts anew), or when `fixed` (data, batch) is not what the checkpoint was made with, unless
+        `accept_changes`.
         """
-        found = comm.from_first(self._decide(fixed) if comm.rank() == 0 else None)
+        found = comm.from_first(self._decide(fixed, accept_changes) if comm.rank() == 0 else None)
         if isinstance(found, str):
             raise RunError(found)
         return None if found is None else _read(self.folder / found["folder"], found["about"])
 
-    def _decide(self, fixed: Mapping[str, Any]) -> dict[str, Any] | str | None:
+    def _decide(self, fixed: Mapping[str, Any], accept: bool) -> dict[str, Any] | str | None:
         """The folder and its manifest, None for a fresh start, or the text of what forbids both."""
         problems = []
         for folder in self._folders():
@@ -150,8 +167,10 @@ class Checkpoints:
             for problem in problems:
                 warnings.warn(f"{problem}; going on from {folder.name}", stacklevel=2)
             changed = [line for key in fixed for line in _differences(key, about.get(key), fixed[key])]
-            if changed:
-                return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): choose another --out"
+            if changed and accept:
+                warnings.warn(f"{folder}: goes on with something else ({'; '.join(changed)})", stacklevel=3)
+            elif changed:
+                return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): {_CHANGED}"
             return {"folder": folder.name, "about": about}
         return f"{problems[0]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
 

@@ -34,21 +34,24 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."),
 ]
+Accept = Annotated[
+    bool, typer.Option("--accept-changes", help="Resume though the recipe or the pictures have changed.")
+]
 HostFile = Annotated[
     Path | None, typer.Option("--hostfile", metavar="FILE", help="Machines, a line `name slots=N` each.")
 ]
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, *, out: Out) -> None:
+def run(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False) -> None:
     """Every stage that the recipe names, in order."""
-    lookalike.run(lookalike.load_recipe(recipe, overrides or ()), out)
+    lookalike.run(lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes)
 
 
 @app.command()
-def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, out: Out) -> None:
+def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False) -> None:
     """Pictures without labels -> DIR/backbone."""
-    lookalike.pretrain(lookalike.load_recipe(recipe, overrides or ()), out)
+    lookalike.pretrain(lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes)
 
 
 @app.command()

@@ -119,7 +119,7 @@ def _read_manifest(folder: Path, kind: type[Error]) -> dict[str, Any]:
     if not folder.is_dir():
         raise kind(f"{folder}: no such folder: pretrain first, or name another")
     try:
-        if not path.is_file() or path.stat().st_size > _LARGEST:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
             raise ValueError("not a manifest")
         manifest = json.loads(path.read_bytes())
         if not isinstance(manifest, dict) or not all(isinstance(e, dict) for e in manifest["files"].values()):

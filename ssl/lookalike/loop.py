@@ -78,7 +78,8 @@ class Order(Protocol):
 class Job:
     """What is trained on what: `inputs` makes the module's inputs of a batch; `fixed` must not change in a resume.
 
-    `pieces`: how many parts of a batch the backbone sees one after another.
+    `pieces`: how many parts of a batch the backbone sees one after another; `judge`: scores of the model as it
+    stands, which every rank computes alike, asked every `judge_every` steps; `accept_changes`: resume even so.
     """
 
     title: str
@@ -89,6 +90,9 @@ class Job:
     inputs: Callable[[Batch], tuple[Any, ...]]
     fixed: dict[str, Any]
     pieces: int = 1
+    judge: Callable[[], dict[str, float]] = dict
+    judge_every: int = 0
+    accept_changes: bool = False
 
 
 def train(job: Job, settings: Settings) -> None:
@@ -102,7 +106,7 @@ def train(job: Job, settings: Settings) -> None:
     factor = partial(warmup_cosine, steps=steps, warmup=warmup, final=settings.final_lr)
     engine = make_engine(settings, job.module, order.accumulate)
     saver = Saver(Checkpoints(job.folder / "checkpoints", settings.keep))
-    done = resume(engine, saver.checkpoints, job.fixed)
+    done = resume(engine, saver.checkpoints, job)
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
     bad = BadSamples(job.folder / "bad_samples.jsonl", max(100, round(settings.max_bad * len(job.pictures))))
     stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate)
@@ -134,7 +138,7 @@ def train(job: Job, settings: Settings) -> None:
                 trouble.over()
             elif trouble.again(engine, order, done):
                 saver.wait()
-                done = trouble.go_back(done, resume(engine, saver.checkpoints, job.fixed))
+                done = trouble.go_back(done, resume(engine, saver.checkpoints, job))
                 stream, meter = read(job, settings, done, steps), Meter(meter.images)
                 metrics.cut(done)
                 continue
@@ -142,6 +146,8 @@ def train(job: Job, settings: Settings) -> None:
                 meter.drop(order.accumulate)
             if every(done, settings.health_every) and not skip:
                 watch(engine, loss, alarm, meter, settings, order.batch, done)
+            if every(done, job.judge_every):
+                meter.note(job.judge())
             if meter.heard and (every(done, settings.log_every) or stop or done in (1, steps)):
                 values = {**meter.values(), "lr": rate, "bad_samples": bad.count, "skipped": trouble.skipped}
                 metrics.write(done, values)
@@ -199,9 +205,9 @@ def make_engine(settings: Settings, module: nn.Module, accumulate: int = 1) -> E
     return engine
 
 
-def resume(engine: Engine, checkpoints: Checkpoints, fixed: dict[str, Any]) -> int:
+def resume(engine: Engine, checkpoints: Checkpoints, job: Job) -> int:
     """Loads the newest checkpoint, if there is one; returns how many steps are done."""
-    found = checkpoints.newest(fixed)
+    found = checkpoints.newest(job.fixed, job.accept_changes)
     if found is None:
         return 0
     try:

@@ -55,7 +55,7 @@ def recipe_schema() -> dict[str, Any]:
     return schema(SECTIONS)
 
 
-def run(recipe: Recipe, out: str | Path) -> Path:
+def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Path:
     """Every stage the recipe names, in order, in the run folder `out`; goes on where an earlier run stopped.
 
     Training stages run on all ranks, scores and export on the first.
@@ -67,7 +67,7 @@ def run(recipe: Recipe, out: str | Path) -> Path:
     folder = Path(out)
     backbone: Path | str = folder / "backbone"
     if wanted["pretrain"]:
-        backbone = pretrain(recipe, folder)
+        backbone = pretrain(recipe, folder, accept_changes=accept_changes)
     elif wanted["backbone"].folder:
         backbone = wanted["backbone"].folder
     else:

@@ -6,6 +6,8 @@ only decode. So none of them changes what is trained, and a restart goes on by s
 
 import contextlib
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -199,9 +201,22 @@ def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]
 
     A generator of its own keeps torch from drawing the workers' seeds from the one that dropout draws from.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_children():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         return iter(DataLoader(dataset, batch_size=None, generator=torch.Generator(), **how))
+
+
+@contextlib.contextmanager
+def _own_children() -> Iterator[None]:
+    """Takes back torch's handler of dead children, which raises wherever the training stands at that moment.
+
+    Without it the loader itself notices, within seconds, when its next batch is asked for.
+    """
+    here = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if here else None
+    yield
+    if here:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:

@@ -1,7 +1,7 @@
 """Pretraining: pictures without labels -> a backbone folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +13,14 @@ from lookalike import card, comm, draw
 from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, Order
-from lookalike.data.pictures import Pictures
+from lookalike.data.pictures import Pictures, subset
 from lookalike.errors import DataError, RecipeError
+from lookalike.features import embed, extract
 from lookalike.log import say
 from lookalike.loop import Job, Settings, make_views, train
 from lookalike.methods import METHODS
-from lookalike.recipe import Choice, Count, Recipe, Spec
+from lookalike.recipe import Choice, Count, Index, Recipe, Spec
+from lookalike.scoring import knn
 from lookalike.statistics import global_batchnorm
 from lookalike.views import VIEWS
 
@@ -30,12 +32,15 @@ class Pretrain(Settings):
     """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many losses.
 
     `micro_batch`: how many pictures, over all ranks, the backbone sees at once; the loss still spans the batch.
+    `knn_every_epochs`: how often kNN-20 of the backbone is logged (2,000 training, 1,000 test pictures with labels,
+    which training never sees); 0 for never.
     """
 
     method: Annotated[Spec, Choice(METHODS, given={"backbone"})]
     batch: Count
     accumulate: Count = 1
     micro_batch: Count | None = None
+    knn_every_epochs: Index = 0
     views: Annotated[Spec, VIEW] = VIEW.spec("asymmetric")
 
     def __post_init__(self) -> None:
@@ -51,7 +56,7 @@ class Pretrain(Settings):
             raise ValueError(problem)
         if self.optimizer.name == "lars" and self.engine is not None and self.engine.args.get("stage", 0) > 0:
             raise ValueError(
-                "lars needs whole layers, ZeRO stage 1 shows it one flat tensor: engine.stage: 0, or adamw"
+                "lars needs whole layers, ZeRO shows it one flat tensor from stage 1 on: engine.stage: 0, or adamw"
             )
 
     @property
@@ -60,19 +65,27 @@ class Pretrain(Settings):
         return self.batch // self.accumulate // self.micro_batch if self.micro_batch else 1
 
 
-def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] | None = None) -> Path:
+def pretrain(
+    recipe: Recipe,
+    out: str | Path,
+    method: Callable[..., nn.Module] | None = None,
+    *,
+    accept_changes: bool = False,
+) -> Path:
     """Runs or resumes the recipe's `pretrain` section in the run folder `out`; returns the backbone folder.
 
-    `method`: a class of your own in place of the recipe's, called as method(backbone).
+    `method`: a class of your own in place of the recipe's, called as method(backbone); `accept_changes`: resume
+    even where recipe or pictures are no longer what the run began with.
     """
     settings, seed = recipe.section(Pretrain), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
-    folder = open_run(Path(out), recipe)
+    folder = open_run(Path(out), recipe, accept_changes)
     target = folder / "backbone"
     about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
     if card.is_done(target, about):
         return target
-    pictures = recipe.values["data"].build().split("train")
+    source = recipe.values["data"].build()
+    pictures = source.split("train")
     order = Order(len(pictures), settings.batch, settings.accumulate, seed)
     module, views = make_method(recipe, method), settings.views.build()
     problem = views_problem(module, views)
@@ -81,7 +94,12 @@ def pretrain(recipe: Recipe, out: str | Path, method: Callable[..., nn.Module] |
     labels_N = labels_for(module, pictures)
     inputs = partial(make_inputs, views, module.backbone.architecture, seed, labels_N)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
-    train(Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces), settings)
+    job = Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces)
+    job = replace(job, accept_changes=accept_changes)
+    if settings.knn_every_epochs:
+        judge = make_judge(module.backbone, pictures, source.split("test"), seed)
+        job = replace(job, judge=judge, judge_every=settings.knn_every_epochs * order.steps_per_epoch)
+    train(job, settings)
     if comm.rank() == 0:
         about |= {"method": settings.method.name, "epochs": settings.epochs, "data": pictures.fingerprint}
         backbone = module.backbone
@@ -124,6 +142,24 @@ def labels_for(method: Any, pictures: Pictures) -> Tensor | None:
     if pictures.labels is None:
         raise DataError(f"data: no labels, which {type(method).__name__} learns from: use class folders")
     return torch.as_tensor(pictures.labels)
+
+
+def make_judge(backbone: Backbone, train: Pictures, test: Pictures, seed: int) -> Callable[[], dict[str, float]]:
+    """kNN-20 of the backbone as it stands, on some pictures with labels. Raises DataError where there are none."""
+    if train.labels is None or test.labels is None:
+        raise DataError("data: no labels, which knn_every_epochs needs: use class folders, or set it to 0")
+    some = [
+        subset(pictures, draw.permutation(len(pictures), seed, "judge", split)[:most].tolist())
+        for split, (pictures, most) in enumerate(((train, 2000), (test, 1000)))
+    ]
+
+    def judge() -> dict[str, float]:
+        function = embed(backbone, backbone.architecture)
+        bank, asked = (extract(function, pictures) for pictures in some)
+        backbone.train()
+        return {"knn20/top1": knn.accuracy(bank.x_ND, bank.labels_N, asked.x_ND, asked.labels_N)["top1"]}
+
+    return judge
 
 
 def make_inputs(
