@@ -46,8 +46,8 @@ def dense_correlation(za_ND: Tensor, zb_ND: Tensor) -> Tensor:
 def dense_contrastive(za_ND: Tensor, zb_ND: Tensor) -> Tensor:
     """The 2N × 2N logits, the diagonal taken out, and cross-entropy."""
     z = F.normalize(torch.cat([za_ND, zb_ND]), dim=1)
-    logits = z @ z.T / TEMPERATURE
-    logits = logits.masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+    logits = (z @ z.T).div_(TEMPERATURE)
+    logits.masked_fill_(torch.eye(len(z), dtype=torch.bool), -torch.inf)
     return F.cross_entropy(logits, torch.arange(len(z)).roll(len(za_ND)))
 
 

@@ -138,7 +138,11 @@ def test_accumulation_trains_on_the_same_samples(tmp_path, uninterrupted):
 @pytest.mark.parametrize("backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"])
 def test_micro_batches_train_alike_on_any_number_of_ranks(ranks, tmp_path, backbone):
     """Every rank takes its part of every micro-batch: also a BatchNorm in the backbone sees the same pictures."""
-    changes = ("pretrain.micro_batch=36", "pretrain.epochs=1", "pretrain.optimizer={name: lars, lr: 0.2}")
+    changes = (
+        "pretrain.micro_batch=36",
+        "pretrain.epochs=1",
+        "pretrain.optimizer={name: lars, lr: 0.2, bias_lr: 0.0048}",
+    )
     pretrain(toy.recipe(*changes, backbone=backbone), tmp_path / "one")
     ranks.run(run_toy, changes, backbone, str(tmp_path / "two"))
     assert [loss for _, loss in curve(tmp_path / "two")] == pytest.approx(

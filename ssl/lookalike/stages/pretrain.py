@@ -123,7 +123,8 @@ def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) 
     for part in module.modules():
         if isinstance(part, Backbone):
             part.pieces = settings.pieces
-    return global_batchnorm(module.train()).to(comm.device())
+    even = settings.batch // settings.accumulate // settings.pieces % comm.world_size() == 0
+    return global_batchnorm(module.train(), even=even).to(comm.device())
 
 
 def views_problem(method: Any, views: Any) -> str:
