@@ -30,7 +30,7 @@ from lookalike.methods.moco_v3 import moco_v3_loss
 from lookalike.methods.simclr import simclr_loss
 from lookalike.methods.vicreg import vicreg_loss
 
-PAIRS, TEMPERATURE = 5, 0.1
+PAIRS, TEMPERATURE = 3, 0.1
 
 
 def dense_correlation(za_ND: Tensor, zb_ND: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def measure(kind: str, form: str, n: int, d: int, answer: Any) -> None:
     before, began = peak(), time.perf_counter()
     value = FORMS[kind][form](a, b)
     value.backward()
-    answer.send((float(value), time.perf_counter() - began, peak() - before))
+    answer.send((value.item(), time.perf_counter() - began, peak() - before))
 
 
 def alone(kind: str, form: str, n: int, d: int) -> tuple[float, float, float]:

@@ -18,16 +18,38 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance (kept dimensions) and count over `dims` and all ranks; differentiable.
+class _Standardize(torch.autograd.Function):
+    """(x - mean) / √(variance + eps) over `dims` and all ranks; keeps its output alone, and one number a channel.
 
     The variance is the mean square of the centred values: E[x²] - E[x]² would cancel in fp32.
     """
-    here = torch.full((), x.numel() // max(_kept(x, dims), 1), dtype=x.dtype, device=x.device)
-    n = comm.together(here)
-    mean = comm.sum(x.sum(dim=dims, keepdim=True)) / n
-    var = comm.sum((x - mean).square().sum(dim=dims, keepdim=True)) / n
-    return mean, var, n
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        here = torch.full((), x.numel() // max(_kept(x, dims), 1), dtype=x.dtype, device=x.device)
+        n = comm.together(here)
+        mean = comm.together(x.sum(dim=dims, keepdim=True)) / n
+        z = x - mean
+        var = comm.together(torch.linalg.vector_norm(z, dim=dims, keepdim=True).square()) / n
+        scale = (var + eps).rsqrt()
+        z.mul_(scale)
+        ctx.save_for_backward(z, scale, n)
+        ctx.dims = dims
+        ctx.mark_non_differentiable(mean, var, n)
+        return z, mean, var, n
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        z, scale, n = ctx.saved_tensors
+        sums = torch.stack([grad.sum(dim=ctx.dims, keepdim=True), (grad * z).sum(dim=ctx.dims, keepdim=True)])
+        plain, along = comm.together(sums) / n
+        return (grad - plain).addcmul_(z, along, value=-1).mul_(scale), None, None
+
+
+def standardized(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x with zero mean and unit variance over `dims` and all ranks; its mean, biased variance, count (no gradient)."""
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _Standardize.apply(x, dims, eps)
+    return found
 
 
 def _kept(x: Tensor, dims: Sequence[int]) -> int:
@@ -93,8 +115,7 @@ def energy(a_BD: Tensor) -> Tensor:
 
 def standardize(x_BD: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit variance of every dimension over the batch of all ranks, as an affine-free BatchNorm."""
-    mean_1D, var_1D, _ = moments(x_BD, [0])
-    return (x_BD - mean_1D) * (var_1D + eps).rsqrt()
+    return standardized(x_BD, [0], eps)[0]
 
 
 class GlobalBatchNorm(nn.Module):
@@ -133,14 +154,11 @@ class GlobalBatchNorm(nn.Module):
     def _batch(self, x: Tensor) -> Tensor:
         dims = [d for d in range(x.dim()) if d != 1]
         with torch.autocast(x.device.type, enabled=False):
-            x32 = precise(x)
-            mean, var, n = moments(x32, dims)
+            y, mean, var, n = standardized(precise(x), dims, self.eps)
             if self.training:
-                self._follow(mean.detach().flatten(), var.detach().flatten(), n)
+                self._follow(mean.flatten(), var.flatten(), n)
             shape = mean.shape
-            scale = (var + self.eps).rsqrt()
-            scale = scale if self.weight is None else scale * self.weight.view(shape)
-            y = (x32 - mean) * scale
+            y = y if self.weight is None else y * self.weight.view(shape)
             y = y if self.bias is None else y + self.bias.view(shape)
         return y.to(x.dtype)
 
