@@ -22,20 +22,6 @@ STEPS = 18
 EVERY_STEP = ("pretrain.keep=100",)
 
 
-def tensors(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step_{step:08d}"
-    verify(folder)
-    return {f"{n}:{k}": v for n in ("model", "optim") for k, v in load_file(folder / f"{n}.safetensors").items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def curve(run: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in toy.lines(run / "metrics.jsonl")]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
@@ -67,8 +53,8 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch,
     assert not (run / "backbone").exists()
     torch.manual_seed(999)
     pretrain(toy.recipe(), run)
-    assert same(tensors(run), tensors(uninterrupted))
-    assert curve(run) == curve(uninterrupted)
+    assert toy.same(toy.tensors(run), toy.tensors(uninterrupted))
+    assert toy.curve(run) == toy.curve(uninterrupted)
     assert load_file(run / "backbone/model.safetensors").keys()
     assert (run / "backbone/model.safetensors").read_bytes() == (
         uninterrupted / "backbone/model.safetensors"
@@ -81,15 +67,15 @@ def test_other_signals_stop_as_cleanly(tmp_path, monkeypatch, number):
     with pytest.raises(Stopped) as stop:
         pretrain(toy.recipe(), tmp_path / "run")
     assert stop.value.number == number
-    assert tensors(tmp_path / "run", 2)
+    assert toy.tensors(tmp_path / "run", 2)
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
 def test_the_same_seed_twice_gives_the_same_bits_and_another_does_not(tmp_path, uninterrupted):
     pretrain(toy.recipe(), tmp_path / "again")
     pretrain(toy.recipe("seed=4"), tmp_path / "other")
-    assert same(tensors(tmp_path / "again"), tensors(uninterrupted))
-    assert not same(tensors(tmp_path / "other"), tensors(uninterrupted))
+    assert toy.same(toy.tensors(tmp_path / "again"), toy.tensors(uninterrupted))
+    assert not toy.same(toy.tensors(tmp_path / "other"), toy.tensors(uninterrupted))
 
 
 def test_dropout_draws_go_on_where_they_were(tmp_path, monkeypatch):
@@ -101,7 +87,7 @@ def test_dropout_draws_go_on_where_they_were(tmp_path, monkeypatch):
             pretrain(toy.recipe(*recipe), tmp_path / "cut")
     torch.rand(17)
     pretrain(toy.recipe(*recipe), tmp_path / "cut")
-    assert same(tensors(tmp_path / "cut"), tensors(tmp_path / "whole"))
+    assert toy.same(toy.tensors(tmp_path / "cut"), toy.tensors(tmp_path / "whole"))
 
 
 def test_a_finished_run_is_not_trained_again(uninterrupted, monkeypatch):
@@ -119,7 +105,7 @@ def test_two_processes_have_the_loss_curve_of_one_over_20_steps(ranks, tmp_path,
     changes = ("pretrain.epochs=3", f"pretrain.optimizer={optimizer}")
     pretrain(toy.recipe(*changes, backbone=backbone), tmp_path / "one")
     ranks.run(run_toy, changes, backbone, str(tmp_path / "two"))
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    one, two = toy.curve(tmp_path / "one"), toy.curve(tmp_path / "two")
     assert len(one) == 27
     for (_, a), (_, b) in zip(one[:20], two[:20], strict=True):
         assert b == pytest.approx(a, rel=1e-5)
@@ -131,8 +117,8 @@ def run_toy(changes, backbone: str, out: str) -> None:
 
 def test_accumulation_trains_on_the_same_samples(tmp_path, uninterrupted):
     pretrain(toy.recipe("pretrain.accumulate=3"), tmp_path / "run")
-    assert [s for s, _ in curve(tmp_path / "run")] == [s for s, _ in curve(uninterrupted)]
-    assert not same(tensors(tmp_path / "run"), tensors(uninterrupted))
+    assert [s for s, _ in toy.curve(tmp_path / "run")] == [s for s, _ in toy.curve(uninterrupted)]
+    assert not toy.same(toy.tensors(tmp_path / "run"), toy.tensors(uninterrupted))
 
 
 @pytest.mark.parametrize("backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"])
@@ -145,13 +131,13 @@ def test_micro_batches_train_alike_on_any_number_of_ranks(ranks, tmp_path, backb
     )
     pretrain(toy.recipe(*changes, backbone=backbone), tmp_path / "one")
     ranks.run(run_toy, changes, backbone, str(tmp_path / "two"))
-    assert [loss for _, loss in curve(tmp_path / "two")] == pytest.approx(
-        [loss for _, loss in curve(tmp_path / "one")], rel=1e-5
+    assert [loss for _, loss in toy.curve(tmp_path / "two")] == pytest.approx(
+        [loss for _, loss in toy.curve(tmp_path / "one")], rel=1e-5
     )
     if backbone == toy.VIT:
         pretrain(toy.recipe(*changes[1:], backbone=backbone), tmp_path / "whole")
-        assert [loss for _, loss in curve(tmp_path / "whole")] == pytest.approx(
-            [loss for _, loss in curve(tmp_path / "one")], rel=1e-5
+        assert [loss for _, loss in toy.curve(tmp_path / "whole")] == pytest.approx(
+            [loss for _, loss in toy.curve(tmp_path / "one")], rel=1e-5
         )
 
 
@@ -168,7 +154,7 @@ def test_views_that_the_method_does_not_compare_are_refused():
 
 def test_knn_of_the_backbone_is_logged_and_changes_nothing(ranks, tmp_path, uninterrupted):
     pretrain(toy.recipe("pretrain.knn_every_epochs=1"), tmp_path / "run")
-    assert same(tensors(tmp_path / "run"), tensors(uninterrupted))
+    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(uninterrupted))
     found = [line["knn20/top1"] for line in toy.lines(tmp_path / "run/metrics.jsonl") if "knn20/top1" in line]
     assert len(found) == 2
     assert all(0.1 < value <= 1 for value in found)
@@ -178,7 +164,7 @@ def test_knn_of_the_backbone_is_logged_and_changes_nothing(ranks, tmp_path, unin
 def test_methods_with_small_views_or_labels_train_from_a_recipe(tmp_path, method):
     views = "pretrain.views={name: multi_crop, small: 2, small_size: 8}" if "dino" in method else "seed=3"
     pretrain(toy.recipe(f"pretrain.method={method}", views, "pretrain.epochs=1"), tmp_path / "run")
-    assert len(curve(tmp_path / "run")) == 9
+    assert len(toy.curve(tmp_path / "run")) == 9
 
 
 def damage(folder: Path, kind: str) -> None:
@@ -208,7 +194,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_warning(tmp_path, uninterrupt
     damage(run / "checkpoints" / f"step_{STEPS:08d}", kind)
     with pytest.warns(UserWarning, match=rf"step_{STEPS:08d}.*going on from step_00000009"):
         pretrain(toy.recipe(), run)
-    assert same(tensors(run), tensors(uninterrupted))
+    assert toy.same(toy.tensors(run), toy.tensors(uninterrupted))
 
 
 def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(tmp_path, uninterrupted):

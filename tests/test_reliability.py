@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import toy
 from lookalike import comm, loop
@@ -30,16 +29,6 @@ from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
 
 STEPS = 18
-
-
-def tensors(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
-    folder = run / "checkpoints" / f"step_{step:08d}"
-    verify(folder)
-    return {f"{n}:{k}": v for n in ("model", "optim") for k, v in load_file(folder / f"{n}.safetensors").items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +83,7 @@ def test_a_step_that_is_no_number_leaves_no_trace(tmp_path, monkeypatch):
         unmoved(patch, {4, 5, 12})
         with pytest.warns(UserWarning, match="skipped on all ranks"):
             pretrain(toy.recipe(), tmp_path / "left out")
-    assert same(tensors(tmp_path / "poisoned"), tensors(tmp_path / "left out"))
+    assert toy.same(toy.tensors(tmp_path / "poisoned"), toy.tensors(tmp_path / "left out"))
     found = toy.lines(tmp_path / "poisoned/metrics.jsonl")
     assert [line["step"] for line in found] == [s for s in range(1, 19) if s not in (4, 5, 12)]
     assert found[-1]["skipped"] == 3
@@ -105,7 +94,7 @@ def test_three_in_a_row_go_back_to_the_checkpoint_and_end_as_if_nothing_had_been
     with heard() as texts:
         pretrain(toy.recipe(), tmp_path / "run")
     assert "step 14: goes back to the checkpoint of step 9" in texts[-1]
-    assert same(tensors(tmp_path / "run"), tensors(whole))
+    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
     assert [line["step"] for line in toy.lines(tmp_path / "run/metrics.jsonl")] == list(range(1, 19))
     about = verify(tmp_path / "run/nonfinite")
     assert [s["step"] for s in about["steps"]] == [11, 12, 13]
@@ -121,13 +110,13 @@ def test_numbers_that_stay_away_stop_the_run_with_the_remedy(tmp_path, monkeypat
         ),
     ):
         pretrain(toy.recipe(), tmp_path / "run")
-    assert tensors(tmp_path / "run", 9)
+    assert toy.tensors(tmp_path / "run", 9)
 
 
 def test_what_one_rank_meets_all_ranks_skip_and_go_back_from(ranks, tmp_path):
     ranks.run(train_poisoned, str(tmp_path / "whole"), set())
     ranks.run(train_poisoned, str(tmp_path / "run"), {12, 13, 14})
-    assert same(tensors(tmp_path / "run"), tensors(tmp_path / "whole"))
+    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(tmp_path / "whole"))
 
 
 def train_poisoned(out: str, steps: set[int]) -> None:
@@ -198,7 +187,7 @@ def test_five_kills_of_a_run_end_as_if_nothing_had_been(tmp_path, whole):
     process = child(run_toy, str(run))
     process.join(60)
     assert process.exitcode == 0
-    assert same(tensors(run), tensors(whole))
+    assert toy.same(toy.tensors(run), toy.tensors(whole))
 
 
 # ---- R3: signals in the middle of a save; R6: saves that fail
@@ -220,7 +209,7 @@ def test_a_signal_during_a_save_ends_the_run_with_everything_saved(tmp_path, mon
     assert 9 in steps
     assert max(steps) in (9, 10, 11, 12)
     for step in steps:
-        assert tensors(tmp_path / "run", step)
+        assert toy.tensors(tmp_path / "run", step)
 
 
 def failing(monkeypatch, times: Iterator[bool]) -> None:
@@ -239,14 +228,14 @@ def test_a_save_that_fails_stops_no_training(tmp_path, monkeypatch, whole):
     with heard() as texts:
         pretrain(toy.recipe("pretrain.epochs=3", "pretrain.warmup_epochs=0.5"), tmp_path / "run")
     assert texts == ["disk: cannot be written: No space left on device; training goes on"] * 2
-    assert tensors(tmp_path / "run", 27)
+    assert toy.tensors(tmp_path / "run", 27)
 
 
 def test_three_saves_that_fail_in_a_row_stop_it(tmp_path, monkeypatch):
     failing(monkeypatch, iter([False, *[True] * 9]))
     with heard(), pytest.raises(RunError, match="No space left on device; 3 saves in a row have failed"):
         pretrain(toy.recipe("pretrain.epochs=9"), tmp_path / "run")
-    assert tensors(tmp_path / "run", 9)
+    assert toy.tensors(tmp_path / "run", 9)
 
 
 def test_a_last_save_that_fails_is_no_success(tmp_path, monkeypatch):
@@ -319,7 +308,7 @@ def test_the_hint_is_never_believed(tmp_path, whole, kind):
     elif kind == "a lie":
         hint.write_text(json.dumps({"step": 0, "folder": "step_00000000"}))
     pretrain(toy.recipe(), run)
-    assert same(tensors(run), tensors(whole))
+    assert toy.same(toy.tensors(run), toy.tensors(whole))
     assert len(toy.lines(run / "metrics.jsonl")) == STEPS
 
 
@@ -345,7 +334,7 @@ def test_a_checkpoint_of_a_later_format_is_refused_clearly(tmp_path):
 
 def test_workers_change_no_bit(tmp_path, whole):
     pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
-    assert same(tensors(tmp_path / "run"), tensors(whole))
+    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
 
 
 def stop_at(monkeypatch, step: int) -> None:
@@ -466,7 +455,7 @@ def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp
         with pytest.raises(RunError, match=r"a loader process died.*reading samples \d+, \d+.*workers"):
             pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
     pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
-    assert same(tensors(tmp_path / "run"), tensors(whole))
+    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
 
 
 # ---- R14: collapse

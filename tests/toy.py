@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookalike.backbones import Architecture
+from lookalike.folder import verify
 from lookalike.methods import METHODS
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
@@ -80,3 +82,20 @@ def lines(path: Path) -> list[dict[str, Any]]:
     import json
 
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tensors(run: Path, step: int = 18) -> dict[str, Tensor]:
+    """What a checkpoint holds, after its manifest was checked."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    verify(folder)
+    return {f"{n}:{k}": v for n in ("model", "optim") for k, v in load_file(folder / f"{n}.safetensors").items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Equal to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """The loss of every logged step."""
+    return [(line["step"], line["loss"]) for line in lines(run / "metrics.jsonl")]

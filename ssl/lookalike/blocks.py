@@ -28,6 +28,12 @@ class Loss(NamedTuple):
     embeddings: tuple[Tensor, ...] = ()
 
 
+def both_ways(ab: Loss, ba: Loss, embeddings: tuple[Tensor, ...]) -> Loss:
+    """The sum of a loss in both roles of the views; its terms are the means of both."""
+    terms = {name: (ab.terms[name] + ba.terms[name]) / 2 for name in ab.terms}
+    return Loss(ab.value + ba.value, terms, embeddings)
+
+
 def mlp(widths: Sequence[int], *, last_norm: LastNorm = "none", bias: bool = False) -> nn.Sequential:
     """Linear, BatchNorm, ReLU for each step of `widths`; the last step is Linear and, if asked, a BatchNorm.
 

@@ -119,14 +119,14 @@ def train(job: Job, settings: Settings) -> None:
             moment = Moment(done, steps, done / order.steps_per_epoch)
             rate, new_bad = begin(engine, settings, factor(done), moment, order.seed), 0
             for micro in range(order.accumulate):
+                if micro:
+                    engine.step()
                 with meter.waiting():
                     batch = next(stream)
                 loss = engine(*job.inputs(batch))
                 engine.backward(loss.value)
                 meter.add(loss.value, loss.terms)
                 new_bad += bad.add(batch.bad)
-                if micro < order.accumulate - 1:
-                    engine.step()
             broken = not bool(engine.finite() & loss.value.isfinite())
             stop, found, skip, failures = agree(signals.caught > 0, new_bad, broken, saver.failures)
             engine.step(skip=skip > 0)
@@ -213,6 +213,8 @@ def resume(engine: Engine, checkpoints: Checkpoints, job: Job) -> int:
     try:
         engine.load(State(found.tensors["model"], found.tensors["optim"]))
     except (RuntimeError, ValueError) as error:
+        if comm.lost(error):
+            raise
         raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
     return found.step
 

@@ -10,7 +10,6 @@ import toy
 from cluster.conftest import CHANGES, ENVIRONMENT, ROOT, STAGES, STEPS, TIMEOUT, recipe, wait_for_steps
 from lookalike.errors import HUNG, LOST
 from lookalike.stages.pretrain import pretrain
-from test_loop import curve, same, tensors
 
 SLACK = 5
 # Of two options the first one counts, so that ssh notices a lost machine sooner than launch/hostfile.sh would have it.
@@ -50,14 +49,14 @@ def test_a_host_without_power_ends_the_job_in_time_and_the_same_command_goes_on(
         hosts.power(2)
     done = hosts.run(*words, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert same(tensors(run, STEPS), tensors(uninterrupted, STEPS))
-    assert curve(run) == curve(uninterrupted)
+    assert toy.same(toy.tensors(run, STEPS), toy.tensors(uninterrupted, STEPS))
+    assert toy.curve(run) == toy.curve(uninterrupted)
     assert '"world": 2' in (run / f"checkpoints/step_{STEPS:08d}/manifest.json").read_text()
 
 
 def test_two_ranks_have_the_loss_curve_of_one_process(tmp_path, uninterrupted):
     pretrain(toy.recipe(*CHANGES, *STAGES, backbone=toy.VIT), tmp_path / "one")
-    one, two = curve(tmp_path / "one"), curve(uninterrupted)
+    one, two = toy.curve(tmp_path / "one"), toy.curve(uninterrupted)
     assert len(one) == len(two) == STEPS
     for (_, a), (_, b) in zip(one[:20], two[:20], strict=True):
         assert b == pytest.approx(a, rel=1e-5)
@@ -79,7 +78,7 @@ def test_torchrun_starts_lost_ranks_again_on_both_hosts(hosts, tmp_path, uninter
     assert marker.exists()
     assert len(re.findall("lookalike: another rank has ended or hangs", "".join(texts))) == 1
     assert any(f"exitcode: {LOST}" in text or "exitcode: -9" in text for text in texts)
-    assert same(tensors(run, STEPS), tensors(uninterrupted, STEPS))
+    assert toy.same(toy.tensors(run, STEPS), toy.tensors(uninterrupted, STEPS))
     assert not hosts.processes(1)
     assert not hosts.processes(2)
 

@@ -3,8 +3,8 @@
 import re
 import time
 
+import toy
 from cluster.conftest import ENVIRONMENT, ROOT, STEPS, recipe, wait_for_steps
-from test_loop import curve, same, tensors
 
 
 def test_a_preempted_job_requeues_itself_and_ends_as_if_uninterrupted(slurm, tmp_path, uninterrupted):
@@ -26,5 +26,5 @@ def test_a_preempted_job_requeues_itself_and_ends_as_if_uninterrupted(slurm, tmp
     stopped = re.findall(r"lookalike: stopped by SIG\w+ after step (\d+) of 108, saved: the same command goes on", text)
     assert stopped
     assert set(map(int, stopped)) <= set(range(12, STEPS))
-    assert same(tensors(run, STEPS), tensors(uninterrupted, STEPS))
-    assert curve(run) == curve(uninterrupted)
+    assert toy.same(toy.tensors(run, STEPS), toy.tensors(uninterrupted, STEPS))
+    assert toy.curve(run) == toy.curve(uninterrupted)

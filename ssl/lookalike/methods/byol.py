@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Teacher, mlp, unit
+from lookalike.blocks import Loss, Teacher, both_ways, mlp, unit
 from lookalike.recipe import Fraction, Width
 
 
@@ -51,5 +51,4 @@ class BYOL(nn.Module):
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         ka_BD, kb_BD = (self.teacher(view) for view in views)
         ab, ba = byol_loss(self.predictor(za_BD), kb_BD), byol_loss(self.predictor(zb_BD), ka_BD)
-        terms = {name: (ab.terms[name] + ba.terms[name]) / 2 for name in ab.terms}
-        return Loss(ab.value + ba.value, terms, (za_BD.detach(), zb_BD.detach()))
+        return both_ways(ab, ba, (za_BD.detach(), zb_BD.detach()))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Teacher, mlp, unit
+from lookalike.blocks import Loss, Teacher, both_ways, mlp, unit
 from lookalike.contrast import log_sum_exp
 from lookalike.recipe import Fraction, Positive, Width
 
@@ -59,5 +59,4 @@ class MoCoV3(nn.Module):
         ka_BD, kb_BD = (self.teacher(view) for view in views)
         ab = moco_v3_loss(qa_BD, kb_BD, self.temperature)
         ba = moco_v3_loss(qb_BD, ka_BD, self.temperature)
-        terms = {name: (ab.terms[name] + ba.terms[name]) / 2 for name in ab.terms}
-        return Loss(ab.value + ba.value, terms, (ab.embeddings[0], ba.embeddings[0]))
+        return both_ways(ab, ba, (ab.embeddings[0], ba.embeddings[0]))

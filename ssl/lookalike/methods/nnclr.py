@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Queue, mlp, unit
+from lookalike.blocks import Loss, Queue, both_ways, mlp, unit
 from lookalike.contrast import log_sum_exp, nearest
 from lookalike.recipe import Count, Positive, Width
 
@@ -61,5 +61,5 @@ class NNCLR(nn.Module):
         ab = nnclr_loss(za_BD, self.predictor(zb_BD), self.queue.rows_QD, self.temperature)
         ba = nnclr_loss(zb_BD, self.predictor(za_BD), self.queue.rows_QD, self.temperature)
         self.queue.put(unit(za_BD))
-        terms = {name: (ab.terms[name] + ba.terms[name]) / 2 for name in ab.terms}
-        return Loss((ab.value + ba.value) / 2, terms, (za_BD.detach(), zb_BD.detach()))
+        loss = both_ways(ab, ba, (za_BD.detach(), zb_BD.detach()))
+        return loss._replace(value=loss.value / 2)

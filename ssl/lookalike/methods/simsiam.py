@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, mlp, unit
+from lookalike.blocks import Loss, both_ways, mlp, unit
 from lookalike.recipe import Width
 
 
@@ -52,5 +52,4 @@ class SimSiam(nn.Module):
         """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks, both ways."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         ab, ba = simsiam_loss(self.predictor(za_BD), zb_BD), simsiam_loss(self.predictor(zb_BD), za_BD)
-        terms = {name: (ab.terms[name] + ba.terms[name]) / 2 for name in ab.terms}
-        return Loss(ab.value + ba.value, terms, (za_BD.detach(), zb_BD.detach()))
+        return both_ways(ab, ba, (za_BD.detach(), zb_BD.detach()))
