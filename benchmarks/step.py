@@ -6,6 +6,7 @@ both see the same machine. A whole step is everything from one batch to the next
     python benchmarks/step.py [RECIPE] [STEPS]
 """
 
+import copy
 import statistics
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import torch
 import lookalike
 from lookalike import comm, loop
 from lookalike.data.loader import Order
+from lookalike.optim import parameter_groups
 from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
 
 
@@ -30,20 +32,21 @@ class Alternation:
         self.whole: list[float] = []
         self.bare: list[float] = []
         self.left: float | None = None
-        self.engine: Any = None
+        self.bare_module: Any = copy.deepcopy(module)
+        self.optimizer: Any = recipe.section(Pretrain).optimizer.build(parameter_groups(self.bare_module))
 
     def __call__(self, batch: Any) -> Any:
         now = wait()
         if self.left is not None:
             self.whole.append(now - self.left)
-        inputs = make_inputs(self.views, self.module.backbone.architecture, self.seed, batch)
+        inputs = make_inputs(self.views, self.module.backbone.architecture, self.seed, None, batch)
         begun = wait()
-        loss = self.engine(*inputs)
-        self.engine.backward(loss.value)
-        self.engine.step()
+        self.bare_module(*inputs).value.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.bare.append(wait() - begun)
         self.left = wait()
-        return make_inputs(self.views, self.module.backbone.architecture, self.seed, batch)
+        return make_inputs(self.views, self.module.backbone.architecture, self.seed, None, batch)
 
 
 def wait() -> float:
@@ -61,8 +64,7 @@ def main(path: str, steps: int) -> None:
     order = Order(len(pictures), settings.batch, 1, recipe.values["seed"])
     module = make_method(recipe)
     inputs = Alternation(recipe, module)
-    inputs.engine = loop.make_engine(settings, module)
-    # The loop's own engine and the bare one share the module and take turns; both step the same parameters.
+    # The loop trains the module, the bare side a copy of it with an optimizer of its own; they take turns.
     with tempfile.TemporaryDirectory() as folder:
         job = loop.Job("step", Path(folder), module, pictures, order, inputs, {})
         epochs = max(1, steps // order.steps_per_epoch)
