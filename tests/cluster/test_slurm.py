@@ -17,7 +17,7 @@ def test_a_preempted_job_requeues_itself_and_ends_as_if_uninterrupted(slurm, tmp
     number = submitted.stdout.strip()
     wait_for_steps(run, 12)
     assert slurm.call("scancel", "--batch", "--signal=USR1", number).returncode == 0
-    job, deadline = slurm.job(number), time.monotonic() + 120
+    job, deadline = slurm.job(number), time.monotonic() + 300
     while job["JobState"] in ("PENDING", "RUNNING", "COMPLETING") and time.monotonic() < deadline:
         time.sleep(0.5)
         job = slurm.job(number)
