@@ -84,9 +84,11 @@ def log_sum_exp(q_BD: Tensor, k_MD: Tensor, temperature: float, without_BE: Tens
     return found
 
 
-def own_columns(x_BD: Tensor) -> Tensor:
-    """(B,): where this rank's rows stand among those of all ranks, as comm.cat lays them out."""
-    return comm.offset(x_BD) + torch.arange(len(x_BD), device=x_BD.device)
+def two_views(za_BD: Tensor, zb_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """This rank's rows of both views (2B, D), those of all ranks (2N, D), and where each row stands in them (2B, 1)."""
+    keys_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)])
+    own_B = comm.offset(za_BD) + torch.arange(len(za_BD), device=za_BD.device)
+    return torch.cat([za_BD, zb_BD]), keys_MD, torch.cat([own_B, own_B + len(keys_MD) // 2])[:, None]
 
 
 @torch.no_grad()

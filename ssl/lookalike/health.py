@@ -25,7 +25,7 @@ def measure(embeddings: Sequence[Tensor]) -> dict[str, float]:
     """
     first, *others = (precise(z_BD) for z_BD in embeddings)
     rows_ND = comm.cat(unit(first))
-    few_ND = rows_ND[: max(2, _ROWS)]
+    few_ND = rows_ND[:_ROWS]
     centred_ND = few_ND - few_ND.mean(dim=0)
     rank = _effective_rank(centred_ND)
     found = {

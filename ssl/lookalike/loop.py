@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
 from lookalike.checkpoint import Checkpoints, Saver
-from lookalike.data.loader import Batch, batches, workers_for
+from lookalike.data.loader import Batch, Plan, batches, workers_for
 from lookalike.data.pictures import Pictures
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError
@@ -60,18 +60,13 @@ class Settings:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is longer than epochs {self.epochs}: lower it")
 
 
-class Order(Protocol):
-    """Which samples make which global micro-batch; see data/loader.py and metric/sampler.py."""
+class Order(Plan, Protocol):
+    """Which samples make which global micro-batch, and how many steps that is; here and in metric/sampler.py."""
 
-    @property
-    def seed(self) -> int: ...
     @property
     def batch(self) -> int: ...
     @property
-    def accumulate(self) -> int: ...
-    @property
     def steps_per_epoch(self) -> int: ...
-    def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]: ...
 
 
 @dataclass(frozen=True)

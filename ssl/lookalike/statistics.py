@@ -1,4 +1,4 @@
-"""What spans the batch of all ranks: moments, standardisation, BatchNorm, and energies of correlation matrices."""
+"""What spans the batch of all ranks: standardisation, BatchNorm, and energies of correlation matrices."""
 
 import contextlib
 from collections.abc import Iterator, Sequence

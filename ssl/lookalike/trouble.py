@@ -2,7 +2,6 @@
 
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -10,17 +9,12 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.checkpoint import Saver
+from lookalike.data.loader import Plan
 from lookalike.engine import Engine
 from lookalike.errors import RunError
 from lookalike.folder import write_folder
 
 _PATIENCE = 3
-
-
-class Order(Protocol):
-    """What names the samples of each step."""
-
-    def micro_batches(self, first_step: int, last_step: int) -> Any: ...
 
 
 class Trouble:
@@ -34,7 +28,7 @@ class Trouble:
         """A good step ends what was before."""
         self._row = 0
 
-    def again(self, engine: Engine, order: Order, done: int) -> bool:
+    def again(self, engine: Engine, order: Plan, done: int) -> bool:
         """Step `done` was skipped on every rank: whether that is the third in a row, which leaves a bundle."""
         self.skipped, self._row = self.skipped + 1, self._row + 1
         if comm.rank() == 0:
@@ -59,7 +53,7 @@ class Trouble:
             warnings.warn(f"step {done}: goes back to the checkpoint of step {step}; see {bundle}", stacklevel=2)
         return step
 
-    def _bundle(self, engine: Engine, order: Order, done: int) -> None:
+    def _bundle(self, engine: Engine, order: Plan, done: int) -> None:
         """State and samples of the three steps, which reproduce them: everything else follows from the recipe."""
         state = engine.save()
         steps = [

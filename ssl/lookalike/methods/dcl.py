@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, mlp, unit
-from lookalike.contrast import log_sum_exp, own_columns
+from lookalike.contrast import log_sum_exp, two_views
 from lookalike.recipe import NonNegative, Positive, Width
 
 
@@ -25,11 +25,10 @@ def dcl_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float, sigma: float = 0.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = unit(za_BD), unit(zb_BD)
-        n = comm.count(za_BD)
-        keys_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)])
-        own_B = own_columns(za_BD)
-        both_B2 = torch.stack([own_B, own_B + n], dim=1)
-        lse = log_sum_exp(torch.cat([za_BD, zb_BD]), keys_MD, temperature, torch.cat([both_B2, both_B2])).sum()
+        rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
+        n = len(keys_MD) // 2
+        pair_M2 = torch.cat([own_M1, (own_M1 + n) % (2 * n)], dim=1)
+        lse = log_sum_exp(rows_MD, keys_MD, temperature, pair_M2).sum()
         cosine_B = (za_BD * zb_BD).sum(dim=1)
         weighted = (_weights(cosine_B.detach(), sigma) * cosine_B).sum() if sigma > 0 else cosine_B.sum()
         value = comm.sum(lse - 2 * weighted / temperature) / (2 * n)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, mlp, unit
-from lookalike.contrast import log_sum_exp, own_columns
+from lookalike.contrast import log_sum_exp, two_views
 from lookalike.recipe import Positive, Width
 
 
@@ -24,11 +24,9 @@ def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = unit(za_BD), unit(zb_BD)
-        n = comm.count(za_BD)
-        keys_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)])
-        own_B = own_columns(za_BD)
-        self_M1 = torch.cat([own_B, own_B + n])[:, None]
-        lse = log_sum_exp(torch.cat([za_BD, zb_BD]), keys_MD, temperature, self_M1).sum()
+        rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
+        n = len(keys_MD) // 2
+        lse = log_sum_exp(rows_MD, keys_MD, temperature, own_M1).sum()
         cosine = (za_BD * zb_BD).sum()
         value = comm.sum(lse - 2 * cosine / temperature) / (2 * n)
         return Loss(value, {"alignment": comm.sum(cosine.detach()) / n}, (za_BD.detach(), zb_BD.detach()))

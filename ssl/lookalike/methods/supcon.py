@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, mlp, unit
-from lookalike.contrast import log_sum_exp, own_columns
+from lookalike.contrast import log_sum_exp, two_views
 from lookalike.recipe import Positive, Width
 
 
@@ -25,13 +25,10 @@ def supcon_loss(za_BD: Tensor, zb_BD: Tensor, labels_B: Tensor, temperature: flo
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = unit(za_BD), unit(zb_BD)
-        n = comm.count(za_BD)
-        keys_MD, rows_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)]), torch.cat([za_BD, zb_BD])
-        own_B = own_columns(za_BD)
-        self_M1 = torch.cat([own_B, own_B + n])[:, None]
-        lse = log_sum_exp(rows_MD, keys_MD, temperature, self_M1).sum()
+        rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
+        lse = log_sum_exp(rows_MD, keys_MD, temperature, own_M1).sum()
         positives = _mean_positive(rows_MD, keys_MD, labels_B.repeat(2), comm.cat(labels_B).repeat(2)).sum()
-        value = comm.sum(lse - positives / temperature) / (2 * n)
+        value = comm.sum(lse - positives / temperature) / len(keys_MD)
         terms = {"alignment": comm.mean((za_BD * zb_BD).sum(dim=1).detach())}
         return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))
 
