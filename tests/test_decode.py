@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageFile
 from torchvision.transforms.v2 import functional as tv
 
-from lookalike.data.decode import BadPicture, decode, shown
+from lookalike.data.decode import BadPicture, contents, shown
+from lookalike.data.decode import decode as decode_bytes
 
 MEGABYTE = 1 << 20
 
@@ -31,6 +32,11 @@ def colours(height: int = 37, width: int = 53, seed: int = 0) -> np.ndarray:
 def save(path: Path, array: np.ndarray, **options) -> Path:
     Image.fromarray(array).save(path, **options)
     return path
+
+
+def decode(path: Path | str, max_bytes: int = 1_000_000, **how) -> torch.Tensor:
+    """The picture of a file."""
+    return decode_bytes(contents(path, max_bytes), str(path), **how)
 
 
 def pixels(path: Path, channels: int = 3, **limits) -> np.ndarray:

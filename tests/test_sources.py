@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lookalike.data import SOURCES, Digits, Folder, Idx
-from lookalike.data.decode import BadPicture, decode
+from lookalike.data.decode import BadPicture, contents, decode
 from lookalike.data.pictures import ArrayPictures, FilePictures, subset
 from lookalike.errors import DataError
 
@@ -424,7 +424,7 @@ def test_file_pictures_read_what_decode_gives(tmp_path):
     for channels in (1, 3):
         pictures = whole(tmp_path, canvas=16, channels=channels)
         for i, name in enumerate(("a/1.png", "b/2.png")):
-            expected = decode(tmp_path / name, size=16, channels=channels)
+            expected = decode(contents(tmp_path / name), name, size=16, channels=channels)
             assert torch.equal(pictures.read(i), expected)
             assert pictures.read(i).shape == pictures.shape == (channels, 16, 16)
     with pytest.raises(IndexError):

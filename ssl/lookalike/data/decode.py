@@ -1,4 +1,4 @@
-"""One picture file of unknown worth -> a uint8 tensor (C, H, W), or else BadPicture with the reason.
+"""The bytes of one picture, of unknown worth -> a uint8 tensor (C, H, W), or else BadPicture with the reason.
 
 Pillow opens only the format that the first bytes name, and the header's size is judged before a pixel is
 decoded. Greys deeper than 8 bits keep their high byte (Pillow's own conversion saturates), transparency lies
@@ -45,6 +45,10 @@ TURNS = {
 }
 
 
+MAX_BYTES = 200_000_000
+MAX_PIXELS = 100_000_000
+
+
 class BadPicture(Exception):
     """A file that gives no picture: `path` exactly as it was asked for, `reason` in a few words."""
 
@@ -63,31 +67,39 @@ def shown(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def decode(
-    path: str | os.PathLike[str],
-    *,
-    size: int | None,
-    channels: int,
-    max_pixels: int = 100_000_000,
-    max_bytes: int = 200_000_000,
-) -> Tensor:
+def contents(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
+    """What the file holds, as it is. Raises BadPicture when it is no readable, regular, non-empty file in the limit."""
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("not a regular file")
+            if status.st_size > max_bytes:
+                raise ValueError(f"{status.st_size} bytes, more than the {max_bytes} allowed")
+            return file.read(status.st_size)
+    except Exception as error:
+        reason = _reason(error)
+    raise BadPicture(os.fspath(path), reason)
+
+
+def decode(data: bytes, name: str, *, size: int | None, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Picture uint8 (C, size, size), shorter side resized, centre cropped; or (C, H, W) where `size` is None.
 
     `channels` is 1 (ITU-R 601 luma) or 3 (RGB). Pillow's own limit of 178,956,970 pixels holds as well.
-    Raises BadPicture when the file cannot be read whole as a picture within these limits.
+    Raises BadPicture, with `name` as its path, when the bytes are no whole picture within these limits.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels is 1 or 3, not {channels}")
     try:
         # Pillow warns of damaged metadata; in a data set of millions those are no news to the user.
         with warnings.catch_warnings(action="ignore"):
-            image = _open(_contents(path, max_bytes), size, max_pixels)
+            image = _open(data, size, max_pixels)
             picture_CHW = _pixels(_upright(image), channels)
         return picture_CHW if size is None else _canvas(picture_CHW, size)
     except Exception as error:
         reason = _reason(error)
     # Raised out here, without the cause: a kept BadPicture must not keep the picture's memory alive.
-    raise BadPicture(os.fspath(path), reason)
+    raise BadPicture(name, reason)
 
 
 def _reason(error: Exception) -> str:
@@ -99,24 +111,13 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:200]
 
 
-def _contents(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    with open(path, "rb", opener=_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > max_bytes:
-            raise ValueError(f"{status.st_size} bytes, more than the {max_bytes} allowed")
-        data = file.read(status.st_size)
-    if not data:
-        raise ValueError("empty file")
-    return data
-
-
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for ever
 
 
 def _open(data: bytes, size: int | None, max_pixels: int) -> Image.Image:
+    if not data:
+        raise ValueError("empty file")
     kind = _kind(data)
     if kind == "WEBP":  # Pillow makes the whole canvas on opening
         _check_sides(*_webp_sides(data), size, max_pixels)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.data.decode import decode, shown
+from lookalike.data.decode import contents, decode, shown
 from lookalike.errors import DataError
 
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
@@ -132,7 +132,7 @@ class FilePictures:
 
     def read(self, i: int) -> Tensor:
         channels, size, _ = self.shape
-        return decode(self.name(i), size=size, channels=channels)
+        return decode(contents(self.name(i)), self.name(i), size=size, channels=channels)
 
     def _path(self, i: int) -> bytes:
         i = range(len(self))[i]
