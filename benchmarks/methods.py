@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from lookalike.data.loader import Order, batches
+from lookalike.data.loader import batches
+from lookalike.data.order import Order
 from lookalike.features import embed, extract
 from lookalike.loop import make_views
 from lookalike.methods import METHODS

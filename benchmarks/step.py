@@ -18,7 +18,7 @@ import torch
 
 import lookalike
 from lookalike import comm, loop
-from lookalike.data.loader import Order
+from lookalike.data.order import Order
 from lookalike.optim import parameter_groups
 from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
 

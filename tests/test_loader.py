@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data.loader import Order, batches, in_order, read_many, share
+from lookalike.data.loader import batches, in_order, read_many
+from lookalike.data.order import Order, share
 from lookalike.data.pictures import ArrayPictures, FilePictures
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
 from lookalike.checkpoint import Checkpoints, Saver
-from lookalike.data.loader import Batch, Plan, batches, workers_for
+from lookalike.data.loader import Batch, batches, workers_for
+from lookalike.data.order import Plan
 from lookalike.data.pictures import Pictures
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError

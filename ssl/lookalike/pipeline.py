@@ -9,7 +9,7 @@ from torch import nn
 from lookalike import comm
 from lookalike.backbones import Architecture, Backbone, make_backbone
 from lookalike.data import SOURCES
-from lookalike.data.loader import Order
+from lookalike.data.order import Order
 from lookalike.data.pictures import Pictures
 from lookalike.errors import DataError, RecipeError
 from lookalike.log import say

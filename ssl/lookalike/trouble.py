@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.checkpoint import Saver
-from lookalike.data.loader import Plan
+from lookalike.data.order import Plan
 from lookalike.engine import Engine
 from lookalike.errors import RunError
 from lookalike.folder import write_folder

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lookalike import card, comm, draw
 from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
 from lookalike.checkpoint import open_run
-from lookalike.data.loader import Batch, Order
+from lookalike.data.loader import Batch
+from lookalike.data.order import Order
 from lookalike.data.pictures import Pictures, subset
 from lookalike.errors import DataError, RecipeError
 from lookalike.features import embed, extract
