@@ -3,9 +3,9 @@
 Every parameter of every view is a pure function of (seed, epoch, sample, view): VIEWS lists the laws by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -13,18 +13,43 @@ from torch import Tensor
 
 from lookalike import draw
 from lookalike.recipe import Count, Fraction, Positive, Share
-from lookalike.views import colour
-from lookalike.views.resample import Interpolation, crop_resize, draw_boxes, resize_crop
+from lookalike.views import fused
+from lookalike.views.fused import Form, channels_last
+from lookalike.views.resample import ATTEMPTS, Interpolation, boxes, resize_crop
 
-__all__ = ["VIEWS", "Asymmetric", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
+__all__ = ["VIEWS", "Asymmetric", "Cut", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
 
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 PerView = Fraction | tuple[Fraction, ...]
+# How many numbers each purpose takes; a purpose of one has no coordinate of its own for them.
+_ONCE = ("top", "left", "flip", "jitter", "grey", "blur", "sigma", "solarize")
+_MANY = {"area": ATTEMPTS, "aspect": ATTEMPTS, "order": 4, "factors": 4}
+
+
+class Cut(NamedTuple):
+    """One view's boxes (B, 4), each to be resized to size × size."""
+
+    box_B4: Tensor
+    size: int
+
+
+def _uniforms(ids_B: Tensor, seed: int, epoch: int, views: range) -> dict[str, Tensor]:
+    """Numbers in [0, 1), (V, B) or (V, B, n) a purpose: draw.uniform(seed, epoch, view, purpose, sample[, k])."""
+    view_V11 = torch.tensor(list(views), device=ids_B.device)[:, None, None]
+    words = torch.tensor([draw.word(name) for name in _ONCE], device=ids_B.device)
+    found = dict(zip(_ONCE, draw.uniform(seed, epoch, view_V11, words[:, None], ids_B).unbind(1), strict=True))
+    words = torch.tensor([draw.word(name) for name, n in _MANY.items() for _ in range(n)], device=ids_B.device)
+    k = torch.tensor([k for n in _MANY.values() for k in range(n)], device=ids_B.device)
+    many_VBK = draw.uniform(seed, epoch, view_V11, words, ids_B[:, None], k)
+    return found | dict(zip(_MANY, torch.split(many_VBK, list(_MANY.values()), dim=-1), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetric:
-    """Views that all follow one law (SimCLR, arXiv 2002.05709, appendix A); no solarization."""
+    """Views that all follow one law (SimCLR, arXiv 2002.05709, appendix A); no solarization.
+
+    `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++ compiler).
+    """
 
     views: Count = 2
     crop: tuple[Share, Share] = (0.08, 1.0)
@@ -40,6 +65,7 @@ class Symmetric:
     blur: PerView = 0.5
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
     solarize: PerView = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("grey", "blur", "solarize"):
@@ -58,7 +84,7 @@ class Symmetric:
 
     def __call__(
         self,
-        canvas_BCHW: Tensor,
+        pictures: Tensor | Sequence[Tensor],
         ids_B: Tensor,
         *,
         seed: int,
@@ -66,45 +92,53 @@ class Symmetric:
         size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V float views (B, C, size, size)."""
-        x_BCHW = scale(canvas_BCHW)
-        made = (self.view(x_BCHW, ids_B, (seed, epoch, v), size) for v in range(self.views))
-        return [normalise(view, mean, std) for view in made]
+        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, size, size) of `dtype`.
 
-    def view(self, x_BCHW: Tensor, ids_B: Tensor, key: tuple[int, int, int], size: int) -> Tensor:
-        """One view in [0, 1], before normalisation; key = (seed, epoch, view)."""
-        p = self.parameters(ids_B, key, x_BCHW.shape[2], x_BCHW.shape[3])
-        x = crop_resize(x_BCHW, p["box"], size, flip_B=p["flip"], interpolation=self.interpolation)
-        x = colour.jitter(x, p["jitter"], p["factors"], p["order"])
-        x = colour.grey(x, p["grey"])
-        x = colour.blur(x, p["blur"], p["sigma"], self.blur_sigma[1])
-        return colour.solarize(x, p["solarize"])
+        Instead of one canvas V uint8 crops (B, C, size, size) may come, already cut by `cuts`.
+        """
+        first = pictures if isinstance(pictures, Tensor) else pictures[0]
+        draws = self.draws(ids_B, seed, epoch, range(self.views), *first.shape[2:])
+        return self._plan(pictures, draws, Form(size, self.interpolation, self.blur_sigma[1], mean, std, dtype))
 
-    def parameters(self, ids_B: Tensor, key: tuple[int, int, int], height: int, width: int) -> dict[str, Tensor]:
-        """What is drawn for each sample of one view: box, flip, jitter, factors, order, grey, blur, sigma, solarize."""
+    @property
+    def _plan(self) -> Callable[[Tensor | Sequence[Tensor], fused.Draws, Form], list[Tensor]]:
+        return fused.make_compiled if self.compile else fused.make
+
+    def draws(
+        self, ids_B: Tensor, seed: int, epoch: int, views: range, height: int | Tensor, width: int | Tensor
+    ) -> dict[str, Tensor]:
+        """What is drawn for each sample of each view, (V, B, …) each, on the device of ids_B.
+
+        box (4: top, left, height, width, of pictures of that height and width, numbers or (B,)), flip, jitter,
+        factors (4), order (4), grey, blur, sigma, solarize.
+        """
+        u = _uniforms(ids_B, seed, epoch, views)
 
         def happens(name: str, chance: PerView) -> Tensor:
-            return draw.uniform(*key, name, ids_B) < (chance if isinstance(chance, float | int) else chance[key[2]])
+            chances = [chance if isinstance(chance, float | int) else chance[v] for v in views]
+            return u[name] < torch.tensor(chances, dtype=torch.float32, device=ids_B.device)[:, None]
 
+        strength_4 = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=ids_B.device)
+        centre_4 = torch.tensor([1.0, 1.0, 1.0, 0.0], device=ids_B.device)
         low, high = self.blur_sigma
         return {
-            "box": draw_boxes(ids_B, key, height, width, self.crop, self.aspect),
+            "box": boxes(u["area"], u["aspect"], u["top"], u["left"], height, width, self.crop, self.aspect),
             "flip": happens("flip", self.flip),
             "jitter": happens("jitter", self.jitter),
-            "factors": self._factors(ids_B, key),
-            "order": draw.uniform(*key, "order", ids_B[:, None], torch.arange(4)[None]).argsort(dim=1, stable=True),
+            "factors": centre_4 + strength_4 * (2 * u["factors"] - 1),
+            "order": u["order"].argsort(dim=-1, stable=True),
             "grey": happens("grey", self.grey),
             "blur": happens("blur", self.blur),
-            "sigma": low + (high - low) * draw.uniform(*key, "sigma", ids_B),
+            "sigma": low + (high - low) * u["sigma"],
             "solarize": happens("solarize", self.solarize),
         }
 
-    def _factors(self, ids_B: Tensor, key: tuple[int, int, int]) -> Tensor:
-        """(B, 4): factors in 1 ± strength for brightness, contrast and saturation, turns in ± hue."""
-        strength_4 = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue])
-        centre_4 = torch.tensor([1.0, 1.0, 1.0, 0.0])
-        return centre_4 + strength_4 * (2 * draw.uniform(*key, "factors", ids_B[:, None], torch.arange(4)[None]) - 1)
+    def cuts(self, ids_B: Tensor, *, seed: int, epoch: int, height: Tensor, width: Tensor, size: int) -> list[Cut]:
+        """Where to cut each view out of full-size pictures, (B,) heights and widths, for those who cut on the host."""
+        found_VB4 = self.draws(ids_B, seed, epoch, range(self.views), height, width)["box"]
+        return [Cut(box_B4, size) for box_B4 in found_VB4]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +175,21 @@ class MultiCrop(Asymmetric):
         return self.views + self.small
 
     def __call__(
-        self, canvas_BCHW: Tensor, ids_B: Tensor, *, seed: int, epoch: int, size: int, **how: Any
+        self, pictures: Tensor | Sequence[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: int, **how: Any
     ) -> list[Tensor]:
         """As Symmetric; the small views follow the large ones."""
-        made = super().__call__(canvas_BCHW, ids_B, seed=seed, epoch=epoch, size=size, **how)
-        law, x_BCHW = self._small(), scale(canvas_BCHW)
-        for v in range(self.views, self.total):
-            view = law.view(x_BCHW, ids_B, (seed, epoch, v), self.small_size)
-            made.append(normalise(view, how["mean"], how["std"]))
-        return made
+        large, small = (pictures, pictures) if isinstance(pictures, Tensor) else (pictures[:2], pictures[2:])
+        made = super().__call__(large, ids_B, seed=seed, epoch=epoch, size=size, **how)
+        law, first = self._small(), small if isinstance(small, Tensor) else small[0]
+        draws = law.draws(ids_B, seed, epoch, range(self.views, self.total), *first.shape[2:])
+        form = Form(self.small_size, self.interpolation, self.blur_sigma[1], **how)
+        return made + self._plan(small, draws, form)
+
+    def cuts(self, ids_B: Tensor, *, seed: int, epoch: int, height: Tensor, width: Tensor, size: int) -> list[Cut]:
+        """As Symmetric; the small views follow the large ones."""
+        large = super().cuts(ids_B, seed=seed, epoch=epoch, height=height, width=width, size=size)
+        small_VB4 = self._small().draws(ids_B, seed, epoch, range(self.views, self.total), height, width)["box"]
+        return large + [Cut(box_B4, self.small_size) for box_B4 in small_VB4]
 
     def _small(self) -> Symmetric:
         """The law of the small views."""
@@ -171,10 +211,3 @@ def normalise(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """(x - mean) / std of each channel, laid out channels-last: convolutions follow it, and run faster."""
     mean_C11, std_C11 = (torch.tensor(v, device=x_BCHW.device, dtype=x_BCHW.dtype)[:, None, None] for v in (mean, std))
     return channels_last((x_BCHW - mean_C11) / std_C11)
-
-
-def channels_last(x_BCHW: Tensor) -> Tensor:
-    """The same values, channels-last also where there is one channel, which torch would not tell from contiguous."""
-    x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-    _, c, h, w = x_BCHW.shape
-    return x_BCHW.as_strided(x_BCHW.shape, (c * h * w, 1, c * w, c))

@@ -10,11 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lookalike import draw
-
 Interpolation = Literal["bilinear", "bicubic"]
 
-_ATTEMPTS = 10
+ATTEMPTS = 10
 
 
 def _linear(x: Tensor) -> Tensor:
@@ -52,42 +50,44 @@ def crop_resize(
 ) -> Tensor:
     """Cuts box (top, left, height, width; whole pixels) from each picture, resizes it to size × size, flips it.
 
-    x_BCHW: float in [0, 1]; returns (B, C, size, size) in [0, 1] (the cubic overshoots; it is clamped).
+    x_BCHW: float in [0, 1]; returns (B, C, size, size) in [0, 1]: the cubic overshoots and is
+    clamped after each axis, width first, as Pillow and torch's resampling of bytes do.
     """
     top, left, height, width = box_B4.to(x_BCHW.device).unbind(1)
     y_BOH = weights(top, height, x_BCHW.shape[2], size, interpolation)
     x_BOW = weights(left, width, x_BCHW.shape[3], size, interpolation)
     if flip_B is not None:
         x_BOW = torch.where(flip_B.to(x_BCHW.device)[:, None, None], x_BOW.flip(1), x_BOW)
-    out = y_BOH[:, None] @ x_BCHW @ x_BOW.transpose(1, 2)[:, None]
-    return out.clamp_(0, 1)
+    wide = (x_BCHW @ x_BOW.transpose(1, 2)[:, None]).clamp_(0, 1)
+    return (y_BOH[:, None] @ wide).clamp_(0, 1)
 
 
-def draw_boxes(
-    ids_B: Tensor,
-    key: tuple[int | str, ...],
-    height: int,
-    width: int,
+def boxes(
+    area_A: Tensor,
+    aspect_A: Tensor,
+    top: Tensor,
+    left: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Tensor:
-    """(B, 4) int64 boxes (top, left, height, width), drawn by the law of torchvision's RandomResizedCrop.
+    """(…, 4) int64 boxes (top, left, height, width): torchvision's RandomResizedCrop, from numbers in [0, 1).
 
-    Ten attempts at an area share in `scale` and a log-uniform aspect in `ratio`; if none fits, the largest
-    centred box whose aspect is allowed.
+    Ten attempts at an area share in `scale` and a log-uniform aspect in `ratio`; if none fits, the largest centred
+    box whose aspect is allowed. area_A, aspect_A: (…, ATTEMPTS); top, left: (…); height and width of the pictures:
+    numbers, or of a shape that broadcasts with top.
     """
-    ids_BA = ids_B[:, None], torch.arange(_ATTEMPTS, device=ids_B.device)[None]
-    area_BA = height * width * _between(draw.uniform(*key, "area", *ids_BA), *scale)
+    height, width = (torch.as_tensor(side, device=top.device).expand(top.shape) for side in (height, width))
+    area = (height * width)[..., None] * _between(area_A, *scale)
     low, high = torch.tensor(ratio, dtype=torch.float32).log().tolist()
-    aspect_BA = _between(draw.uniform(*key, "aspect", *ids_BA), low, high).exp()
-    w_BA, h_BA = (area_BA * aspect_BA).sqrt().round().long(), (area_BA / aspect_BA).sqrt().round().long()
-    fits_BA = (w_BA > 0) & (w_BA <= width) & (h_BA > 0) & (h_BA <= height)
-    first_B = fits_BA.int().argmax(dim=1, keepdim=True)
-    h_B, w_B = h_BA.gather(1, first_B)[:, 0], w_BA.gather(1, first_B)[:, 0]
-    top_B = _below(draw.uniform(*key, "top", ids_B), height - h_B + 1)
-    left_B = _below(draw.uniform(*key, "left", ids_B), width - w_B + 1)
-    drawn_B4 = torch.stack([top_B, left_B, h_B, w_B], dim=1)
-    return torch.where(fits_BA.any(dim=1, keepdim=True), drawn_B4, _central(height, width, ratio).to(ids_B.device))
+    aspect = _between(aspect_A, low, high).exp()
+    w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (w > 0) & (w <= width[..., None]) & (h > 0) & (h <= height[..., None])
+    first = fits.int().argmax(dim=-1, keepdim=True)
+    h, w = h.gather(-1, first)[..., 0], w.gather(-1, first)[..., 0]
+    drawn = torch.stack([_below(top, height - h + 1), _below(left, width - w + 1), h, w], dim=-1)
+    return torch.where(fits.any(dim=-1, keepdim=True), drawn, _central(height, width, ratio))
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
@@ -99,14 +99,12 @@ def _below(u: Tensor, n: Tensor) -> Tensor:
     return torch.minimum((u * n).long(), n - 1)
 
 
-def _central(height: int, width: int, ratio: tuple[float, float]) -> Tensor:
-    if width / height < ratio[0]:
-        w, h = width, round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w, h = round(height * ratio[1]), height
-    else:
-        w, h = width, height
-    return torch.tensor([(height - h) // 2, (width - w) // 2, h, w])
+def _central(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
+    low, high = ratio
+    wide, narrow = width > height * high, width < height * low
+    w = torch.where(wide, (height * high).round().long(), width)
+    h = torch.where(narrow, (width / low).round().long(), height)
+    return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=-1)
 
 
 def resize_crop(x_BCHW: Tensor, size: int, crop: float = 1.0, interpolation: Interpolation = "bicubic") -> Tensor:

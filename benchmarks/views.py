@@ -1,0 +1,122 @@
+"""Fused views beside kornia's sequential and torchvision's transforms, same operations, one process.
+
+    python benchmarks/views.py kornia|torchvision [size] [batch] [rounds]
+
+Both make the two views of Barlow Twins (Asymmetric) of a uint8 canvas 8/7 as large, normalised, float32. A round is
+one batch by each, in alternation; the last line is the median of the rounds' ratios.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import kornia.augmentation as K
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lookalike.views import Asymmetric
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+KERNEL = 13
+BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)
+
+
+def ours(size: int) -> Callable[[Tensor, int], list[Tensor]]:
+    """The law `asymmetric` of views/."""
+    law = Asymmetric()
+
+    def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
+        ids_B = torch.arange(len(canvas_BCHW))
+        return law(canvas_BCHW, ids_B, seed=0, epoch=epoch, size=size, mean=MEAN, std=STD)
+
+    return views
+
+
+def kornia(size: int) -> Callable[[Tensor, int], list[Tensor]]:
+    """Its own sequential, a batch at a time."""
+    laws = [
+        K.AugmentationSequential(
+            K.RandomResizedCrop((size, size), scale=(0.08, 1.0), resample="bicubic"),
+            K.RandomHorizontalFlip(p=0.5),
+            K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+            K.RandomGrayscale(p=0.2),
+            K.RandomGaussianBlur((KERNEL, KERNEL), (0.1, 2.0), p=blur),
+            K.RandomSolarize(thresholds=0.0, additions=0.0, p=solarize),
+            K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+            data_keys=["input"],
+        )
+        for blur, solarize in zip(BLUR, SOLARIZE, strict=True)
+    ]
+
+    def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
+        x_BCHW = canvas_BCHW.float() / 255
+        return [law(x_BCHW) for law in laws]
+
+    return views
+
+
+def torchvision(size: int) -> Callable[[Tensor, int], list[Tensor]]:
+    """Its transforms, a picture at a time, as a data set's worker applies them."""
+    laws = [
+        v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+                v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.RandomApply([v2.GaussianBlur(KERNEL, (0.1, 2.0))], p=blur),
+                v2.RandomSolarize(128, p=solarize),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+        for blur, solarize in zip(BLUR, SOLARIZE, strict=True)
+    ]
+
+    def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
+        return [torch.stack([law(x) for x in canvas_BCHW]) for law in laws]
+
+    return views
+
+
+PEERS = {"kornia": kornia, "torchvision": torchvision}
+
+
+def seconds(views: Callable[[Tensor, int], list[Tensor]], canvas_BCHW: Tensor, epoch: int) -> float:
+    """Wall time of one batch."""
+    began = time.perf_counter()
+    made = views(canvas_BCHW, epoch)
+    made[-1].sum().item()
+    return time.perf_counter() - began
+
+
+def main(peer: str, size: int = 224, batch: int = 64, rounds: int = 15) -> None:
+    """Alternates and prints."""
+    torch.manual_seed(0)
+    side = round(size * 8 / 7)
+    coarse = torch.rand(batch, 3, side // 8, side // 8)
+    canvas = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+    canvas_BCHW = (canvas * 235 + 20 * torch.rand(batch, 3, side, side)).to(torch.uint8)
+    sides = [
+        partial(seconds, make(size), canvas_BCHW)
+        for make in (ours, {"kornia": kornia, "torchvision": torchvision}[peer])
+    ]
+    for one in sides:
+        one(0)
+    times = [[one(r) for one in sides] for r in range(1, rounds + 1)]
+    mine, its = (statistics.median(column) * 1000 / batch for column in zip(*times, strict=True))
+    low, middle, high = statistics.quantiles([b / a for a, b in times], n=4)
+    print(
+        f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, two views: ours {mine:.2f} ms a picture, {peer} {its:.2f}"
+    )
+    print(f"{peer} / ours: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in PEERS:
+        main(sys.argv[1], *(int(word) for word in sys.argv[2:]))
+    else:
+        print(__doc__)

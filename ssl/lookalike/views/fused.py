@@ -1,0 +1,215 @@
+"""All views of a batch in one go: crop, resize and flip in one resampling, then few passes over the colours.
+
+Two plans of the same operations. `make` sorts the pictures by what was drawn for them, so that a group shares the
+turn of its hue and only what was drawn is computed, on the CPU in groups that fit its cache; nothing is asked of a
+device, for the draws are known on the host. `make_compiled` has no groups: one fixed graph for torch.compile, in which
+what was not drawn is computed as nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lookalike.views import colour
+from lookalike.views.resample import Interpolation, crop_resize
+
+Draws = Mapping[str, Tensor]
+# Elements of float32 that stay in a core's second cache from one operation to the next.
+_CACHED = 1 << 18
+_NEVER = 4  # the turn of the hue where there is no jitter
+
+
+class Form(NamedTuple):
+    """What the views are besides what is drawn for them."""
+
+    size: int
+    interpolation: Interpolation
+    sigma_max: float
+    mean: Sequence[float]
+    std: Sequence[float]
+    dtype: torch.dtype = torch.float32
+
+
+def make(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> list[Tensor]:
+    """V views (B, C, size, size), normalised, channels-last, of `form.dtype`.
+
+    pictures: uint8 canvas (B, C, H, W) to be cut by the drawn boxes, or V tensors (B, C, size, size) already cut.
+    draws_VB: each (V, B, …), on the host.
+    """
+    first = pictures if isinstance(pictures, Tensor) else pictures[0]
+    (views, batch), channels, device = draws_VB["flip"].shape, first.shape[1], first.device
+    draws = flat(draws_VB, channels)
+    shape = (views * batch, form.size, form.size, channels)
+    out_MCHW = torch.empty(shape, dtype=form.dtype, device=device).permute(0, 3, 1, 2)
+    mean_C11, std_C11 = (torch.tensor(v, device=device)[:, None, None] for v in (form.mean, form.std))
+    limit = views * batch if device.type != "cpu" else max(1, _CACHED // (channels * form.size**2))
+    for rows in groups(draws, limit):
+        chosen = {name: value[rows] for name, value in draws.items()}
+        x = colours(cut(pictures, rows, chosen, form), chosen, form.sigma_max).sub_(mean_C11).div_(std_C11)
+        put(out_MCHW, rows, x)
+    return list(torch.split(out_MCHW, batch))
+
+
+def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
+    """The draws of M = V · B views, row view · B + picture, with the blends and the hue's turn that follow."""
+    draws = {name: value.flatten(0, 1) for name, value in draws_VB.items()}
+    draws["blends"] = colour.coefficients(draws["factors"], draws["order"], channels)
+    draws["hue_turn"] = hue_turns(draws, channels)
+    return draws
+
+
+def hue_turns(draws: Draws, channels: int) -> Tensor:
+    """(M,): at which of the four turns each picture's hue is turned; _NEVER without jitter or without colour."""
+    turn = draws["order"].eq(colour.OPERATIONS.index("hue")).int().argmax(dim=1)
+    return torch.where(draws["jitter"], turn if channels == 3 else _NEVER - 1, _NEVER)
+
+
+def groups(draws: Draws, limit: int) -> Iterator[Tensor]:
+    """Rows whose hue comes at the same turn, at most `limit` at a time, those alike blurred side by side."""
+    turn = draws["hue_turn"]
+    width = torch.where(draws["blur"], draws["sigma"], 0.0)
+    rows = torch.argsort(turn + width / (1 + width.max()), stable=True)
+    for same in torch.split(rows, torch.bincount(turn, minlength=_NEVER + 1).tolist()):
+        yield from (part for part in torch.split(same, limit) if len(part))
+
+
+def put(out_MCHW: Tensor, rows: Tensor, x: Tensor) -> None:
+    """Writes pictures to their rows; one at a time on a CPU, where that takes a third of an indexed copy's time."""
+    if x.device.type != "cpu":
+        out_MCHW[send(rows, x.device)] = x.to(out_MCHW.dtype)
+        return
+    for row, picture in zip(rows.tolist(), x, strict=True):
+        out_MCHW[row].copy_(picture)
+
+
+def cut(pictures: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: Form) -> Tensor:
+    """(n, C, size, size) floats in [0, 1] of the views `rows` (view · batch + picture), flipped where drawn."""
+    if not isinstance(pictures, Tensor):
+        return _ready(pictures, rows, chosen["flip"])
+    picture = rows % len(pictures)
+    if pictures.device.type == "cpu":
+        return _native(pictures, picture.tolist(), chosen["box"].tolist(), chosen["flip"].tolist(), form)
+    box, flip, picture = (
+        send(chosen["box"], pictures.device),
+        send(chosen["flip"], pictures.device),
+        send(picture, pictures.device),
+    )
+    x = pictures.index_select(0, picture).float().div_(255)
+    return crop_resize(x, box, form.size, flip_B=flip, interpolation=form.interpolation)
+
+
+def _native(canvas_BCHW: Tensor, picture: list[int], box: list[list[int]], flip: list[bool], form: Form) -> Tensor:
+    """By torch's own antialiased resampling of bytes, which reads each box once and is the fastest on a CPU."""
+    size = (form.size, form.size)
+    x_NCHW = torch.empty(len(picture), canvas_BCHW.shape[1], *size)
+    for x, i, (top, left, height, width), mirrored in zip(x_NCHW, picture, box, flip, strict=True):
+        cut = canvas_BCHW[i : i + 1, :, top : top + height, left : left + width]
+        made = F.interpolate(cut, size, mode=form.interpolation, antialias=True)
+        x.copy_(made[0].flip(2) if mirrored else made[0])
+    return x_NCHW.div_(255)
+
+
+def _ready(crops: Sequence[Tensor], rows: Tensor, flip: Tensor) -> Tensor:
+    """What was cut on the host, flipped where drawn."""
+    batch, device = len(crops[0]), crops[0].device
+    x = torch.stack([crops[row // batch][row % batch] for row in rows.tolist()]).float().div_(255)
+    mirrored = torch.nonzero(flip).flatten()
+    if len(mirrored):
+        mirrored = send(mirrored, device)
+        x[mirrored] = x[mirrored].flip(3)
+    return x
+
+
+def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
+    """Jitter of a group, then grey, blur and solarization of the pictures for which they were drawn."""
+    turn, device = int(chosen["hue_turn"][0]), x.device
+    if turn != _NEVER:
+        blends = send(chosen["blends"], device)
+        for t in range(4):
+            if x.shape[1] == 3 and t == turn:
+                x = colour.hue(x, send(chosen["factors"][:, 3], device))
+            else:
+                _, grey, mean = chosen["blends"][:, t].any(dim=0).tolist()
+                x = colour.blend(x, blends[:, t], grey=grey, mean=mean)
+    if x.shape[1] == 3:
+        x = _on(x, chosen["grey"], lambda y: y.copy_(colour.luma(y)))
+    if chosen["blur"].any():
+        x = _blurred(x, chosen["blur"], chosen["sigma"], colour.reach(sigma_max, min(x.shape[2:])))
+    return _on(x, chosen["solarize"], colour.solarize)
+
+
+def _blurred(x: Tensor, on: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Without the neighbours that count for nothing in any of these pictures."""
+    weights = colour.taps(sigma[on], radius)
+    idle = int((weights.sum(dim=0) == 0)[:radius].sum())
+    weights = send(weights[:, idle : weights.shape[1] - idle], x.device)
+    return _on(x, on, lambda y: colour.blur(y, weights))
+
+
+def _on(x: Tensor, on: Tensor, operation) -> Tensor:  # type: ignore[no-untyped-def]
+    """The operation on the marked pictures only; `on` lies on the host."""
+    if on.all():
+        made: Tensor = operation(x)
+        return made
+    if on.any():
+        rows = send(torch.nonzero(on).flatten(), x.device)
+        x[rows] = operation(x[rows])
+    return x
+
+
+def channels_last(x_BCHW: Tensor) -> Tensor:
+    """The same values, channels-last also where there is one channel, which torch would not tell from contiguous."""
+    x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+    _, c, h, w = x_BCHW.shape
+    return x_BCHW.as_strided(x_BCHW.shape, (c * h * w, 1, c * w, c))
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it: only what is pinned is copied behind the host's back."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
+def make_compiled(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> list[Tensor]:
+    """As `make`, by one graph that torch.compile has made."""
+    first = pictures if isinstance(pictures, Tensor) else pictures[0]
+    draws = flat(draws_VB, first.shape[1])
+    radius = colour.reach(form.sigma_max, form.size)
+    draws["taps"] = colour.taps(torch.where(draws["blur"], draws["sigma"], 1e-3), radius)
+    sent = {name: send(value, first.device) for name, value in draws.items()}
+    x_MCHW = torch.cat(list(pictures)) if not isinstance(pictures, Tensor) else pictures
+    made = channels_last(_compiled()(x_MCHW, sent, form, isinstance(pictures, Tensor)))
+    return list(torch.split(made, len(first)))
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(graph, fullgraph=True, dynamic=False)
+
+
+def graph(pictures: Tensor, draws: Draws, form: Form, uncut: bool) -> Tensor:
+    """(M, C, size, size): every operation on every view, with numbers that mean nothing where it was not drawn."""
+    x, n = pictures.float().div(255), len(draws["flip"])
+    if uncut:
+        x = x.repeat(n // len(x), 1, 1, 1)
+        x = crop_resize(x, draws["box"], form.size, flip_B=draws["flip"], interpolation=form.interpolation)
+    else:
+        x = torch.where(_wide(draws["flip"]), x.flip(3), x)
+    on, off = (torch.tensor(abc, device=x.device) for abc in (colour.GREY, colour.AS_IT_IS))
+    for t in range(4):
+        x = colour.blend(x, torch.where(draws["jitter"][:, None], draws["blends"][:, t], off))
+        if x.shape[1] == 3:
+            x = colour.hue(x, torch.where(draws["hue_turn"] == t, draws["factors"][:, 3], 0.0))
+    if x.shape[1] == 3:
+        x = colour.blend(x, torch.where(draws["grey"][:, None], on, off), mean=False)
+    x = colour.blur(x, draws["taps"])
+    x = torch.where(_wide(draws["solarize"]), colour.solarize(x.clone()), x)
+    mean_C11, std_C11 = (torch.tensor(v, device=x.device)[:, None, None] for v in (form.mean, form.std))
+    return ((x - mean_C11) / std_C11).to(form.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _wide(on_M: Tensor) -> Tensor:
+    return on_M[:, None, None, None]
