@@ -109,9 +109,8 @@ def main(peer: str, size: int = 224, batch: int = 64, rounds: int = 15) -> None:
     times = [[one(r) for one in sides] for r in range(1, rounds + 1)]
     mine, its = (statistics.median(column) * 1000 / batch for column in zip(*times, strict=True))
     low, middle, high = statistics.quantiles([b / a for a, b in times], n=4)
-    print(
-        f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, two views: ours {mine:.2f} ms a picture, {peer} {its:.2f}"
-    )
+    what = f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, two views"
+    print(f"{what}: ours {mine:.2f} ms a picture, {peer} {its:.2f}")
     print(f"{peer} / ours: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
 
 

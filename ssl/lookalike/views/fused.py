@@ -18,6 +18,7 @@ from lookalike.views import colour
 from lookalike.views.resample import Interpolation, crop_resize
 
 Draws = Mapping[str, Tensor]
+DRAWN = ("box", "flip", "jitter", "factors", "order", "grey", "blur", "sigma", "solarize")
 # Elements of float32 that stay in a core's second cache from one operation to the next.
 _CACHED = 1 << 18
 _NEVER = 4  # the turn of the hue where there is no jitter
@@ -37,7 +38,8 @@ class Form(NamedTuple):
 def make(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> list[Tensor]:
     """V views (B, C, size, size), normalised, channels-last, of `form.dtype`.
 
-    pictures: uint8 canvas (B, C, H, W) to be cut by the drawn boxes, or V tensors (B, C, size, size) already cut.
+    pictures: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8 tensors
+    (B, C, size, size) already cut.
     draws_VB: each (V, B, …), on the host.
     """
     first = pictures if isinstance(pictures, Tensor) else pictures[0]
@@ -91,14 +93,15 @@ def cut(pictures: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: 
     if not isinstance(pictures, Tensor):
         return _ready(pictures, rows, chosen["flip"])
     picture = rows % len(pictures)
-    if pictures.device.type == "cpu":
+    if pictures.device.type == "cpu" and pictures.dtype == torch.uint8:
         return _native(pictures, picture.tolist(), chosen["box"].tolist(), chosen["flip"].tolist(), form)
     box, flip, picture = (
         send(chosen["box"], pictures.device),
         send(chosen["flip"], pictures.device),
         send(picture, pictures.device),
     )
-    x = pictures.index_select(0, picture).float().div_(255)
+    x = pictures.index_select(0, picture)
+    x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
     return crop_resize(x, box, form.size, flip_B=flip, interpolation=form.interpolation)
 
 
