@@ -5,7 +5,7 @@ Every parameter of every view is a pure function of (seed, epoch, sample, view):
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -15,22 +15,15 @@ from lookalike import draw
 from lookalike.recipe import Count, Fraction, Positive, Share
 from lookalike.views import fused
 from lookalike.views.fused import Form, channels_last
-from lookalike.views.resample import ATTEMPTS, Interpolation, boxes, resize_crop
+from lookalike.views.resample import ATTEMPTS, Interpolation, crop_boxes, resize_crop
 
-__all__ = ["VIEWS", "Asymmetric", "Cut", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
+__all__ = ["VIEWS", "Asymmetric", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
 
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 PerView = Fraction | tuple[Fraction, ...]
 # How many numbers each purpose takes; a purpose of one has no coordinate of its own for them.
 _ONCE = ("top", "left", "flip", "jitter", "grey", "blur", "sigma", "solarize")
 _MANY = {"area": ATTEMPTS, "aspect": ATTEMPTS, "order": 4, "factors": 4}
-
-
-class Cut(NamedTuple):
-    """One view's boxes (B, 4), each to be resized to size × size."""
-
-    box_B4: Tensor
-    size: int
 
 
 def _uniforms(ids_B: Tensor, seed: int, epoch: int, views: range) -> dict[str, Tensor]:
@@ -96,7 +89,7 @@ class Symmetric:
     ) -> list[Tensor]:
         """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, size, size) of `dtype`.
 
-        Instead of one canvas V uint8 crops (B, C, size, size) may come, already cut by `cuts`.
+        Instead of one canvas V uint8 crops (B, C, size, size) may come, already cut by `boxes`.
         """
         first = pictures if isinstance(pictures, Tensor) else pictures[0]
         draws = self.draws(ids_B, seed, epoch, range(self.views), *first.shape[2:])
@@ -124,7 +117,7 @@ class Symmetric:
         centre_4 = torch.tensor([1.0, 1.0, 1.0, 0.0], device=ids_B.device)
         low, high = self.blur_sigma
         return {
-            "box": boxes(u["area"], u["aspect"], u["top"], u["left"], height, width, self.crop, self.aspect),
+            "box": crop_boxes(u["area"], u["aspect"], u["top"], u["left"], height, width, self.crop, self.aspect),
             "flip": happens("flip", self.flip),
             "jitter": happens("jitter", self.jitter),
             "factors": centre_4 + strength_4 * (2 * u["factors"] - 1),
@@ -135,10 +128,13 @@ class Symmetric:
             "solarize": happens("solarize", self.solarize),
         }
 
-    def cuts(self, ids_B: Tensor, *, seed: int, epoch: int, height: Tensor, width: Tensor, size: int) -> list[Cut]:
-        """Where to cut each view out of full-size pictures, (B,) heights and widths, for those who cut on the host."""
-        found_VB4 = self.draws(ids_B, seed, epoch, range(self.views), height, width)["box"]
-        return [Cut(box_B4, size) for box_B4 in found_VB4]
+    def sizes(self, size: int) -> list[int]:
+        """The side of each view where the large ones have `size` pixels."""
+        return [size] * self.views
+
+    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+        """What each view cuts from pictures of these sides: int64 (B, 4), top, left, height, width, per view."""
+        return list(self.draws(ids_B, seed, epoch, range(self.views), heights_B, widths_B)["box"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +181,15 @@ class MultiCrop(Asymmetric):
         form = Form(self.small_size, self.interpolation, self.blur_sigma[1], **how)
         return made + self._plan(small, draws, form)
 
-    def cuts(self, ids_B: Tensor, *, seed: int, epoch: int, height: Tensor, width: Tensor, size: int) -> list[Cut]:
+    def sizes(self, size: int) -> list[int]:
         """As Symmetric; the small views follow the large ones."""
-        large = super().cuts(ids_B, seed=seed, epoch=epoch, height=height, width=width, size=size)
-        small_VB4 = self._small().draws(ids_B, seed, epoch, range(self.views, self.total), height, width)["box"]
-        return large + [Cut(box_B4, self.small_size) for box_B4 in small_VB4]
+        return super().sizes(size) + [self.small_size] * self.small
+
+    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+        """As Symmetric; the small views follow the large ones."""
+        large = super().boxes(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
+        small = self._small().draws(ids_B, seed, epoch, range(self.views, self.total), heights_B, widths_B)
+        return large + list(small["box"])
 
     def _small(self) -> Symmetric:
         """The law of the small views."""

@@ -62,7 +62,7 @@ def crop_resize(
     return (y_BOH[:, None] @ wide).clamp_(0, 1)
 
 
-def boxes(
+def crop_boxes(
     area_A: Tensor,
     aspect_A: Tensor,
     top: Tensor,
