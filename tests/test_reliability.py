@@ -22,6 +22,9 @@ import torch
 import toy
 from lookalike import comm, loop
 from lookalike.checkpoint import Checkpoints
+from lookalike.data.order import Order
+from lookalike.data.reader import Reader
+from lookalike.data.sources import Digits
 from lookalike.errors import RunError
 from lookalike.folder import verify
 from lookalike.health import Alarm, measure
@@ -441,19 +444,25 @@ def test_another_batch_is_refused_unless_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp_path, monkeypatch, whole):
-    from lookalike.data import loader
+    original = Reader.fill
 
-    original = loader.read_many
-
-    def dies(pictures, ids, seed):
+    def dies(self, epoch, ids, parts):
         if 77 in ids:
             os._exit(9)
-        return original(pictures, ids, seed)
+        return original(self, epoch, ids, parts)
 
+    began = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "read_many", dies)
-        with pytest.raises(RunError, match=r"a loader process died.*reading samples \d+, \d+.*workers"):
+        patch.setattr(Reader, "fill", dies)
+        said = r"a loader process died.*worker \d of 2, process \d+, while reading"
+        with pytest.raises(RunError, match=said) as caught:
             pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
+    assert time.monotonic() - began < 30
+    named = str(caught.value).partition("samples ")[2].partition(":")[0].split(" or ")
+    order = Order(len(Digits().split("train")), 144, 1, 3)
+    (deadly,) = [ids.tolist() for _, ids in order.micro_batches(0, 9) if 77 in ids]
+    assert ", ".join(map(str, deadly[:8])) + ", …" in named
+    assert len(named) <= 2
     pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
     assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
 

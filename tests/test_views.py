@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as tv
 from scipy import stats
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
-from lookalike.views import Asymmetric, Symmetric, colour, normalise, resize_crop, scale
+from lookalike.views import Asymmetric, MultiCrop, Symmetric, colour, normalise, resize_crop, scale
 from lookalike.views.resample import crop_resize, draw_boxes
 
 DRAWS = 10_000
@@ -35,7 +35,7 @@ def pictures(*args, **kwargs):
 
 
 def views(way, x, ids, *, seed=3, epoch=1, size=16):
-    channels = x.shape[1]
+    channels = (x if isinstance(x, torch.Tensor) else x[0]).shape[1]
     return way(x, ids, seed=seed, epoch=epoch, size=size, mean=MEAN[:channels], std=STD[:channels])
 
 
@@ -429,6 +429,33 @@ def test_what_happens_to_a_sample_is_drawn_independently():
     for one, other in itertools.combinations(rows, 2):
         apart = stats.pearsonr(rows[one][small].numpy(), rows[other][small].numpy())
         assert apart.pvalue > CHANCE, (one, other)
+
+
+# --- crops made elsewhere -------------------------------------------------------------------------------------
+
+
+def test_boxes_of_pictures_of_many_sides_are_those_of_each_alone():
+    sides_B2 = torch.tensor([(24, 30), (1, 40), (200, 3), (7, 7), (375, 500)])
+    ids_B, ratio = torch.arange(5) * 31, (3 / 4, 4 / 3)
+    together = draw_boxes(ids_B, (1, 2), sides_B2[:, 0], sides_B2[:, 1], (0.08, 1.0), ratio)
+    for i, (height, width) in enumerate(sides_B2.tolist()):
+        assert draw_boxes(ids_B[i : i + 1], (1, 2), height, width, (0.08, 1.0), ratio)[0].equal(together[i])
+
+
+PALE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
+
+
+@pytest.mark.parametrize("way", [Symmetric(**PALE), MultiCrop(small=2, small_size=8, small_blur=0.0, **PALE)])
+def test_crops_made_elsewhere_by_the_laws_boxes_give_the_views_of_the_canvas(way):
+    x, ids_B = canvas(6, 3, 24, 30), torch.arange(6)
+    sides = {"heights_B": torch.full((6,), 24), "widths_B": torch.full((6,), 30)}
+    boxes = way.boxes(ids_B, seed=3, epoch=1, **sides)
+    sizes = way.sizes(16)
+    assert len(boxes) == len(sizes) == way.total
+    cut = [crop_resize(scale(x), box, size) for box, size in zip(boxes, sizes, strict=True)]
+    crops = [(c * 255).round().to(torch.uint8) for c in cut]
+    for one, other in zip(views(way, x, ids_B), views(way, crops, ids_B), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.51 * STEP / min(STD))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------

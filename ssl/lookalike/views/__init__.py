@@ -3,7 +3,7 @@
 Every parameter of every view is a pure function of (seed, epoch, sample, view): VIEWS lists the laws by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -56,9 +56,18 @@ class Symmetric:
         """How many views of each picture are made."""
         return self.views
 
+    def sizes(self, size: int) -> list[int]:
+        """The side of each view where the large ones have `size` pixels."""
+        return [size] * self.views
+
+    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+        """What each view cuts from pictures of these sides: int64 (B, 4), top, left, height, width, per view."""
+        keys = [(seed, epoch, v) for v in range(self.views)]
+        return [draw_boxes(ids_B, key, heights_B, widths_B, self.crop, self.aspect) for key in keys]
+
     def __call__(
         self,
-        canvas_BCHW: Tensor,
+        canvas_BCHW: Tensor | list[Tensor],
         ids_B: Tensor,
         *,
         seed: int,
@@ -67,15 +76,21 @@ class Symmetric:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> list[Tensor]:
-        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V float views (B, C, size, size)."""
-        x_BCHW = scale(canvas_BCHW)
-        made = (self.view(x_BCHW, ids_B, (seed, epoch, v), size) for v in range(self.views))
+        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V float views (B, C, size, size).
+
+        In place of one canvas for all views, a list with the crops of each: `boxes` resized to `sizes`.
+        """
+        given = list(_given(canvas_BCHW, self.views))
+        made = (self.view(x, ids_B, (seed, epoch, v), size, cut) for v, (x, cut) in enumerate(given))
         return [normalise(view, mean, std) for view in made]
 
-    def view(self, x_BCHW: Tensor, ids_B: Tensor, key: tuple[int, int, int], size: int) -> Tensor:
-        """One view in [0, 1], before normalisation; key = (seed, epoch, view)."""
+    def view(self, x_BCHW: Tensor, ids_B: Tensor, key: tuple[int, int, int], size: int, cut: bool = False) -> Tensor:
+        """One view in [0, 1], before normalisation; key = (seed, epoch, view). `cut`: x_BCHW is its crop already."""
         p = self.parameters(ids_B, key, x_BCHW.shape[2], x_BCHW.shape[3])
-        x = crop_resize(x_BCHW, p["box"], size, flip_B=p["flip"], interpolation=self.interpolation)
+        if cut:
+            x = torch.where(p["flip"].to(x_BCHW.device)[:, None, None, None], x_BCHW.flip(3), x_BCHW)
+        else:
+            x = crop_resize(x_BCHW, p["box"], size, flip_B=p["flip"], interpolation=self.interpolation)
         x = colour.jitter(x, p["jitter"], p["factors"], p["order"])
         x = colour.grey(x, p["grey"])
         x = colour.blur(x, p["blur"], p["sigma"], self.blur_sigma[1])
@@ -140,14 +155,24 @@ class MultiCrop(Asymmetric):
         """How many views of each picture are made."""
         return self.views + self.small
 
+    def sizes(self, size: int) -> list[int]:
+        """As Symmetric; the small views follow the large ones."""
+        return super().sizes(size) + [self.small_size] * self.small
+
+    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+        """As Symmetric; the small views follow the large ones."""
+        large = super().boxes(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
+        keys = [(seed, epoch, v) for v in range(self.views, self.total)]
+        return large + [draw_boxes(ids_B, key, heights_B, widths_B, self.small_crop, self.aspect) for key in keys]
+
     def __call__(
-        self, canvas_BCHW: Tensor, ids_B: Tensor, *, seed: int, epoch: int, size: int, **how: Any
+        self, canvas_BCHW: Tensor | list[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: int, **how: Any
     ) -> list[Tensor]:
         """As Symmetric; the small views follow the large ones."""
         made = super().__call__(canvas_BCHW, ids_B, seed=seed, epoch=epoch, size=size, **how)
-        law, x_BCHW = self._small(), scale(canvas_BCHW)
-        for v in range(self.views, self.total):
-            view = law.view(x_BCHW, ids_B, (seed, epoch, v), self.small_size)
+        law, given = self._small(), list(_given(canvas_BCHW, self.total))
+        for v, (x_BCHW, cut) in enumerate(given[self.views :], self.views):
+            view = law.view(x_BCHW, ids_B, (seed, epoch, v), self.small_size, cut)
             made.append(normalise(view, how["mean"], how["std"]))
         return made
 
@@ -160,6 +185,14 @@ class MultiCrop(Asymmetric):
 
 
 VIEWS: dict[str, Any] = {"asymmetric": Asymmetric, "multi_crop": MultiCrop, "symmetric": Symmetric}
+
+
+def _given(pixels: Tensor | list[Tensor], views: int) -> Iterator[tuple[Tensor, bool]]:
+    """For each view its picture in [0, 1], and whether that is cut already."""
+    if isinstance(pixels, Tensor):
+        yield from [(scale(pixels), False)] * views
+    else:
+        yield from ((scale(crop_BCHW), True) for crop_BCHW in pixels[:views])
 
 
 def scale(canvas_BCHW: Tensor) -> Tensor:

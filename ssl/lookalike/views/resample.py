@@ -66,28 +66,31 @@ def crop_resize(
 def draw_boxes(
     ids_B: Tensor,
     key: tuple[int | str, ...],
-    height: int,
-    width: int,
+    height: int | Tensor,
+    width: int | Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Tensor:
     """(B, 4) int64 boxes (top, left, height, width), drawn by the law of torchvision's RandomResizedCrop.
 
+    Pictures of one height and width, or int64 (B,) of each picture's own.
+
     Ten attempts at an area share in `scale` and a log-uniform aspect in `ratio`; if none fits, the largest
     centred box whose aspect is allowed.
     """
     ids_BA = ids_B[:, None], torch.arange(_ATTEMPTS, device=ids_B.device)[None]
-    area_BA = height * width * _between(draw.uniform(*key, "area", *ids_BA), *scale)
+    height_B1, width_B1 = (torch.as_tensor(n, device=ids_B.device).reshape(-1, 1) for n in (height, width))
+    area_BA = height_B1 * width_B1 * _between(draw.uniform(*key, "area", *ids_BA), *scale)
     low, high = torch.tensor(ratio, dtype=torch.float32).log().tolist()
     aspect_BA = _between(draw.uniform(*key, "aspect", *ids_BA), low, high).exp()
     w_BA, h_BA = (area_BA * aspect_BA).sqrt().round().long(), (area_BA / aspect_BA).sqrt().round().long()
-    fits_BA = (w_BA > 0) & (w_BA <= width) & (h_BA > 0) & (h_BA <= height)
+    fits_BA = (w_BA > 0) & (w_BA <= width_B1) & (h_BA > 0) & (h_BA <= height_B1)
     first_B = fits_BA.int().argmax(dim=1, keepdim=True)
     h_B, w_B = h_BA.gather(1, first_B)[:, 0], w_BA.gather(1, first_B)[:, 0]
-    top_B = _below(draw.uniform(*key, "top", ids_B), height - h_B + 1)
-    left_B = _below(draw.uniform(*key, "left", ids_B), width - w_B + 1)
+    top_B = _below(draw.uniform(*key, "top", ids_B), height_B1[:, 0] - h_B + 1)
+    left_B = _below(draw.uniform(*key, "left", ids_B), width_B1[:, 0] - w_B + 1)
     drawn_B4 = torch.stack([top_B, left_B, h_B, w_B], dim=1)
-    return torch.where(fits_BA.any(dim=1, keepdim=True), drawn_B4, _central(height, width, ratio).to(ids_B.device))
+    return torch.where(fits_BA.any(dim=1, keepdim=True), drawn_B4, _central(height_B1[:, 0], width_B1[:, 0], ratio))
 
 
 def _between(u: Tensor, low: float, high: float) -> Tensor:
@@ -99,14 +102,12 @@ def _below(u: Tensor, n: Tensor) -> Tensor:
     return torch.minimum((u * n).long(), n - 1)
 
 
-def _central(height: int, width: int, ratio: tuple[float, float]) -> Tensor:
-    if width / height < ratio[0]:
-        w, h = width, round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w, h = round(height * ratio[1]), height
-    else:
-        w, h = width, height
-    return torch.tensor([(height - h) // 2, (width - w) // 2, h, w])
+def _central(height_B: Tensor, width_B: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """(B, 4), or (1, 4) for one height and width: the largest centred box whose aspect is allowed."""
+    h_B, w_B = height_B.double(), width_B.double()
+    w_B, h_B = torch.minimum(w_B, (h_B * ratio[1]).round()), torch.minimum(h_B, (w_B / ratio[0]).round())
+    box_4B = (height_B - h_B) // 2, (width_B - w_B) // 2, h_B, w_B
+    return torch.stack([n.long() for n in box_4B], dim=1)
 
 
 def resize_crop(x_BCHW: Tensor, size: int, crop: float = 1.0, interpolation: Interpolation = "bicubic") -> Tensor:
