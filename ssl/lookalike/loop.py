@@ -40,6 +40,8 @@ class Settings:
     `max_bad`: the share of pictures that may be unreadable (at least 100) before the run stops; `workers`:
     loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay;
     `health_every`: steps between measurements of the embeddings, 0 for none; `on_collapse`: what an alarm does;
+    `crop_on`: where views are cut, on the `device` from a canvas decoded once, or on the `host` from the full-size
+    picture, as the papers do: sharper small crops for more work of the processor (benchmarks/crop.py);
     `timeout`: seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
     """
 
@@ -57,6 +59,11 @@ class Settings:
     health_every: Index = 25
     on_collapse: Literal["warn", "stop"] = "warn"
     timeout: Positive = 1800.0
+    crop_on: Literal["device", "host"] = "device"
+
+    def cuts(self, views: Any, size: int) -> Cuts | None:
+        """How the host crops views of `size` pixels, or None where the device does."""
+        return Cuts(views, size) if self.crop_on == "host" else None
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:
