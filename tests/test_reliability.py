@@ -1,6 +1,7 @@
 """Faults and what is promised about them: each is injected, then the state is compared, never only the survival."""
 
 import contextlib
+import gc
 import itertools
 import json
 import multiprocessing
@@ -16,17 +17,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import toy
 from lookalike import comm, loop
 from lookalike.checkpoint import Checkpoints
+from lookalike.data.loader import batches
+from lookalike.data.order import Order
+from lookalike.data.reader import Cuts, Reader
+from lookalike.data.sources import Digits, Folder
 from lookalike.errors import RunError
 from lookalike.folder import verify
 from lookalike.health import Alarm, measure
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
+from lookalike.views import Symmetric
 
 STEPS = 18
 
@@ -380,6 +387,79 @@ def part_of_a_run(out: str, stage_number: int, stop: int | None) -> None:
             assert stop
 
 
+@pytest.mark.parametrize("on", ["device", "host"])
+def test_files_give_the_same_bits_with_workers_and_after_a_stop(tmp_path, monkeypatch, on):
+    """R1, R7 and R18 of pictures in files, wherever their crops are made."""
+    pictures, words = folder_of_pictures(tmp_path / "pictures"), (f"pretrain.crop_on={on}",)
+    pretrain(on_folder(pictures, *words), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(loop.Stopped):
+            pretrain(on_folder(pictures, *words, "pretrain.workers=2"), tmp_path / "run")
+    pretrain(on_folder(pictures, *words, "pretrain.workers=1"), tmp_path / "run")
+    assert toy.same(toy.tensors(tmp_path / "run", 10), toy.tensors(tmp_path / "whole", 10))
+
+
+# ---- R9: pictures that are none
+
+
+def spoilt(path: Path) -> Path:
+    """Good pictures, and one of each kind of trouble; the good names come first and are alike in both folders."""
+    from PIL import Image
+
+    from test_decode import bad_files, bombs, save
+
+    folder_of_pictures(path)
+    tools = path.parent / "tools"
+    tools.mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    unusual = path / "train"
+    save(unusual / "u_exif6.jpg", values, exif=exif)
+    Image.fromarray(values).convert("CMYK").save(unusual / "u_cmyk.jpg")
+    save(unusual / "u_deep.png", values[..., 0].astype(np.uint16) * 257)
+    frames = [Image.fromarray(values + i) for i in range(3)]
+    frames[0].save(unusual / "u_moving.gif", save_all=True, append_images=frames[1:])
+    wanted = ("empty.jpg", "html.jpg", "short.jpg", "short.png", "flipped.png", "garbage.jpg")
+    bad = {name: data for name, (data, _) in bad_files(tools).items() if name in wanted}
+    bad |= {f"bomb_{name}": bombs()[name] for name in ("a.png", "a.jpg", "a.gif", "a.webp")}
+    for name, data in bad.items():
+        (path / "train" / f"z_{name}").write_bytes(data)
+    (path / "train" / "z_gone.png").symlink_to(path / "train" / "00.png")
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("on", ["device", "host"])
+def test_pictures_that_are_none_are_replaced_counted_and_listed(tmp_path, on, workers):
+    pictures = spoilt(tmp_path / "pictures")
+    recipe = on_folder(pictures, f"pretrain.crop_on={on}", f"pretrain.workers={workers}")
+    source = recipe.values["data"].build().split("train", 16)
+    bad = {source.name(i) for i in range(len(source)) if "/z_" in source.name(i)}
+    assert len(bad) == 11
+    (pictures / "train/z_gone.png").unlink()  # after it was listed: split() has seen it
+    cuts = Cuts(recipe.values["pretrain"].views.build(), 16) if on == "host" else None
+    order, sizes, listed = Order(len(source), 11, 1, 3), set(), {}
+    rows: dict[int, torch.Tensor] = {}
+    span = {"first_step": 0, "last_step": order.steps_per_epoch, "rank": 0, "world": 1, "pin": False}
+    for batch in batches(source, order, **span, workers=workers, cuts=cuts):
+        part = batch.pixels if cuts is None else batch.pixels[1]
+        sizes.add(len(part))
+        listed |= {record.sample: record for record in batch.bad}
+        rows |= {i: part[row].clone() for row, i in enumerate(batch.ids_B.tolist())}
+    assert sizes == {11}
+    assert {record.path for record in listed.values()} == bad & {source.name(i) for i in rows}
+    assert len(listed) > 5
+    assert all(record.reason and record.replacement not in listed for record in listed.values())
+    reader = Reader(source, order.seed, cuts)
+    for i, row in rows.items():
+        alone = [torch.empty(1, *shape, dtype=torch.uint8) for shape in reader.shapes]
+        again = reader.fill(0, [i], alone)
+        assert torch.equal(alone[-1][0], row)
+        assert again == ([listed[i]] if i in listed else [])
+
+
 # ---- R8: what was trained on has changed
 
 
@@ -441,21 +521,86 @@ def test_another_batch_is_refused_unless_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp_path, monkeypatch, whole):
-    from lookalike.data import loader
+    original = Reader.fill
 
-    original = loader.read_many
-
-    def dies(pictures, ids, seed):
+    def dies(self, epoch, ids, parts):
         if 77 in ids:
             os._exit(9)
-        return original(pictures, ids, seed)
+        return original(self, epoch, ids, parts)
 
+    began = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "read_many", dies)
-        with pytest.raises(RunError, match=r"a loader process died.*reading samples \d+, \d+.*workers"):
+        patch.setattr(Reader, "fill", dies)
+        said = r"a loader process died.*worker \d of 2, process \d+, while reading"
+        with pytest.raises(RunError, match=said) as caught:
             pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
+    assert time.monotonic() - began < 30
+    named = str(caught.value).partition("samples ")[2].partition(":")[0].split(" or ")
+    order = Order(len(Digits().split("train")), 144, 1, 3)
+    (deadly,) = [ids.tolist() for _, ids in order.micro_batches(0, 9) if 77 in ids]
+    assert ", ".join(map(str, deadly[:8])) + ", …" in named
+    assert len(named) <= 2
     pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
     assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
+
+
+# ---- R19: long runs
+
+
+def resident() -> int:
+    """KiB of anonymous and shared memory of this process and its children; pages that fork shares count twice, which
+    does not change when one of the two writes to them.
+    """
+    return sum(
+        int(line.split()[1])
+        for process in (os.getpid(), *(p.pid for p in multiprocessing.active_children()))
+        for line in Path(f"/proc/{process}/status").read_text().splitlines()
+        if line.startswith(("RssAnon:", "RssShmem:"))
+    )
+
+
+def slope(measured: list[tuple[int, int]]) -> float:
+    """MB per 1,000 steps, least squares."""
+    steps, kib = np.array(measured, dtype=float).T
+    return float(np.polyfit(steps / 1000, kib / 1024, 1)[0])
+
+
+@pytest.mark.parametrize(("on", "workers"), [("device", 0), ("host", 2)])
+def test_two_thousand_batches_leave_memory_and_descriptors_as_they_were(tmp_path, on, workers):
+    """Pictures in files, bad ones among them."""
+    pictures = spoilt(tmp_path / "pictures")
+    source = Folder(str(pictures), canvas=16, channels=1).split("train")
+    cuts = Cuts(Symmetric(), 16) if on == "host" else None
+    order, measured, opened = Order(len(source), 2, 1, 3), [], set()
+    span = {"first_step": 0, "last_step": 2000, "rank": 0, "world": 1, "workers": workers, "pin": False}
+    for step, _ in enumerate(batches(source, order, **span, cuts=cuts)):
+        if step >= 400 and step % 100 == 0:
+            gc.collect()
+            measured.append((step, resident()))
+            opened.add(len(list(Path("/proc/self/fd").iterdir())))
+    assert slope(measured) < 1
+    assert len(opened) == 1
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_leave_memory_and_descriptors_as_they_were(tmp_path, monkeypatch):
+    measured, opened = [], set()
+    original, calls = loop.begin, itertools.count()
+
+    def begin(*arguments):
+        if (step := next(calls)) >= 400 and step % 100 == 0:
+            gc.collect()
+            measured.append((step, resident()))
+            opened.add(len(list(Path("/proc/self/fd").iterdir())))
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "begin", begin)
+    words = ("pretrain.batch=4", "pretrain.epochs=6", "pretrain.log_every=100", "pretrain.save_every_epochs=99")
+    tiny = toy.RESNET.replace("16, 16], layers", "8, 8], layers").replace("size: 16", "size: 8")
+    pretrain(toy.recipe(*words, "pretrain.workers=1", backbone=tiny), tmp_path / "run")
+    assert len(measured) == 18
+    assert slope(measured) < 1
+    assert len(opened) == 1
 
 
 # ---- R14: collapse

@@ -258,7 +258,7 @@ def test_no_picture_is_opened_when_indexing(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("opened")
 
-    monkeypatch.setattr("lookalike.data.pictures.decode", forbidden)
+    monkeypatch.setattr("lookalike.data.pictures.Opened", forbidden)
     monkeypatch.setattr("builtins.open", forbidden)
     assert len(whole(tmp_path)) == len(TREE)
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
 from lookalike import draw
-from lookalike.views import Asymmetric, Symmetric, colour, fused, normalise, resize_crop, scale
+from lookalike.views import Asymmetric, MultiCrop, Symmetric, colour, fused, normalise, resize_crop, scale
 from lookalike.views.fused import Form
 from lookalike.views.resample import crop_resize
 
@@ -37,7 +37,7 @@ def pictures(*args, **kwargs):
 
 
 def views(way, x, ids, *, seed=3, epoch=1, size=16):
-    channels = x.shape[1]
+    channels = (x if isinstance(x, torch.Tensor) else x[0]).shape[1]
     return way(x, ids, seed=seed, epoch=epoch, size=size, mean=MEAN[:channels], std=STD[:channels])
 
 
@@ -538,6 +538,26 @@ def test_what_happens_to_a_sample_is_drawn_independently():
     for one, other in itertools.combinations(rows, 2):
         apart = stats.pearsonr(rows[one][small].numpy(), rows[other][small].numpy())
         assert apart.pvalue > CHANCE, (one, other)
+
+
+# --- crops made elsewhere -------------------------------------------------------------------------------------
+
+PALE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
+
+
+@pytest.mark.parametrize("way", [Symmetric(), MultiCrop(small=2, small_size=8), Symmetric(**PALE, views=3)])
+def test_crops_made_elsewhere_by_the_law_s_boxes_give_the_views_of_the_canvas(way):
+    x, ids_B = canvas(6, 3, 24, 30), torch.arange(6)
+    sides = {"heights_B": torch.full((6,), 24), "widths_B": torch.full((6,), 30)}
+    boxes, sizes = way.boxes(ids_B, seed=3, epoch=1, **sides), way.sizes(16)
+    assert len(boxes) == len(sizes) == way.total
+    how = {"interpolation": MODES["bicubic"], "antialias": True}
+    crops = [
+        torch.stack([tv.resized_crop(p, *box, [size] * 2, **how) for p, box in zip(x, box_B4.tolist(), strict=True)])
+        for box_B4, size in zip(boxes, sizes, strict=True)
+    ]
+    for one, other in zip(views(way, x, ids_B), views(way, crops, ids_B), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def extract(function: Embed, pictures: Pictures, *, batch: int = 256, workers: i
         )
     device = comm.device()
     rows, kept = [], []
-    for ids, canvas_BCHW in in_order(pictures, batch, workers):
+    for ids, canvas_BCHW in in_order(pictures, batch, workers, pin=device.type == "cuda"):
         rows.append(function(canvas_BCHW.to(device)).float().cpu())
         kept += ids
     if not rows:

@@ -16,6 +16,8 @@ from lookalike.checkpoint import Checkpoints, Saver
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.order import Plan
 from lookalike.data.pictures import Pictures
+from lookalike.data.prefetch import prefetch
+from lookalike.data.reader import Cuts
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import RunError
 from lookalike.health import Alarm, measure, queue_ages
@@ -38,6 +40,8 @@ class Settings:
     `max_bad`: the share of pictures that may be unreadable (at least 100) before the run stops; `workers`:
     loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay;
     `health_every`: steps between measurements of the embeddings, 0 for none; `on_collapse`: what an alarm does;
+    `crop_on`: where views are cut, on the `device` from a canvas decoded once, or on the `host` from the full-size
+    picture, as the papers do: sharper small crops for more work of the processor (benchmarks/crop.py);
     `timeout`: seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
     """
 
@@ -55,6 +59,11 @@ class Settings:
     health_every: Index = 25
     on_collapse: Literal["warn", "stop"] = "warn"
     timeout: Positive = 1800.0
+    crop_on: Literal["device", "host"] = "device"
+
+    def cuts(self, views: Any, size: int) -> Cuts | None:
+        """How the host crops views of `size` pixels, or None where the device does."""
+        return Cuts(views, size) if self.crop_on == "host" else None
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:
@@ -74,8 +83,9 @@ class Order(Plan, Protocol):
 class Job:
     """What is trained on what: `inputs` makes the module's inputs of a batch; `fixed` must not change in a resume.
 
-    `pieces`: how many parts of a batch the backbone sees one after another; `judge`: scores of the model as it
-    stands, which every rank computes alike, asked every `judge_every` steps; `accept_changes`: resume even so.
+    `pieces`: how many parts of a batch the backbone sees one after another; `cuts`: how the host crops, None where
+    the device does; `judge`: scores of the model as it stands, which every rank computes alike, asked every
+    `judge_every` steps; `accept_changes`: resume even so.
     """
 
     title: str
@@ -86,6 +96,7 @@ class Job:
     inputs: Callable[[Batch], tuple[Any, ...]]
     fixed: dict[str, Any]
     pieces: int = 1
+    cuts: Cuts | None = None
     judge: Callable[[], dict[str, float]] = dict
     judge_every: int = 0
     accept_changes: bool = False
@@ -160,10 +171,11 @@ def train(job: Job, settings: Settings) -> None:
 
 def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
     """The views of a batch on this rank's device, by the law `views` of views/."""
-    canvas_BCHW = batch.canvas_BCHW.to(comm.device(), non_blocking=True)
+    device = comm.device()
+    pixels: Any = [p.to(device) for p in batch.pixels] if isinstance(batch.pixels, list) else batch.pixels.to(device)
     mean, std = architecture.normalisation()
     size = architecture.size
-    made: list[Tensor] = views(canvas_BCHW, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std)
+    made: list[Tensor] = views(pixels, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std)
     return made
 
 
@@ -244,8 +256,10 @@ def watch(engine: Engine, loss: Any, alarm: Alarm, meter: Meter, settings: Setti
 
 
 def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]:
-    """This rank's micro-batches from step `done` on."""
+    """This rank's micro-batches from step `done` on, their pixels on its device."""
     world = comm.world_size()
     workers = workers_for(job.pictures, settings.workers, world)
     span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world, "pieces": job.pieces}
-    return batches(job.pictures, job.order, **span, workers=workers, pin=torch.cuda.is_available())
+    device = comm.device()
+    found = batches(job.pictures, job.order, **span, workers=workers, pin=device.type == "cuda", cuts=job.cuts)
+    return prefetch(found, device)

@@ -150,7 +150,7 @@ def show(recipe: Recipe) -> str:
     preflight(recipe)
     lines = [recipe.text().rstrip(), ""]
     source = recipe.values["data"].build()
-    pictures = source.split("train")
+    pictures = source.split("train", recipe.values["backbone"].size)
     shape = "×".join(map(str, pictures.shape))
     lines.append(f"data        {len(pictures)} pictures of {shape}, {len(pictures.classes)} classes")
     if recipe.values["pretrain"]:

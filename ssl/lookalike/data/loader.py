@@ -1,101 +1,51 @@
-"""How the samples of each step reach it: worker processes read and decode, in the order that the plan names."""
+"""How the samples of each step reach it: worker processes decode into shared memory, in the order of the plan."""
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from lookalike import draw
 from lookalike.data.decode import BadPicture
 from lookalike.data.order import Plan, share
 from lookalike.data.pictures import ArrayPictures, Pictures
+from lookalike.data.reader import Bad, Cuts, Reader
+from lookalike.data.slots import Slots
 from lookalike.errors import DataError, RunError
 
-_ATTEMPTS = 100
-
-
-class Bad(NamedTuple):
-    """A picture that could not be read, and the sample that took its place."""
-
-    sample: int
-    path: str
-    reason: str
-    replacement: int
+_AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """One rank's part of a micro-batch: host ids_B, uint8 canvas_BCHW, labels_B or None, what was bad."""
+    """One rank's part of a micro-batch: host ids_B, its pictures, what was bad.
+
+    `pixels`: uint8 canvases (B, C, H, W), or where the host crops a list with one (B, C, S, S) for each view. They
+    lie in a slot that a worker writes again: valid until the next but one batch is asked for. Copy what must last.
+    """
 
     epoch: int
     ids_B: Tensor
-    canvas_BCHW: Tensor
+    pixels: Tensor | list[Tensor]
     bad: list[Bad]
 
 
-class _Reader(torch.utils.data.Dataset[Batch | DataError]):
-    """Reads one micro-batch an item, so that a worker hands over one tensor."""
+class Key(NamedTuple):
+    """What one batch is read from."""
 
-    def __init__(self, pictures: Pictures, seed: int) -> None:
-        self.pictures, self.seed = pictures, seed
-
-    def __getitem__(self, key: tuple[int, list[int]]) -> Batch | DataError:
-        epoch, ids = key
-        try:
-            canvas, bad = read_many(self.pictures, ids, self.seed)
-        except DataError as error:  # torch would wrap one that a worker raises into its whole traceback
-            return error
-        return Batch(epoch, torch.tensor(ids, dtype=torch.int64), canvas, bad)
+    epoch: int
+    ids: list[int]
 
 
-def read_many(pictures: Pictures, ids: Sequence[int], seed: int) -> tuple[Tensor, list[Bad]]:
-    """uint8 (B, C, H, W); a picture that cannot be read is replaced by another that (seed, sample) chooses."""
-    if isinstance(pictures, ArrayPictures):
-        return pictures.read_many(ids), []
-    rows, bad = [], []
-    for i in ids:
-        row, record = _read(pictures, i, seed)
-        rows.append(row)
-        bad += record
-    return torch.stack(rows), bad
-
-
-def _read(pictures: Pictures, i: int, seed: int) -> tuple[Tensor, list[Bad]]:
-    """Follows a chain of replacements, each drawn from (seed, sample, attempt), until one can be read."""
-    problems: list[BadPicture] = []
-    for attempt in range(_ATTEMPTS):
-        chosen = i if attempt == 0 else draw.seed(seed, "replace", i, attempt) % len(pictures)
-        try:
-            picture = pictures.read(chosen)
-        except BadPicture as error:
-            problems.append(error)
-            continue
-        first = problems[:1]
-        return picture, [Bad(i, str(p.path), p.reason, chosen) for p in first]
-    raise DataError(
-        f"{problems[0].path}: {problems[0].reason}; nor could {_ATTEMPTS - 1} others be read: is the folder sound?"
-    )
-
-
-class _Keys(Sampler[tuple[int, list[int]]]):
-    """The (epoch, ids of this rank) of every micro-batch, in order."""
-
-    def __init__(self, order: Plan, first_step: int, last_step: int, rank: int, world: int, pieces: int) -> None:
-        self.order, self.first, self.last = order, first_step, last_step
-        self.part = (rank, world, pieces)
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        for epoch, micro in self.order.micro_batches(self.first, self.last):
-            yield epoch, share(micro, *self.part).tolist()
-
-    def __len__(self) -> int:
-        return (self.last - self.first) * self.order.accumulate
+# Fills the parts of one batch, uint8 (B, C, H, W) each, and says what the batch is to be told beside them.
+Fill = Callable[[Key, list[Tensor]], Any]
 
 
 def batches(
@@ -109,34 +59,141 @@ def batches(
     workers: int,
     pin: bool,
     pieces: int = 1,
-) -> Iterator[Batch]:
+    cuts: Cuts | None = None,
+) -> Generator[Batch, None, None]:
     """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes (0: in this one).
 
-    Raises RunError when a worker process dies.
+    Canvases, or with `cuts` one crop a view. Raises RunError when a worker process dies, DataError when too many
+    pictures in a row cannot be read.
     """
-    keys = _Keys(order, first_step, last_step, rank, world, pieces)
-    awaited = iter(keys)
-    loader = _loader(
-        _Reader(pictures, order.seed),
-        sampler=keys,
-        num_workers=workers,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-    )
+    reader = Reader(pictures, order.seed, cuts)
+    micro_batches = order.micro_batches(first_step, last_step)
+    keys = (Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches)
+    with contextlib.closing(_stream(_Filled(reader), reader.shapes, keys, workers, pin)) as stream:
+        for key, parts, bad in stream:
+            pixels = parts[0] if cuts is None else parts
+            yield Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), pixels, bad)
+
+
+def in_order(
+    pictures: Pictures, batch: int, workers: int = 0, pin: bool = False
+) -> Generator[tuple[list[int], Tensor], None, None]:
+    """(ids, uint8 canvas_BCHW) of all pictures in order; those that cannot be read are left out.
+
+    A canvas is valid until the next but one is asked for.
+    """
+    starts = range(0, len(pictures), batch)
+    keys = (Key(0, list(range(start, min(start + batch, len(pictures))))) for start in starts)
+    with contextlib.closing(_stream(_Readable(pictures), [pictures.shape], keys, workers, pin)) as stream:
+        yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
+
+
+class _Filled:
+    """Fills a batch with a reader; returns what was bad."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __call__(self, key: Key, parts: list[Tensor]) -> list[Bad]:
+        return self.reader.fill(key.epoch, key.ids, parts)
+
+
+class _Readable:
+    """Fills a batch with the pictures that can be read, without gaps; returns their ids."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures = pictures
+
+    def __call__(self, key: Key, parts: list[Tensor]) -> list[int]:
+        if isinstance(self.pictures, ArrayPictures):
+            self.pictures.read_many(key.ids, parts[0])
+            return key.ids
+        found: list[int] = []
+        for i in key.ids:
+            with contextlib.suppress(BadPicture):
+                self.pictures.read(i, parts[0][len(found)])
+                found.append(i)
+        return found
+
+
+def _stream(
+    fill: Fill, shapes: Sequence[tuple[int, int, int]], keys: Iterator[Key], workers: int, pin: bool
+) -> Generator[tuple[Key, list[Tensor], Any], None, None]:
+    """(key, its filled parts, what `fill` returned) for each key, in order."""
+    if not workers:
+        for key in keys:
+            # Fresh memory each time; pinned memory torch keeps and gives out again.
+            parts = [torch.empty(len(key.ids), *shape, dtype=torch.uint8, pin_memory=pin) for shape in shapes]
+            yield key, parts, fill(key, parts)
+        return
+    first = next(keys, None)
+    if first is None:
+        return
+    # Under way are `workers` × _AHEAD batches; one is the consumer's, and the one before it.
+    slots = Slots(workers * _AHEAD + 2, len(first.ids), shapes)
+    sent = _Sent(_chain(first, keys), slots.count)
+    loader = _loader(_Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD)
     try:
-        for item in loader:
-            if isinstance(item, DataError):
-                raise item
-            next(awaited)
-            yield item
+        if pin:
+            slots.pin()
+        for answer in loader:
+            if isinstance(answer, DataError):
+                raise answer
+            slot, key = sent.waiting.popleft()
+            yield key, slots.parts(slot, len(key.ids)), answer
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        _, ids = next(awaited, (0, []))
-        raise RunError(
-            f"data: a loader process died ({str(error).splitlines()[0].split(' exited')[0]}) while reading samples "
-            f"{', '.join(map(str, ids[:8]))}, …: out of memory? set workers lower"
-        ) from error
+        raise RunError(_obituary(str(error), loader, sent)) from error
+    finally:
+        slots.close()
+
+
+def _chain(first: Key, keys: Iterator[Key]) -> Iterator[Key]:
+    yield first
+    yield from keys
+
+
+class _Sent(Sampler[tuple[int, Key]]):
+    """Gives each key the next slot; `waiting` are those sent to workers and not yet come back, in order."""
+
+    def __init__(self, keys: Iterable[Key], slots: int) -> None:
+        self.keys, self.slots, self.count = keys, slots, 0
+        self.waiting: deque[tuple[int, Key]] = deque()
+
+    def __iter__(self) -> Iterator[tuple[int, Key]]:
+        for key in self.keys:
+            self.waiting.append((self.count % self.slots, key))
+            self.count += 1
+            yield self.waiting[-1]
+
+
+class _Worker(torch.utils.data.Dataset[Any]):
+    """Fills the slot that a key names, in a worker process; only what `fill` says travels back."""
+
+    def __init__(self, fill: Fill, slots: Slots) -> None:
+        self.fill, self.slots = fill, slots
+
+    def __getitem__(self, item: tuple[int, Key]) -> Any:
+        slot, key = item
+        try:
+            return self.fill(key, self.slots.parts(slot, len(key.ids)))
+        except DataError as error:  # torch would wrap one that a worker raises into its whole traceback
+            return error
+
+
+def _obituary(text: str, loader: Any, sent: _Sent) -> str:
+    """Which worker died, and what it had not handed over: keys go to the workers in turn."""
+    pids = [process.pid for process in loader._workers]
+    dead = next((pids.index(int(n)) for n in re.findall(r"\d+", text) if int(n) in pids), None)
+    first = sent.count - len(sent.waiting)
+    its = [key.ids for n, (_, key) in enumerate(sent.waiting, first) if dead is None or n % len(pids) == dead]
+    who = "" if dead is None else f" {dead} of {len(pids)}, process {pids[dead]},"
+    ids = " or ".join(", ".join(map(str, one[:8])) + ", …" for one in its[:_AHEAD])
+    return (
+        f"data: a loader process died ({text.splitlines()[0].split(' exited')[0]}): worker{who} while reading samples "
+        f"{ids}: out of memory? set workers lower"
+    )
 
 
 def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
@@ -174,29 +231,3 @@ def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:
 def _cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _InOrder(torch.utils.data.Dataset[tuple[list[int], Tensor | None]]):
-    """The readable ones of each run of `batch` pictures."""
-
-    def __init__(self, pictures: Pictures, batch: int) -> None:
-        self.pictures, self.batch = pictures, batch
-
-    def __len__(self) -> int:
-        return -(-len(self.pictures) // self.batch)
-
-    def __getitem__(self, b: int) -> tuple[list[int], Tensor | None]:
-        ids = range(b * self.batch, min((b + 1) * self.batch, len(self.pictures)))
-        if isinstance(self.pictures, ArrayPictures):
-            return list(ids), self.pictures.read_many(ids)
-        rows = {}
-        for i in ids:
-            with contextlib.suppress(BadPicture):
-                rows[i] = self.pictures.read(i)
-        return list(rows), torch.stack(list(rows.values())) if rows else None
-
-
-def in_order(pictures: Pictures, batch: int, workers: int = 0) -> Iterator[tuple[list[int], Tensor]]:
-    """(ids, uint8 canvas_BCHW) of all pictures in order; those that cannot be read are left out."""
-    loader = _loader(_InOrder(pictures, batch), num_workers=workers)
-    yield from ((ids, canvas) for ids, canvas in loader if ids)

@@ -12,10 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.data.decode import contents, decode, shown
+from lookalike.data.decode import Opened, contents, shown
 from lookalike.errors import DataError
 
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+
+
+class Picture(Protocol):
+    """One picture at full size: upright `height` and `width`, pixels on demand."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    def pixels(self, shrink: int = 1) -> Tensor:
+        """uint8 (C, H, W); some at 1/`shrink` (2, 4, 8) of the sides, which is cheaper. Raises BadPicture."""
 
 
 class Pictures(Protocol):
@@ -37,8 +48,45 @@ class Pictures(Protocol):
     def name(self, i: int) -> str:
         """The file's path, or `digits/17`."""
 
-    def read(self, i: int) -> Tensor:
-        """Picture uint8 (C, H, W). Raises BadPicture when its file gives none."""
+    def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
+        """Picture uint8 (C, H, W), in `out_CHW` if given. Raises BadPicture when its file gives none."""
+
+    def open(self, i: int) -> Picture:
+        """The picture at full size, its sides known. Raises BadPicture when its header is none."""
+
+
+class Held:
+    """A picture that lies in memory already."""
+
+    def __init__(self, picture_CHW: Tensor) -> None:
+        self._picture_CHW = picture_CHW
+        self.height, self.width = picture_CHW.shape[1:]
+
+    def pixels(self, shrink: int = 1) -> Tensor:
+        """The picture itself, uint8 (C, H, W), to be read only."""
+        return self._picture_CHW
+
+
+class Encoded:
+    """Pictures that are bytes of files: what a set of them shares. `shape` is that of a canvas, (C, S, S)."""
+
+    shape: tuple[int, int, int]
+
+    def name(self, i: int) -> str:
+        """Where the picture lies, fit for a message."""
+        raise NotImplementedError
+
+    def contents(self, i: int) -> bytes:
+        """The encoded picture. Raises BadPicture, with the place, when it cannot be had."""
+        raise NotImplementedError
+
+    def open(self, i: int) -> Opened:
+        """The picture with its header judged. Raises BadPicture."""
+        return Opened(self.contents(i), self.name(i), self.shape[0])
+
+    def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
+        """Its canvas: the central square, resized, uint8 (C, S, S), in `out_CHW` if given. Raises BadPicture."""
+        return self.open(i).canvas(torch.empty(self.shape, dtype=torch.uint8) if out_CHW is None else out_CHW)
 
 
 class ArrayPictures:
@@ -81,19 +129,24 @@ class ArrayPictures:
     def name(self, i: int) -> str:
         return f"{self._name}/{int(self._rows_N[i])}"
 
-    def read(self, i: int) -> Tensor:
-        return self._images_MCHW[self._rows_N[i]].clone()
+    def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
+        picture_CHW = self._images_MCHW[self._rows_N[i]]
+        return picture_CHW.clone() if out_CHW is None else out_CHW.copy_(picture_CHW)
 
-    def read_many(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Pictures uint8 (B, C, H, W) in the order of `ids`."""
-        return self._images_MCHW[self._rows_N[torch.as_tensor(ids, dtype=torch.int64)]]
+    def open(self, i: int) -> Held:
+        return Held(self._images_MCHW[self._rows_N[i]])
+
+    def read_many(self, ids: Sequence[int] | Tensor, out_BCHW: Tensor | None = None) -> Tensor:
+        """Pictures uint8 (B, C, H, W) in the order of `ids`, in `out_BCHW` if given."""
+        rows_B = self._rows_N[torch.as_tensor(ids, dtype=torch.int64)]
+        return torch.index_select(self._images_MCHW, 0, rows_B, out=out_BCHW)
 
     def rows(self, ids_K: Tensor) -> "ArrayPictures":
         rows_K = self._rows_N[ids_K]
         return ArrayPictures(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
 
 
-class FilePictures:
+class FilePictures(Encoded):
     """Pictures in files under `root`, decoded to canvases (channels, size, size) when they are read.
 
     A million paths are one buffer and one array of offsets, so that forked workers share them.
@@ -130,9 +183,8 @@ class FilePictures:
     def name(self, i: int) -> str:
         return f"{self._root}/{os.fsdecode(self._path(i))}"
 
-    def read(self, i: int) -> Tensor:
-        channels, size, _ = self.shape
-        return decode(contents(self.name(i)), self.name(i), size=size, channels=channels)
+    def contents(self, i: int) -> bytes:
+        return contents(self.name(i))
 
     def _path(self, i: int) -> bytes:
         i = range(len(self))[i]
@@ -162,8 +214,11 @@ class Rows:
     def name(self, i: int) -> str:
         return self._pictures.name(int(self._ids_N[i]))
 
-    def read(self, i: int) -> Tensor:
-        return self._pictures.read(int(self._ids_N[i]))
+    def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
+        return self._pictures.read(int(self._ids_N[i]), out_CHW)
+
+    def open(self, i: int) -> Picture:
+        return self._pictures.open(int(self._ids_N[i]))
 
 
 def subset(pictures: Pictures, ids: Sequence[int] | Tensor) -> Pictures:

@@ -32,8 +32,8 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int: ...
-    def split(self, name: Split) -> Pictures:
-        """The train or the test set. Raises DataError when there is none."""
+    def split(self, name: Split, size: int | None = None) -> Pictures:
+        """The train or the test set, for views of `size` pixels. Raises DataError when there is none."""
 
 
 class Digits:
@@ -44,7 +44,7 @@ class Digits:
     def __init__(self, test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> None:
         self._test_fraction = test_fraction
 
-    def split(self, name: Split) -> Pictures:
+    def split(self, name: Split, size: int | None = None) -> Pictures:
         # Late, because the import takes a second and nothing else in this room needs it.
         from sklearn.datasets import load_digits
 
@@ -66,7 +66,7 @@ class Idx:
         self._path = path
         self._max_bytes = max_bytes
 
-    def split(self, name: Split) -> Pictures:
+    def split(self, name: Split, size: int | None = None) -> Pictures:
         folder = _folder(self._path, FASHION)
         prefix = {"train": "train", "test": "t10k"}[_checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
@@ -93,13 +93,14 @@ class Folder:
     The hash keeps every picture in its split when others are added; it does not balance the classes.
     Without PATH/test, PATH/val is the test set. Subfolders with pictures are the classes, in sorted order of
     the train set; classes that only the test set has come after them. `auto` labels a set that has no picture
-    directly in its folder and at least two subfolders with pictures.
+    directly in its folder and at least two subfolders with pictures. Pictures are read as squares of `canvas`
+    pixels, by default 8/7 of the views' size (256 for 224).
     """
 
     def __init__(
         self,
         path: str,
-        canvas: Annotated[int, Field(ge=1, le=4096)] = 256,
+        canvas: Annotated[int, Field(ge=1, le=4096)] | None = None,
         channels: Literal[1, 3] = 3,
         train: str = "train",
         test: str = "test",
@@ -115,28 +116,30 @@ class Folder:
         self._labels = labels
         self._scanned: dict[Path, list[bytes]] = {}
 
-    def split(self, name: Split) -> Pictures:
+    def split(self, name: Split, size: int | None = None) -> Pictures:
         root = _folder(self._path, "give the folder that holds the pictures")
+        canvas = self._canvas or canvas_for(size or 224)
         wants_test = _checked(name) == "test"
         with refusing(root):
             has_train = (root / self._train).is_dir()
         if not has_train:
-            return self._hashed(root, wants_test)
+            return self._hashed(root, wants_test, canvas)
         train = self._scan(root / self._train, root)
         classes = self._classes(root / self._train, train)
         if not wants_test:
-            return self._pictures(root / self._train, train, classes)
+            return self._pictures(root / self._train, train, classes, canvas)
         folder = self._test_folder(root)
         test = self._scan(folder, root)
-        return self._pictures(folder, test, self._classes(folder, test, classes) if classes else ())
+        found = self._classes(folder, test, classes) if classes else ()
+        return self._pictures(folder, test, found, canvas)
 
-    def _hashed(self, root: Path, wants_test: bool) -> Pictures:
+    def _hashed(self, root: Path, wants_test: bool, canvas: int) -> Pictures:
         paths = self._scan(root, root)
         chosen = [path for path in paths if (_unit(path) < self._test_fraction) == wants_test]
         if not chosen:
             which = f"none of its {len(paths)} pictures is in the {'test' if wants_test else 'train'} set"
             raise DataError(f"{shown(root)}: {which}; add pictures, or change test_fraction")
-        return self._pictures(root, chosen, self._classes(root, paths))
+        return self._pictures(root, chosen, self._classes(root, paths), canvas)
 
     def _test_folder(self, root: Path) -> Path:
         folder = root / self._test
@@ -165,11 +168,16 @@ class Folder:
             raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
         return ()
 
-    def _pictures(self, folder: Path, paths: list[bytes], classes: tuple[bytes, ...]) -> Pictures:
+    def _pictures(self, folder: Path, paths: list[bytes], classes: tuple[bytes, ...], canvas: int) -> Pictures:
         index = {name: label for label, name in enumerate(classes)}
         labels_N = torch.tensor([index[path.partition(b"/")[0]] for path in paths]) if classes else None
         names = tuple(os.fsdecode(name) for name in classes)
-        return FilePictures(folder, paths, labels_N, names, self._canvas, self.channels)
+        return FilePictures(folder, paths, labels_N, names, canvas, self.channels)
+
+
+def canvas_for(size: int) -> int:
+    """8/7 of the views' size: what 256 is to 224, the papers' test-time resize and crop."""
+    return round(size * 8 / 7)
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:

@@ -44,12 +44,12 @@ def evaluate(
     With `out` the scores go to `out/evaluate.json` under `name`, beside those of other names.
     """
     settings = recipe.section(Evaluate)
-    pictures = shown(recipe)
     opened = open_model(model, recipe)
+    pictures = shown(recipe, opened.architecture.size)
     workers = workers_for(pictures, settings.workers)
     function = embed(opened.to(comm.device()), opened.architecture)
     folder = Path(out) if out else None
-    key = (weights_digest(opened), pictures.fingerprint)
+    key = (weights_digest(opened), pictures.fingerprint, str(pictures.shape))
     features = cached(
         folder and folder / "features",
         key,
@@ -64,9 +64,9 @@ def evaluate(
     return scores
 
 
-def shown(recipe: Recipe) -> Pictures:
-    """The test pictures to score on."""
-    pictures: Pictures = recipe.values["data"].build().split("test")
+def shown(recipe: Recipe, size: int | None = None) -> Pictures:
+    """The test pictures to score on, for views of `size` pixels."""
+    pictures: Pictures = recipe.values["data"].build().split("test", size)
     if pictures.labels is None:
         raise DataError("data: evaluation needs labels: use class folders, or leave evaluate out")
     if recipe.values.get("finetune") is None:

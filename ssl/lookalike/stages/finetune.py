@@ -72,17 +72,19 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     target = folder / "embedding"
     if card.is_done(target, about):
         return target
-    everything = recipe.values["data"].build().split("train")
+    everything = recipe.values["data"].build().split("train", opened.architecture.size)
     seen, _ = split_classes(len(everything.classes), settings.held_out)
     pictures, labels_N = of_classes(everything, seen)
     order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
     system = make_system(opened, settings, len(seen), seed)
-    inputs = partial(make_inputs, settings.views.build(), system.model, labels_N, seed)
+    views = settings.views.build()
+    inputs = partial(make_inputs, views, system.model, labels_N, seed)
     if comm.rank() == 0:
         set_aside(folder, about)
     comm.barrier()
     fixed = {"data": pictures.fingerprint, "batch": order.batch, **about}
-    train(Job("finetune", folder, system, pictures, order, inputs, fixed), settings)
+    cuts = settings.cuts(views, opened.architecture.size)
+    train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts), settings)
     if comm.rank() == 0:
         facts = {**about, "method": settings.objective.name, "epochs": settings.epochs, "classes": len(seen)}
         model = system.model

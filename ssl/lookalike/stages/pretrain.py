@@ -86,9 +86,10 @@ def pretrain(
     if card.is_done(target, about):
         return target
     source = recipe.values["data"].build()
-    pictures = source.split("train")
-    order = Order(len(pictures), settings.batch, settings.accumulate, seed)
     module, views = make_method(recipe, method), settings.views.build()
+    size = module.backbone.architecture.size
+    pictures = source.split("train", size)
+    order = Order(len(pictures), settings.batch, settings.accumulate, seed)
     problem = views_problem(module, views)
     if problem:
         raise RecipeError(f"{recipe.name}: pretrain.{problem}")
@@ -96,9 +97,9 @@ def pretrain(
     inputs = partial(make_inputs, views, module.backbone.architecture, seed, labels_N)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
     job = Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces)
-    job = replace(job, accept_changes=accept_changes)
+    job = replace(job, cuts=settings.cuts(views, size), accept_changes=accept_changes)
     if settings.knn_every_epochs:
-        judge = make_judge(module.backbone, pictures, source.split("test"), seed)
+        judge = make_judge(module.backbone, pictures, source.split("test", size), seed)
         job = replace(job, judge=judge, judge_every=settings.knn_every_epochs * order.steps_per_epoch)
     train(job, settings)
     if comm.rank() == 0:

@@ -44,15 +44,16 @@ def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | Non
     settings, seed = recipe.section(Probe), recipe.values["seed"]
     folder = Path(out) if out else None
     source = recipe.values["data"].build()
-    train, test = source.split("train"), source.split("test")
+    opened = open_backbone(backbone, recipe.values["backbone"])
+    train, test = (source.split(name, opened.architecture.size) for name in ("train", "test"))
     scores: dict[str, Any] = {}
-    for prefix, (key, function) in _models(open_backbone(backbone, recipe.values["backbone"]), settings, seed).items():
+    for prefix, (key, function) in _models(opened, settings, seed).items():
         features = []
         for pictures in (train, test):
             workers = workers_for(pictures, settings.workers)
             make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
             keep = folder / "features" if folder and function is not pixels else None
-            features.append(cached(keep, (key, pictures.fingerprint), make))
+            features.append(cached(keep, (key, pictures.fingerprint, str(pictures.shape)), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
     if folder:
         write_file(folder / "probe.json", json.dumps(scores, indent=2).encode())

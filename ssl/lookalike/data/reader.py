@@ -1,0 +1,127 @@
+"""Samples -> uint8 rows in place: a canvas of each picture, or one crop for each of its views.
+
+A picture that cannot be read is replaced by another that (seed, sample) chooses; its crops follow the sample's own
+draws. So a row is a pure function of (seed, epoch, sample), whoever reads it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lookalike import draw
+from lookalike.data.decode import SHRINKS, BadPicture, cut
+from lookalike.data.pictures import ArrayPictures, Picture, Pictures
+from lookalike.errors import DataError
+
+_ATTEMPTS = 100
+
+
+class Bad(NamedTuple):
+    """A picture that could not be read, and the sample that took its place."""
+
+    sample: int
+    path: str
+    reason: str
+    replacement: int
+
+
+class Law(Protocol):
+    """Which boxes the views cut, as the classes of views/ say it."""
+
+    @property
+    def interpolation(self) -> str: ...
+    def sizes(self, size: int) -> list[int]:
+        """The side of each view."""
+
+    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+        """For each view int64 (B, 4): top, left, height, width in pixels of each picture."""
+
+
+class Cuts(NamedTuple):
+    """Crops on the host from full-size pictures: by the law of the views, whose large ones have `size` pixels."""
+
+    law: Law
+    size: int
+
+
+class Reader:
+    """Reads samples of `pictures` into given tensors: canvases, or with `cuts` one crop for each view.
+
+    `shapes` are those of one sample's parts, (C, H, W) each.
+    """
+
+    def __init__(self, pictures: Pictures, seed: int, cuts: Cuts | None = None) -> None:
+        self.pictures, self.seed, self.cuts = pictures, seed, cuts
+        channels = pictures.shape[0]
+        sides = [] if cuts is None else cuts.law.sizes(cuts.size)
+        self.shapes = [(channels, side, side) for side in sides] or [pictures.shape]
+
+    def fill(self, epoch: int, ids: Sequence[int], parts: Sequence[Tensor]) -> list[Bad]:
+        """Writes the rows of `ids` into `parts`, each uint8 (B, C, H, W); returns what was bad.
+
+        Raises DataError when a sample's picture and 99 replacements cannot be read.
+        """
+        if self.cuts is None and isinstance(self.pictures, ArrayPictures):
+            self.pictures.read_many(ids, parts[0])
+            return []
+        chosen, rows = list(ids), list(range(len(ids)))
+        problems: dict[int, BadPicture] = {}
+        for attempt in range(1, _ATTEMPTS + 1):
+            refused = self._take(epoch, ids, chosen, rows, parts)
+            problems = refused | problems  # of each row the first stays
+            rows = sorted(refused)
+            if not rows:
+                return [Bad(ids[b], p.path, p.reason, chosen[b]) for b, p in sorted(problems.items())]
+            for b in rows:
+                chosen[b] = draw.seed(self.seed, "replace", ids[b], attempt) % len(self.pictures)
+        first = problems[rows[0]]
+        raise DataError(f"{first.path}: {first.reason}; nor could {_ATTEMPTS - 1} others be read: is the folder sound?")
+
+    def _take(
+        self, epoch: int, ids: Sequence[int], chosen: list[int], rows: list[int], parts: Sequence[Tensor]
+    ) -> dict[int, BadPicture]:
+        """Reads the pictures `chosen` for `rows`; returns which rows they could not fill."""
+        opened: dict[int, Picture] = {}
+        refused: dict[int, BadPicture] = {}
+        for b in rows:
+            try:
+                if self.cuts is None:
+                    self.pictures.read(chosen[b], parts[0][b])
+                else:
+                    opened[b] = self.pictures.open(chosen[b])
+            except BadPicture as error:
+                refused[b] = error
+        return refused | self._cut(epoch, ids, opened, parts) if opened else refused
+
+    def _cut(
+        self, epoch: int, ids: Sequence[int], opened: dict[int, Picture], parts: Sequence[Tensor]
+    ) -> dict[int, BadPicture]:
+        """Decodes each picture once and cuts its views; the boxes of all are drawn together."""
+        assert self.cuts is not None
+        law, refused = self.cuts.law, {}
+        sides_B2 = torch.tensor([(picture.height, picture.width) for picture in opened.values()])
+        ids_B = torch.tensor([ids[b] for b in opened])
+        how = {"heights_B": sides_B2[:, 0], "widths_B": sides_B2[:, 1]}
+        boxes_BV = zip(*(v.tolist() for v in law.boxes(ids_B, seed=self.seed, epoch=epoch, **how)), strict=True)
+        for (b, picture), boxes in zip(opened.items(), boxes_BV, strict=True):
+            try:
+                cut_views(picture, boxes, [part[b] for part in parts], law.interpolation)
+            except BadPicture as error:
+                refused[b] = error
+        return refused
+
+
+def cut_views(picture: Picture, boxes: Sequence[list[int]], outs: Sequence[Tensor], interpolation: str) -> None:
+    """Resizes each box of the picture into its `outs` (C, S, S), decoding once.
+
+    A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 at which no box is smaller than its view.
+    """
+    room = min(min(box[2:]) / out.shape[1] for box, out in zip(boxes, outs, strict=True))
+    picture_CHW = picture.pixels(next((s for s in SHRINKS if s <= room), 1))
+    height, width = picture_CHW.shape[1:]
+    y, x = height / picture.height, width / picture.width
+    for (top, left, h, w), out in zip(boxes, outs, strict=True):
+        top, bottom, left, right = round(top * y), round((top + h) * y), round(left * x), round((left + w) * x)
+        cut(picture_CHW, (top, left, bottom - top, right - left), out, interpolation)
