@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(FIT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 OUT ?= runs/quickstart
+# Much of the suite waits for processes that start: two test files at a time.
+SPREAD ?= -n 2 --dist loadfile
 
 .PHONY: quickstart test test-all test-cluster lint clean
 
@@ -11,10 +13,10 @@ quickstart: .venv/.installed
 	$(BIN)/lookalike run recipes/quickstart.yaml --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SPREAD)
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 # Root, and Debian's openssh-server openssh-client pdsh iproute2 slurm-wlm munge; what is missing is said and skipped.
 test-cluster: .venv/.installed

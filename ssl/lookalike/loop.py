@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
+from lookalike.blocks import Loss
 from lookalike.checkpoint import Checkpoints, Saver
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.order import Plan
@@ -124,16 +125,8 @@ def train(job: Job, settings: Settings) -> None:
         while done < steps:
             fault.strike(done + 1)
             moment = Moment(done, steps, done / order.steps_per_epoch)
-            rate, new_bad = begin(engine, settings, factor(done), moment, order.seed), 0
-            for micro in range(order.accumulate):
-                if micro:
-                    engine.step()
-                with meter.waiting():
-                    batch = next(stream)
-                loss = engine(*job.inputs(batch))
-                engine.backward(loss.value)
-                meter.add(loss.value, loss.terms)
-                new_bad += bad.add(batch.bad)
+            rate = begin(engine, settings, factor(done), moment, order.seed)
+            loss, new_bad = gradients(engine, job, stream, meter, bad)
             broken = not bool(engine.finite() & loss.value.isfinite())
             stop, found, skip, failures = agree(signals.caught > 0, new_bad, broken, saver.failures)
             engine.step(skip=skip > 0)
@@ -167,6 +160,21 @@ def train(job: Job, settings: Settings) -> None:
             watchdog.step(done)
     settle(saver)
     engine.close()
+
+
+def gradients(engine: Engine, job: Job, stream: Iterator[Batch], meter: Meter, bad: BadSamples) -> tuple[Loss, int]:
+    """Adds up the gradients of one step's micro-batches; returns the last one's loss and how many pictures were bad."""
+    new_bad = 0
+    for micro in range(job.order.accumulate):
+        if micro:
+            engine.step()
+        with meter.waiting():
+            batch = next(stream)
+        loss: Loss = engine(*job.inputs(batch))
+        engine.backward(loss.value)
+        meter.add(loss.value, loss.terms)
+        new_bad += bad.add(batch.bad)
+    return loss, new_bad
 
 
 def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
@@ -242,7 +250,7 @@ def settle(saver: Saver) -> None:
         raise RunError(reason)
 
 
-def watch(engine: Engine, loss: Any, alarm: Alarm, meter: Meter, settings: Settings, batch: int, done: int) -> None:
+def watch(engine: Engine, loss: Loss, alarm: Alarm, meter: Meter, settings: Settings, batch: int, done: int) -> None:
     """Measures the embeddings' health for the log. Raises RunError on collapse, if the recipe asks for that."""
     if not loss.embeddings:
         return
