@@ -1,7 +1,7 @@
 """The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on one screen."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,7 @@ def train(job: Job, settings: Settings) -> None:
             elif trouble.again(engine, order, done):
                 saver.wait()
                 done = trouble.go_back(done, resume(engine, saver.checkpoints, job))
+                stream.close()
                 stream, meter = read(job, settings, done, steps), Meter(meter.images)
                 metrics.cut(done)
                 continue
@@ -255,7 +256,7 @@ def watch(engine: Engine, loss: Any, alarm: Alarm, meter: Meter, settings: Setti
         warnings.warn(f"step {done}: {text}", stacklevel=2)
 
 
-def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]:
+def read(job: Job, settings: Settings, done: int, steps: int) -> Generator[Batch, None, None]:
     """This rank's micro-batches from step `done` on, their pixels on its device."""
     world = comm.world_size()
     workers = workers_for(job.pictures, settings.workers, world)
