@@ -34,7 +34,7 @@ def texture(height: int, width: int, seed: int) -> np.ndarray:
     total_3HW = torch.zeros(1, 3, height, width)
     for octave in range(2, 9):
         sides = [max(2, side * 2**octave // 512 + 2) for side in (height, width)]
-        noise = torch.randn(1, 3, *sides, generator=generator) * 0.62**octave
+        noise = torch.randn(1, 3, *sides, generator=generator) * 0.9**octave
         total_3HW += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic", align_corners=True)
     total_3HW = (total_3HW - total_3HW.mean()) / total_3HW.std() * 55 + 120
     picture: np.ndarray = total_3HW[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()

@@ -462,6 +462,45 @@ def test_bombs_are_refused_from_the_header(tmp_path, name):
     assert peak_kib() - before < 100 * 1024
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_header_promises_more_than_its_bytes_can_hold(tmp_path, progressive):
+    """Decoders believe it and fill up with grey; the flattest honest picture stays below."""
+    path = save(tmp_path / "a.jpg", colours(), progressive=progressive)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", 9000, 9000)
+    path.write_bytes(data)
+    before, start = peak_kib(reset=True), time.perf_counter()
+    assert refusal(path, size=None) == f"9000 x 9000 pixels in {len(data)} bytes: the header lies"
+    assert time.perf_counter() - start < 1
+    assert peak_kib() - before < 100 * 1024
+    flat = save(path, np.full((3000, 3000), 128, np.uint8), progressive=progressive, optimize=True, quality=1)
+    assert decode(flat, size=8, channels=1).float().mean() == pytest.approx(128, abs=2)
+
+
+@pytest.mark.parametrize(("name", "options"), PLAIN)
+def test_damaged_bytes_give_what_pillow_alone_makes_of_them(tmp_path, monkeypatch, name, options):
+    """The faster decoder accepts nothing that Pillow refuses, and makes the same of what both accept."""
+    whole, draw = save(tmp_path / name, colours(40, 56), **options).read_bytes(), np.random.default_rng(3)
+    seen = {"refused": 0, "accepted": 0}
+    for turn in range(200):
+        data = bytearray(whole[: draw.integers(4, len(whole))] if turn % 4 == 0 else whole)
+        for place in draw.integers(2, len(data), draw.integers(0 if turn % 4 == 0 else 1, 5)):
+            data[place] = draw.integers(0, 256)
+        found = []
+        for alone in (False, True):
+            with monkeypatch.context() as patch:
+                if alone:
+                    patch.setattr(decode_room, "_by_torchvision", lambda *_: None)
+                try:
+                    found.append(decode_bytes(bytes(data), "a", size=None, channels=3, max_pixels=10**6).tolist())
+                except BadPicture as error:
+                    found.append(error.reason)
+        assert found[0] == found[1]
+        seen["refused" if isinstance(found[0], str) else "accepted"] += 1
+    assert min(seen.values()) > 3, seen
+
+
 def test_no_warning_leaks_and_the_filters_stay(tmp_path):
     (tmp_path / "a.png").write_bytes(bombs()["b.png"])
     filters = list(warnings.filters)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lookalike import log
 from lookalike.data import decode, loader, reader, slots
 from lookalike.data.decode import Opened
 from lookalike.data.loader import Batch, batches, in_order
@@ -367,6 +368,26 @@ def test_a_prefetch_that_is_left_early_waits_for_its_copies_and_closes_its_sourc
     found.close()
     assert {("wait", i) for i in range(3)} <= set(events)
     assert source.gi_frame is None
+
+
+def test_the_meter_tells_the_share_of_the_time_waited_also_one_batch_ahead(monkeypatch):
+    """A clock that only reading (3) and training (2) move: of 5, the loop waits 3; so it does with one batch ahead."""
+    clock = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+
+    def slow():
+        for batch in numbered(40, []):
+            clock[0] += 3
+            yield batch
+
+    for stream in (slow(), ahead(slow(), Copies([]))):
+        meter = log.Meter(images=1)
+        for _ in range(30):
+            with meter.waiting():
+                next(stream)
+            clock[0] += 2
+            meter.add(torch.zeros(()), {})
+        assert meter.values()["waiting"] == pytest.approx(0.6, abs=0.01)
 
 
 def test_on_a_cpu_nothing_is_copied_ahead():

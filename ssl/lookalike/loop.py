@@ -1,7 +1,7 @@
 """The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on one screen."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,6 +139,7 @@ def train(job: Job, settings: Settings) -> None:
             elif trouble.again(engine, order, done):
                 saver.wait()
                 done = trouble.go_back(done, resume(engine, saver.checkpoints, job))
+                stream.close()
                 stream, meter = read(job, settings, done, steps), Meter(meter.images)
                 metrics.cut(done)
                 continue
@@ -263,7 +264,7 @@ def watch(engine: Engine, loss: Loss, alarm: Alarm, meter: Meter, settings: Sett
         warnings.warn(f"step {done}: {text}", stacklevel=2)
 
 
-def read(job: Job, settings: Settings, done: int, steps: int) -> Iterator[Batch]:
+def read(job: Job, settings: Settings, done: int, steps: int) -> Generator[Batch, None, None]:
     """This rank's micro-batches from step `done` on, their pixels on its device."""
     world = comm.world_size()
     workers = workers_for(job.pictures, settings.workers, world)

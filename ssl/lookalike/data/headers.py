@@ -21,6 +21,7 @@ MAGIC = (
 )
 
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers SOF0 … SOF15
+_PIXELS_PER_BYTE = 512  # the densest Huffman code: one bit for a block of 64, else decoders fill up with grey
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length
 _MAY_TURN = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # PNG chunks that may hold an orientation
 
@@ -73,6 +74,8 @@ def _jpeg(data: bytes) -> Header:
         length = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _FRAMES:
             bits, height, width, parts = struct.unpack_from(">BHHB", data, at + 4)
+            if width * height > _PIXELS_PER_BYTE * len(data):
+                raise ValueError(f"{width} x {height} pixels in {len(data)} bytes: the header lies")
             return Header("JPEG", width, height, sure, sure and bits == 8 and parts in (1, 3), exif)
         if marker == 0xE1:
             body = data[at + 4 : at + 2 + length]

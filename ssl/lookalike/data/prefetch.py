@@ -1,6 +1,6 @@
 """The next batch on its way to the GPU while this one is trained on."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -25,7 +25,7 @@ class Copies(Protocol[Mark]):
         """Holds the host until the copy has ended."""
 
 
-def prefetch(batches: Generator[Batch, None, None], device: torch.device) -> Iterator[Batch]:
+def prefetch(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
     """The same batches, their pixels on the device, one copied ahead; on a CPU as they are."""
     if device.type != "cuda":
         return batches
