@@ -92,6 +92,23 @@ def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def preview(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .html or .png.")] = Path("preview.html"),
+    pictures: Annotated[int, typer.Option("--pictures", min=1, max=256, help="How many pictures.")] = 8,
+    epoch: Annotated[int, typer.Option("--epoch", min=0, help="Of which epoch.")] = 0,
+) -> None:
+    """Some pictures with the views that the run would train on, and what was drawn for them."""
+    from lookalike.stages import preview
+
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    lines = preview.preview(loaded, out, pictures=pictures, epoch=epoch)
+    print("\n".join([*lines, f"written to {out}"]))
+
+
+@app.command()
 def check(
     recipe: RecipeFile,
     overrides: Overrides = None,

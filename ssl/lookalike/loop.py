@@ -1,7 +1,7 @@
 """The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on one screen."""
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

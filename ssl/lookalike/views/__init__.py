@@ -132,9 +132,17 @@ class Symmetric:
         """The side of each view where the large ones have `size` pixels."""
         return [size] * self.views
 
+    def each(
+        self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """All that `draws` names, of each view in turn, (B, …), for pictures of these heights and widths."""
+        drawn = self.draws(ids_B, seed, epoch, range(self.views), heights_B, widths_B)
+        return [{name: value[v] for name, value in drawn.items()} for v in range(self.views)]
+
     def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
         """What each view cuts from pictures of these sides: int64 (B, 4), top, left, height, width, per view."""
-        return list(self.draws(ids_B, seed, epoch, range(self.views), heights_B, widths_B)["box"])
+        every = self.each(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
+        return [drawn["box"] for drawn in every]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +193,13 @@ class MultiCrop(Asymmetric):
         """As Symmetric; the small views follow the large ones."""
         return super().sizes(size) + [self.small_size] * self.small
 
-    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+    def each(
+        self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
+    ) -> list[dict[str, Tensor]]:
         """As Symmetric; the small views follow the large ones."""
-        large = super().boxes(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
-        small = self._small().draws(ids_B, seed, epoch, range(self.views, self.total), heights_B, widths_B)
-        return large + list(small["box"])
+        large = super().each(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
+        drawn = self._small().draws(ids_B, seed, epoch, range(self.views, self.total), heights_B, widths_B)
+        return large + [{name: value[v] for name, value in drawn.items()} for v in range(self.small)]
 
     def _small(self) -> Symmetric:
         """The law of the small views."""

@@ -1,0 +1,136 @@
+"""Some pictures with the views that a run would train on, as one PNG or one HTML page, and what was drawn for them."""
+
+import base64
+import html
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.io import encode_png
+
+from lookalike.data.decode import shown
+from lookalike.data.order import Order
+from lookalike.data.pictures import Pictures
+from lookalike.data.reader import Cuts, Reader
+from lookalike.errors import RecipeError
+from lookalike.folder import write_file
+from lookalike.recipe import Recipe
+from lookalike.views.colour import OPERATIONS
+
+_EDGE = 4
+_SMALLEST = 96  # tiny pictures are shown enlarged to this many pixels
+_STYLE = (
+    "body{font:14px/1.4 system-ui,sans-serif;margin:2em;color:#222}td,th{padding:6px;vertical-align:top;"
+    "text-align:left}img{image-rendering:pixelated;display:block}small{color:#666}"
+)
+
+
+def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 0) -> list[str]:
+    """Writes the first `pictures` of an epoch and their views to `out`, .png or .html; returns lines of what was drawn.
+
+    Exactly the views of the run: same order, same draws, same cuts, before they are normalised. Raises RecipeError
+    without `pretrain`, or for another ending.
+    """
+    settings, target = recipe.values["pretrain"], Path(out)
+    if not settings:
+        raise RecipeError(f"{recipe.name}: pretrain: not there, so there are no views to show: add the section")
+    if target.suffix.lower() not in (".png", ".html"):
+        raise RecipeError(f"{shown(target)}: a preview is a .png or an .html: name it so")
+    seed, size = recipe.values["seed"], recipe.values["backbone"].size
+    train, law = recipe.values["data"].build().split("train", size), settings.views.build()
+    order = Order(len(train), settings.batch, settings.accumulate, seed)
+    ids_B = order.ids(epoch, 0)[:pictures]
+    canvas_BCHW = read(Reader(train, seed), epoch, ids_B)[0]
+    cuts = settings.cuts(law, size)
+    pixels = read(Reader(train, seed, cuts), epoch, ids_B) if cuts else canvas_BCHW
+    channels = canvas_BCHW.shape[1]
+    plain = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    views = law(pixels, ids_B, seed=seed, epoch=epoch, size=size, **plain)
+    every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, cuts))
+    said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
+    names = [f"{i} {shown(train.name(i))}" for i in ids_B.tolist()]
+    rows = [[tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))] for b in range(len(ids_B))]
+    title = f"{recipe.name}, epoch {epoch}, views cut on the {settings.crop_on}"
+    data = grid(rows) if target.suffix.lower() == ".png" else page(title, names, rows, said).encode()
+    write_file(target, data)
+    lines = []
+    for name, texts in zip(names, said, strict=True):
+        lines += [name, *(f"  view {v}: {text}" for v, text in enumerate(texts))]
+    return lines
+
+
+def read(reader: Reader, epoch: int, ids_B: Tensor) -> list[Tensor]:
+    """The parts of these samples, uint8 (B, C, H, W) each."""
+    parts = [torch.empty(len(ids_B), *shape, dtype=torch.uint8) for shape in reader.shapes]
+    reader.fill(epoch, ids_B.tolist(), parts)
+    return parts
+
+
+def sides(train: Pictures, ids_B: Tensor, cuts: Cuts | None) -> dict[str, Tensor]:
+    """Height and width of what the views are cut from: each picture itself on the host, else the canvas."""
+    if cuts is None:
+        heights, widths = ([side] * len(ids_B) for side in train.shape[1:])
+    else:
+        opened = [train.open(i) for i in ids_B.tolist()]
+        heights, widths = [p.height for p in opened], [p.width for p in opened]
+    return {"heights_B": torch.tensor(heights), "widths_B": torch.tensor(widths)}
+
+
+def describe(drawn: dict[str, Tensor], b: int, channels: int) -> str:
+    """What one view was drawn to be, in the order in which it happens."""
+    top, left, height, width = drawn["box"][b].tolist()
+    words = [f"crop {height}×{width} at {top},{left}"]
+    words += ["flip"] if drawn["flip"][b] else []
+    if drawn["jitter"][b]:
+        coloured = [o for o in drawn["order"][b].tolist() if channels == 3 or o < 2]
+        words += [f"{OPERATIONS[o]} {float(drawn['factors'][b, o]):.2f}" for o in coloured]
+    words += ["grey"] if drawn["grey"][b] and channels == 3 else []
+    words += [f"blur σ {float(drawn['sigma'][b]):.2f}"] if drawn["blur"][b] else []
+    words += ["solarize"] if drawn["solarize"][b] else []
+    return ", ".join(words)
+
+
+def to_bytes(view_CHW: Tensor) -> Tensor:
+    """Floats in [0, 1] as uint8."""
+    return (view_CHW * 255).round().to(torch.uint8)
+
+
+def tile(picture_CHW: Tensor) -> Tensor:
+    """The picture as RGB, enlarged by a whole number where it is tiny."""
+    times = max(1, -(-_SMALLEST // max(picture_CHW.shape[1:])))
+    colour_CHW = picture_CHW.expand(3, -1, -1) if picture_CHW.shape[0] == 1 else picture_CHW
+    return F.interpolate(colour_CHW[None].float(), scale_factor=times, mode="nearest")[0].to(torch.uint8)
+
+
+def grid(rows: list[list[Tensor]]) -> bytes:
+    """A PNG: a row a picture, first the picture, then its views, on white."""
+    height = max(x.shape[1] for row in rows for x in row)
+    widths = [max(row[column].shape[2] for row in rows) for column in range(len(rows[0]))]
+    sheet = torch.full((3, len(rows) * (height + _EDGE) + _EDGE, sum(w + _EDGE for w in widths) + _EDGE), 255)
+    sheet = sheet.to(torch.uint8)
+    for r, row in enumerate(rows):
+        left = _EDGE
+        for width, x in zip(widths, row, strict=True):
+            top = r * (height + _EDGE) + _EDGE
+            sheet[:, top : top + x.shape[1], left : left + x.shape[2]] = x
+            left += width + _EDGE
+    return bytes(encode_png(sheet).numpy())
+
+
+def page(title: str, names: list[str], rows: list[list[Tensor]], said: list[list[str]]) -> str:
+    """One HTML page without anything from elsewhere; all that came from files is escaped."""
+
+    def image(x: Tensor) -> str:
+        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(bytes(encode_png(x).numpy())).decode()}">'
+
+    lines = []
+    for name, row, texts in zip(names, rows, said, strict=True):
+        captions = [html.escape(name), *map(html.escape, texts)]
+        cells = (f"<td>{image(x)}<small>{caption}</small></td>" for x, caption in zip(row, captions, strict=True))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    heads = "".join(f"<th>{head}</th>" for head in ("picture", *(f"view {v}" for v in range(len(said[0])))))
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><table><tr>{heads}</tr>{''.join(lines)}</table></html>"
+    )
