@@ -2,20 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.data.decode import contents, decode, shown
-from lookalike.errors import DataError
-
-SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+from lookalike.data.decode import BadPicture, contents, decode
 
 
 class Pictures(Protocol):
@@ -93,11 +90,53 @@ class ArrayPictures:
         return ArrayPictures(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
 
 
-class FilePictures:
-    """Pictures in files under `root`, decoded to canvases (channels, size, size) when they are read.
+class Encoded(ABC):
+    """Pictures kept as the bytes of picture files, decoded to canvases (channels, size, size) when they are read.
 
-    A million paths are one buffer and one array of offsets, so that forked workers share them.
+    `cameras`, int64 (N,), numbers the camera of each picture where that is known: re-identification asks for it.
     """
+
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    cameras: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str: ...
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """Where the picture lies, for people: a path, or a shard and the member in it."""
+
+    @abstractmethod
+    def contents(self, i: int) -> bytes:
+        """The encoded picture as it is kept. Raises BadPicture when it cannot be had."""
+
+    def read(self, i: int) -> Tensor:
+        channels, size, _ = self.shape
+        return decode(self.contents(i), self.name(i), size=size, channels=channels)
+
+
+class Names(Sequence[bytes]):
+    """Many byte strings as one buffer and one array of offsets, so that forked workers share them."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._joined = b"".join(names)
+        self._offsets = np.zeros(len(names) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, names), np.int64, len(names)), out=self._offsets[1:])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, i: Any) -> Any:
+        i = range(len(self))[i]
+        return self._joined[self._offsets[i] : self._offsets[i + 1]]
+
+
+class FilePictures(Encoded):
+    """Pictures in files under `root`; with `within`, a file that links lead out of that folder is a bad one."""
 
     def __init__(
         self,
@@ -107,45 +146,46 @@ class FilePictures:
         classes: tuple[str, ...],
         size: int,
         channels: int,
+        cameras: Tensor | None = None,
+        within: str | os.PathLike[str] | None = None,
     ) -> None:
-        encoded = [os.fsencode(path) for path in paths]
         self._root = os.fspath(root)
-        self._joined = b"".join(encoded)
-        self._offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._within = os.path.realpath(within) if within else None
+        self._paths = Names([os.fsencode(path) for path in paths])
         self.labels = labels
         self.classes = classes
         self.shape = (channels, size, size)
+        self.cameras = cameras
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self._paths)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the sorted relative paths and file sizes: no times, so a copy elsewhere has the same."""
         digest = hashlib.sha256()
-        for path, i in sorted((self._path(i), i) for i in range(len(self))):
+        for path, i in sorted((path, i) for i, path in enumerate(self._paths)):
             digest.update(b"%b\0%d\n" % (path, _file_size(self.name(i))))
         return digest.hexdigest()
 
     def name(self, i: int) -> str:
-        return f"{self._root}/{os.fsdecode(self._path(i))}"
+        return f"{self._root}/{os.fsdecode(self._paths[i])}"
 
-    def read(self, i: int) -> Tensor:
-        channels, size, _ = self.shape
-        return decode(contents(self.name(i)), self.name(i), size=size, channels=channels)
-
-    def _path(self, i: int) -> bytes:
-        i = range(len(self))[i]
-        return self._joined[self._offsets[i] : self._offsets[i + 1]]
+    def contents(self, i: int) -> bytes:
+        name = self.name(i)
+        if self._within and os.path.commonpath((os.path.realpath(name), self._within)) != self._within:
+            raise BadPicture(name, f"a link out of {self._within}")
+        return contents(name)
 
 
-class Rows:
-    """Some rows of other pictures, under their own names and labels."""
+class Rows(Encoded):
+    """Some rows of other encoded pictures, under their own names and labels."""
 
-    def __init__(self, pictures: Pictures, ids_N: Tensor) -> None:
+    def __init__(self, pictures: Encoded, ids_N: Tensor) -> None:
         self._pictures = pictures
         self._ids_N = ids_N
         self.labels = None if pictures.labels is None else pictures.labels[ids_N]
+        self.cameras = None if pictures.cameras is None else pictures.cameras[ids_N]
         self.classes = pictures.classes
         self.shape = pictures.shape
 
@@ -162,54 +202,18 @@ class Rows:
     def name(self, i: int) -> str:
         return self._pictures.name(int(self._ids_N[i]))
 
-    def read(self, i: int) -> Tensor:
-        return self._pictures.read(int(self._ids_N[i]))
+    def contents(self, i: int) -> bytes:
+        return self._pictures.contents(int(self._ids_N[i]))
 
 
 def subset(pictures: Pictures, ids: Sequence[int] | Tensor) -> Pictures:
     """The rows `ids`, in that order, labels and classes as they are; a subset of an array is an array."""
     ids_N = torch.as_tensor(ids, dtype=torch.int64)
-    return pictures.rows(ids_N) if isinstance(pictures, ArrayPictures) else Rows(pictures, ids_N)
-
-
-def scan(folder: Path, within: Path) -> list[bytes]:
-    """Sorted relative paths ('/'-separated) of the picture files below `folder`; no file is opened.
-
-    Hidden names and links to folders are skipped; a link to a file counts if its target is in `within`.
-    Raises DataError when a folder cannot be listed.
-    """
-    top, home = os.fsencode(folder), os.path.realpath(os.fsencode(within))
-    found, waiting = [], [b""]
-    while waiting:
-        inner = waiting.pop()
-        here = top + b"/" + inner
-        with refusing(os.fsdecode(here)), os.scandir(here) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(inner + entry.name + b"/")
-                elif entry.name.lower().endswith(SUFFIXES) and _is_file(entry, home):
-                    found.append(inner + entry.name)
-    return sorted(found)
-
-
-@contextmanager
-def refusing(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the system's refusal to list or read `place` into a DataError."""
-    try:
-        yield
-    except OSError as error:
-        what = (error.strerror or str(error)).lower()
-        raise DataError(f"{shown(place)}: {what}; check that it exists and that you may read it") from error
-
-
-def _is_file(entry: os.DirEntry[bytes], home: bytes) -> bool:
-    if not entry.is_symlink():
-        return entry.is_file(follow_symlinks=False)
-    target = os.path.realpath(entry.path)
-    inside = target.startswith(home.rstrip(os.fsencode(os.sep)) + os.fsencode(os.sep))
-    return inside and os.path.isfile(target)  # noqa: PTH113 (Path takes no bytes)
+    if isinstance(pictures, Encoded):
+        return Rows(pictures, ids_N)
+    if isinstance(pictures, ArrayPictures):
+        return pictures.rows(ids_N)
+    raise TypeError(f"{type(pictures).__name__} is neither ArrayPictures nor Encoded")
 
 
 def _file_size(path: str) -> int:

@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data.decode import shown
-from lookalike.data.pictures import SUFFIXES, ArrayPictures, FilePictures, Pictures, refusing, scan, subset
+from lookalike.data.index import SUFFIXES, refusing, scan
+from lookalike.data.pictures import ArrayPictures, FilePictures, Pictures, subset
 from lookalike.errors import DataError
 
 Split = Literal["train", "test"]
