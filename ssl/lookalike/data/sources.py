@@ -4,7 +4,6 @@ A source's constructor is the schema of its recipe section. It touches no file; 
 """
 
 import gzip
-import hashlib
 import math
 import os
 import struct
@@ -18,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data.decode import shown
-from lookalike.data.index import SUFFIXES, refusing, scan
+from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
 from lookalike.data.pictures import ArrayPictures, FilePictures, Pictures, subset
 from lookalike.errors import DataError
 
@@ -133,11 +132,11 @@ class Folder:
 
     def _hashed(self, root: Path, wants_test: bool) -> Pictures:
         paths = self._scan(root, root)
-        chosen = [path for path in paths if (_unit(path) < self._test_fraction) == wants_test]
-        if not chosen:
+        mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
+        if not mask_N.any():
             which = f"none of its {len(paths)} pictures is in the {'test' if wants_test else 'train'} set"
             raise DataError(f"{shown(root)}: {which}; add pictures, or change test_fraction")
-        return self._pictures(root, chosen, self._classes(root, paths))
+        return self._pictures(root, paths, self._classes(root, paths), mask_N)
 
     def _test_folder(self, root: Path) -> Path:
         folder = root / self._test
@@ -156,21 +155,28 @@ class Folder:
     def _classes(self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
         if self._labels == "none":
             return ()
-        loose = next((path for path in paths if b"/" not in path), None)
-        if loose is None:
-            names = {path.partition(b"/")[0] for path in paths}
+        names = top_folders(paths)
+        if isinstance(names, dict):
             labelled = known or len(names) >= 2 or self._labels == "folders"
-            return (*known, *sorted(names.difference(known))) if labelled else ()
+            return (*known, *sorted(names.keys() - set(known))) if labelled else ()
         if self._labels == "folders":
-            place = shown(folder / os.fsdecode(loose))
+            place = shown(folder / os.fsdecode(names))
             raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
         return ()
 
-    def _pictures(self, folder: Path, paths: list[bytes], classes: tuple[bytes, ...]) -> Pictures:
+    def _pictures(
+        self, folder: Path, paths: list[bytes], classes: tuple[bytes, ...], mask_N: np.ndarray | None = None
+    ) -> Pictures:
+        labels_N = np.empty(len(paths), np.int64)
         index = {name: label for label, name in enumerate(classes)}
-        labels_N = torch.tensor([index[path.partition(b"/")[0]] for path in paths]) if classes else None
+        below = top_folders(paths) if classes else {}
+        for name, rows in below.items() if isinstance(below, dict) else ():
+            labels_N[rows.start : rows.stop] = index[name]
+        if mask_N is not None:
+            paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
-        return FilePictures(folder, paths, labels_N, names, self._canvas, self.channels)
+        labels = torch.from_numpy(labels_N) if classes else None
+        return FilePictures(folder, paths, labels, names, self._canvas, self.channels)
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
@@ -178,7 +184,7 @@ def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
     is_test_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in set(labels_N.tolist()):
         rows = torch.nonzero(labels_N == label).flatten().tolist()
-        rows.sort(key=lambda row: _unit(b"stratified/%d" % row))
+        rows.sort(key=lambda row: unit(b"stratified/%d" % row))
         is_test_N[rows[: min(max(1, round(test_fraction * len(rows))), len(rows) - 1)]] = True
     return is_test_N
 
@@ -235,8 +241,3 @@ def _checked(name: str) -> str:
     if name not in ("train", "test"):
         raise ValueError(f"a split is train or test, not {name!r}")
     return name
-
-
-def _unit(key: bytes) -> float:
-    """A number in [0, 1) that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key).digest()[:6], "big") / (1 << 48)
