@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lookalike.data.decode import BadPicture, contents, decode
 
-# Seconds an answer about a file: a local disk takes a few microseconds, a server a tenth of a millisecond or more.
-_LATE = 50e-6
+# Seconds an answer about a file: a local disk takes a few microseconds, a server far away a millisecond. On a local
+# disk threads only get in each other's way.
+_LATE = 300e-6
 
 
 class Pictures(Protocol):
