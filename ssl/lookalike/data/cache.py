@@ -4,11 +4,16 @@ import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lookalike.errors import RunError
 from lookalike.folder import write_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _MAGIC = b"lookalike sealed 1\n"
 _HEAD = len(_MAGIC) + 32
@@ -59,6 +64,19 @@ def store(key: str | bytes, parts: Sequence[bytes]) -> None:
     with contextlib.suppress(OSError, RunError):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
         write_file(_path(key), seal(parts))
+
+
+@contextlib.contextmanager
+def alone(key: str | bytes) -> Iterator[None]:
+    """Among the processes of this user only one at a time; where no lock can be had, all go on."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                home().mkdir(mode=0o700, parents=True, exist_ok=True)
+                handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, handle)  # which unlocks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _path(key: str | bytes) -> Path:

@@ -54,7 +54,7 @@ class Digits:
         classes = tuple(str(digit) for digit in range(10))
         everything = ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, "digits")
         is_test_N = stratified(labels_N, self._test_fraction)
-        return subset(everything, torch.nonzero(is_test_N == (_checked(name) == "test")).flatten())
+        return subset(everything, torch.nonzero(is_test_N == (checked(name) == "test")).flatten())
 
 
 class Idx:
@@ -68,7 +68,7 @@ class Idx:
 
     def split(self, name: Split) -> Pictures:
         folder = _folder(self._path, FASHION)
-        prefix = {"train": "train", "test": "t10k"}[_checked(name)]
+        prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
         if images is None:
             raise DataError(f"{shown(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
@@ -117,7 +117,7 @@ class Folder:
 
     def split(self, name: Split) -> Pictures:
         root = _folder(self._path, "give the folder that holds the pictures")
-        wants_test = _checked(name) == "test"
+        wants_test = checked(name) == "test"
         with refusing(root):
             has_train = (root / self._train).is_dir()
         if not has_train:
@@ -237,7 +237,8 @@ def _folder(path: str | Path, remedy: str) -> Path:
     raise DataError(f"{shown(folder)}: {what}; {remedy}")
 
 
-def _checked(name: str) -> str:
+def checked(name: Split) -> Split:
+    """The name of a split. Raises ValueError for any other."""
     if name not in ("train", "test"):
         raise ValueError(f"a split is train or test, not {name!r}")
     return name
