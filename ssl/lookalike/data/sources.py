@@ -67,7 +67,7 @@ class Idx:
         self._max_bytes = max_bytes
 
     def split(self, name: Split) -> Pictures:
-        folder = _folder(self._path, FASHION)
+        folder = folder_at(self._path, FASHION)
         prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
         if images is None:
@@ -116,7 +116,7 @@ class Folder:
         self._scanned: dict[Path, list[bytes]] = {}
 
     def split(self, name: Split) -> Pictures:
-        root = _folder(self._path, "give the folder that holds the pictures")
+        root = folder_at(self._path, "give the folder that holds the pictures")
         wants_test = checked(name) == "test"
         with refusing(root):
             has_train = (root / self._train).is_dir()
@@ -142,7 +142,7 @@ class Folder:
         folder = root / self._test
         if self._test == "test" and not folder.exists() and (root / "val").is_dir():
             return root / "val"
-        return _folder(folder, "add the folder, or name the one that holds the test set with `test`")
+        return folder_at(folder, "add the folder, or name the one that holds the test set with `test`")
 
     def _scan(self, folder: Path, root: Path) -> list[bytes]:
         if folder not in self._scanned:
@@ -228,7 +228,8 @@ def _find_idx(folder: Path, stem: str, ndim: int) -> Path | None:
         return next((folder / name for name in names if (folder / name).exists()), None)
 
 
-def _folder(path: str | Path, remedy: str) -> Path:
+def folder_at(path: str | Path, remedy: str) -> Path:
+    """The folder, `~` resolved. Raises DataError with the remedy when there is none."""
     folder = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
     with refusing(folder):
         if folder.is_dir():
