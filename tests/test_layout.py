@@ -37,7 +37,9 @@ WALLS = {
     "typer": {"cli.py"},
     "rich": {"log.py"},
     "sklearn": {"data/sources.py"},
-    "PIL": {"data/decode.py"},
+    "PIL": {"data/decode.py", "data/pack.py"},
+    "fsspec": {"data/remote.py"},
+    "pyarrow": {"data/manifest.py"},
 }
 
 

@@ -4,8 +4,9 @@ import glob
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lookalike.data import remote
 from lookalike.data.decode import shown
@@ -25,8 +26,8 @@ class Shard(NamedTuple):
     crc: int | None = None
 
 
-def read_listing(path: str) -> tuple[tuple[str, ...], dict[str, list[Shard]]] | None:
-    """Classes and shards by split of a folder that `lookalike pack` finished, else None."""
+def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | None:
+    """Shards and classes of each split of a folder that `lookalike pack` finished, else None."""
     if path.endswith(".tar") or glob.has_magic(path) or "{" in path:
         return None
     home = path if remote.is_remote(path) else os.path.expanduser(path)  # noqa: PTH111
@@ -41,14 +42,21 @@ def read_listing(path: str) -> tuple[tuple[str, ...], dict[str, list[Shard]]] | 
         found = json.loads(data)
         if found["format"] != FORMAT:
             raise ValueError("another format")
-        splits = {
-            split: [Shard(f"{home.rstrip('/')}/{_plain(s['name'])}", int(s["bytes"]), int(s["crc32"])) for s in listed]
-            for split, listed in found["splits"].items()
+        return {
+            split: (_shards(home, listed), _names(found["classes"][split])) for split, listed in found["splits"].items()
         }
-        return tuple(map(str, found["classes"])), splits
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"not a listing that `lookalike pack` wrote ({type(error).__name__})"
         raise DataError(f"{remote.redacted(shown(place))}: {reason}: pack again") from error
+
+
+def _shards(home: str, listed: Sequence[Mapping[str, Any]]) -> list[Shard]:
+    folder = home.rstrip("/")
+    return [Shard(f"{folder}/{_plain(entry['name'])}", int(entry["bytes"]), int(entry["crc32"])) for entry in listed]
+
+
+def _names(listed: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(name) for name in listed)
 
 
 def _plain(name: object) -> str:

@@ -99,10 +99,9 @@ class Shards:
     def _listed(self, wanted: Split) -> tuple[list[Shard] | None, tuple[str, ...]]:
         """The shards of the split and the classes; None where a hash splits."""
         if listing := read_listing(self._path):
-            classes, splits = listing
-            if wanted not in splits:
+            if wanted not in listing:
                 raise DataError(f"{remote.redacted(shown(self._path))}: holds no {wanted} set: pack one")
-            return splits[wanted], classes
+            return listing[wanted]
         if self._test is not None:
             return expanded(self._path if wanted == "train" else self._test), ()
         if not remote.is_remote(self._path):
