@@ -32,6 +32,10 @@ class Flaky(MemoryFileSystem):
     calls = 0
     often = 3
 
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("flaky://").strip("/")
+
     def _fail(self) -> None:
         type(self).calls += 1
         if self.calls % self.often:

@@ -76,14 +76,15 @@ def read(url: str, limit: int = 1 << 28) -> bytes | None:
 
     def work() -> bytes | None:
         try:
-            if fs.size(path) > limit:
-                raise DataError(f"{redacted(url)}: more than {limit} bytes")
-            data: bytes = fs.cat_file(path)
+            data: bytes = fs.cat_file(path, start=0, end=limit + 1)
         except FileNotFoundError:
             return None
         return data
 
-    return patiently(url, work)
+    found = patiently(url, work)
+    if found and len(found) > limit:
+        raise DataError(f"{redacted(url)}: more than the {limit} bytes allowed: pack in larger shards")
+    return found
 
 
 class Files:
