@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -374,6 +375,25 @@ def test_braces_are_a_shells():
     assert braces("plain{1}.tar") == ["plain{1}.tar"]
     with pytest.raises(DataError, match="more than 1,000,000 shards"):
         braces("{0..999999999}{0..9}")
+
+
+def test_the_fingerprint_changes_with_the_pictures_and_not_with_the_place(two, tmp_path):
+    def seen(folder: Path) -> str:
+        return Shards(str(folder), test_fraction=0).split("train").fingerprint
+
+    prints = [seen(two)]
+    shutil.copytree(two, tmp_path / "copy")
+    assert seen(tmp_path / "copy") == prints[0]
+    for members in (
+        [*labelled(10, 6), ("000016.png", picture(17)), ("000016.cls", b"1")],  # replaced
+        list(labelled(10, 6)),
+        list(labelled(10, 8)),
+        [*labelled(10, 6), ("000016.png", picture(16)), ("000016.cls", b"2")],
+        [*labelled(10, 6), ("000017.png", picture(16)), ("000017.cls", b"1")],
+    ):
+        make(two / "part-001.tar", members)
+        prints.append(seen(two))
+    assert len(set(prints)) == 6
 
 
 # ---- the kept index

@@ -7,9 +7,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lookalike.errors import RunError
-from lookalike.folder import write_file
-
 try:
     import fcntl
 except ImportError:  # Windows
@@ -60,10 +57,19 @@ def load(key: str | bytes) -> list[bytes] | None:
 
 
 def store(key: str | bytes, parts: Sequence[bytes]) -> None:
-    """Keeps the parts under the key, whole or not at all. A folder that cannot be written is no error."""
-    with contextlib.suppress(OSError, RunError):
+    """Keeps the parts under the key. A folder that cannot be written is no error.
+
+    Nothing is flushed to the disk: what a power cut leaves torn has another checksum and is found out anew.
+    """
+    with contextlib.suppress(OSError):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(_path(key), seal(parts))
+        temporary = Path(f"{_path(key)}.tmp-{os.getpid()}")
+        try:
+            temporary.write_bytes(seal(parts))
+            temporary.replace(_path(key))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -73,7 +79,7 @@ def alone(key: str | bytes) -> Iterator[None]:
         if fcntl is not None:
             with contextlib.suppress(OSError):
                 home().mkdir(mode=0o700, parents=True, exist_ok=True)
-                handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
                 stack.callback(os.close, handle)  # which unlocks
                 fcntl.flock(handle, fcntl.LOCK_EX)
         yield

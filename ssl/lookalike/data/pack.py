@@ -171,8 +171,8 @@ def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed],
                     name = f"{i:09d}{packed.suffix}"
                     label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
                     rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
-                    members = _member(name, packed.data)
-                    members += _member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
+                    members = member(name, packed.data)
+                    members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
                     file.write(members)
                     at, crc = at + len(members), zlib.crc32(members, crc)
                 i += 1
@@ -190,7 +190,7 @@ def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed],
     return about
 
 
-def _member(name: str, data: bytes) -> bytes:
+def member(name: str, data: bytes) -> bytes:
     """Header, bytes and padding: nobody's, of 1970."""
     info = tarfile.TarInfo(name)
     info.size = len(data)

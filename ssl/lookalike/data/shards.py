@@ -19,7 +19,7 @@ from pydantic import Field
 
 from lookalike.data import cache, remote
 from lookalike.data.decode import MAX_BYTES, BadPicture, shown
-from lookalike.data.index import refusing, unit
+from lookalike.data.index import chosen, refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing
 from lookalike.data.order import Windows
 from lookalike.data.pictures import Encoded, Names, Pictures
@@ -71,7 +71,8 @@ class Shards:
             classes = _numbers([*found, *map(self._samples, before or ())])
         pictures = ShardPictures(shards, found, self._canvas, self.channels, self._files)
         if listed is None:
-            pictures = pictures.where(lambda key: (unit(key) < self._test_fraction) == (wanted == "test"))
+            hashes_N = units(pictures.keys(), f"shards\0{self._path}")
+            pictures.keep((hashes_N < self._test_fraction) == (wanted == "test"))
         if not len(pictures):
             what = f"no pictures in the {wanted} set of its {len(shards)} shards"
             raise DataError(
@@ -152,16 +153,16 @@ class ShardPictures(Encoded):
         self.windows: Windows | None = None
         self._open: OrderedDict[int, _Open] = OrderedDict()
 
-    def where(self, keep: Any) -> "ShardPictures":
-        """Those whose `shard/member` name is to be kept."""
-        homes = [posixpath.basename(shard.place).encode(errors="surrogateescape") for shard in self.shards]
-        mask_N = np.array(
-            [keep(homes[s] + b"/" + name) for s, name in zip(self._shard_N.tolist(), self._names, strict=True)], bool
-        )
-        self._names = Names(list(itertools.compress(self._names, mask_N.tolist())))
+    def keys(self) -> list[bytes]:
+        """`shard/member` of each picture, without the folder of the shards."""
+        homes = [os.fsencode(posixpath.basename(shard.place)) + b"/" for shard in self.shards]
+        return [homes[s] + name for s, name in zip(self._shard_N.tolist(), self._names, strict=True)]
+
+    def keep(self, mask_N: np.ndarray) -> None:
+        """Forgets the pictures where the mask is False."""
+        self._names = Names(chosen(list(self._names), mask_N))
         for column in ("_shard_N", "_offsets_N", "_sizes_N", "_crcs_N", "numbers_N"):
             setattr(self, column, getattr(self, column)[mask_N])
-        return self
 
     def sizes_of_shards(self) -> np.ndarray:
         """How many pictures each shard holds, int64."""
@@ -226,7 +227,7 @@ class _Open:
 
     def __init__(self, path: str) -> None:
         self._handle = -1
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = os.open(path, os.O_RDONLY)
 
     def read(self, size: int, offset: int) -> bytes:
         return os.pread(self._handle, size, offset)
