@@ -28,7 +28,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Third-party packages that may be imported in these rooms only.
 WALLS = {
     "deepspeed": {"engine/zero.py"},
-    "kornia": {"views/colour.py"},
+    "kornia": {"views/augmentation.py"},
     "timm": {"backbones/cifar.py", "backbones/module.py", "backbones/weights.py", "optim.py", "stages/export.py"},
     "pytorch_metric_learning": {"metric/objectives.py"},
     "onnx": {"stages/export.py"},
@@ -37,7 +37,9 @@ WALLS = {
     "typer": {"cli.py"},
     "rich": {"log.py"},
     "sklearn": {"data/sources.py"},
-    "PIL": {"data/decode.py"},
+    "PIL": {"data/decode.py", "data/pack.py"},
+    "fsspec": {"data/remote.py"},
+    "pyarrow": {"data/manifest.py"},
 }
 
 

@@ -19,13 +19,20 @@ from lookalike.data.loader import Batch, batches, in_order
 from lookalike.data.order import Order, share
 from lookalike.data.pictures import ArrayPictures, FilePictures
 from lookalike.data.prefetch import ahead, prefetch
-from lookalike.data.reader import Bad, Cuts, Reader, cut_views
+from lookalike.data.reader import Cuts, cut_views
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
 from lookalike.views import Asymmetric, MultiCrop, Symmetric
-from lookalike.views.resample import crop_resize, draw_boxes
+from lookalike.views.resample import crop_resize
+from toy import read_many
 
 WORLDS = (1, 2, 3, 4, 6, 8, 12)
+
+
+def draw_boxes(ids_B, key, height, width, crop, aspect):
+    """What a law of these ranges cuts; key = (seed, epoch, view)."""
+    seed, epoch, v = key
+    return Symmetric(crop=crop, aspect=aspect).draws(ids_B, seed, epoch, range(v, v + 1), height, width)["box"][0]
 
 
 def array(n: int) -> ArrayPictures:
@@ -66,14 +73,6 @@ def test_over_many_epochs_each_sample_is_left_out_equally_often():
     seen = Counter(i for epoch in range(600) for i in order.ids(epoch, 0).tolist())
     assert min(seen.values()) > 340  # expected 400, five standard deviations of 11.5
     assert max(seen.values()) < 460
-
-
-def read_many(pictures, ids, seed: int, cuts: Cuts | None = None) -> tuple[torch.Tensor, list[Bad]]:
-    """What a reader makes of the samples; of several parts the first."""
-    reader = Reader(pictures, seed, cuts)
-    parts = [torch.zeros(len(ids), *shape, dtype=torch.uint8) for shape in reader.shapes]
-    bad = reader.fill(0, list(ids), parts)
-    return parts[0], bad
 
 
 def kept(batch: Batch) -> Batch:

@@ -54,7 +54,7 @@ def complaint(source, split: str = "train") -> str:
 
 
 def test_sources_are_their_recipe_schema():
-    assert list(SOURCES) == ["digits", "idx", "folder"]
+    assert list(SOURCES) == ["digits", "idx", "folder", "shards", "manifest"]
     for source in SOURCES.values():
         assert source.__doc__
         parameters = list(inspect.signature(source).parameters.values())

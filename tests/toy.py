@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookalike.backbones import Architecture
+from lookalike.data.reader import Bad, Cuts, Reader
 from lookalike.folder import verify
 from lookalike.methods import METHODS
 from lookalike.pipeline import SECTIONS
@@ -99,3 +100,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def curve(run: Path) -> list[tuple[int, float]]:
     """The loss of every logged step."""
     return [(line["step"], line["loss"]) for line in lines(run / "metrics.jsonl")]
+
+
+def read_many(pictures, ids, seed: int, cuts: Cuts | None = None) -> tuple[torch.Tensor, list[Bad]]:
+    """What a reader makes of the samples; of several parts the first."""
+    reader = Reader(pictures, seed, cuts)
+    parts = [torch.zeros(len(ids), *shape, dtype=torch.uint8) for shape in reader.shapes]
+    bad = reader.fill(0, list(ids), parts)
+    return parts[0], bad

@@ -146,6 +146,28 @@ def doctor(
 
 
 @app.command()
+def pack(
+    source: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="Pictures; or a recipe, for its data.")],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of shards; an unfinished one goes on.")],
+    overrides: Overrides = None,
+    *,
+    shard_size: Annotated[float, typer.Option(metavar="MB", help="A shard is closed at so many 10^6 bytes,")] = 512.0,
+    shard_count: Annotated[int | None, typer.Option(metavar="N", help="or at so many pictures.")] = None,
+    resize: Annotated[int | None, typer.Option(metavar="PIXELS", help="Bring the shorter side down to this.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="keep|jpeg|webp", help="Default: keep; where resized, jpeg.")
+    ] = None,
+    quality: Annotated[int, typer.Option(metavar="1-100", help="Of jpeg and webp.")] = 90,
+    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; default: one a core.")] = None,
+) -> None:
+    """Pictures -> tar shards (WebDataset layout) with an index, for the `shards` source."""
+    from lookalike import pipeline
+
+    how: dict[str, Any] = {"shard_mb": shard_size, "shard_samples": shard_count, "resize": resize, "form": form}
+    pipeline.pack(source, shards, overrides or (), workers=workers, quality=quality, **how)
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
     from lookalike import pipeline

@@ -10,7 +10,10 @@ from lookalike import comm
 from lookalike.backbones import Architecture, Backbone, make_backbone
 from lookalike.data import SOURCES
 from lookalike.data.order import Order
+from lookalike.data.pack import Packing, cores
+from lookalike.data.pack import pack as write_shards
 from lookalike.data.pictures import Pictures
+from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RecipeError
 from lookalike.log import say
 from lookalike.metric.classes import of_classes, split_classes
@@ -158,6 +161,19 @@ def show(recipe: Recipe) -> str:
     else:
         lines += _shapes(make_backbone(recipe.values["backbone"]))
     return "\n".join(lines)
+
+
+def pack(
+    source: str, target: Path, overrides: Sequence[str] = (), *, workers: int | None = None, **options: Any
+) -> None:
+    """A folder of pictures, or what a recipe's `data:` names, as tar shards in `target`; `options` as for Packing."""
+    if Path(source).is_dir():
+        if overrides:
+            raise RecipeError(f"{overrides[0]}: a folder has no keys: name a recipe to change one")
+        made = Folder(source)
+    else:
+        made = load_recipe(source, overrides).values["data"].build()
+    write_shards(made, target, Packing(**options), cores() if workers is None else workers)
 
 
 def _shapes(backbone: Backbone) -> list[str]:

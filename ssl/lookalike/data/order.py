@@ -1,18 +1,25 @@
 """Which samples train in which step: a pure function of (seed, epoch, position).
 
 The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut those, workers
-only decode. So none of them changes what is trained, and a restart goes on by skipping to its step.
+only decode. So none of them changes what is trained, and a restart goes on by skipping to its step. There are
+three laws, chosen by what the pictures are and never by how they are read: up to SORTED pictures the sorted
+permutation; beyond it one that is computed place by place and takes no memory; in windows where the pictures lie
+in runs (shards) that are slow to change.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lookalike import draw
+from lookalike.data.pictures import Pictures
 from lookalike.errors import DataError
+
+SORTED = 2**22
 
 
 class Plan(Protocol):
@@ -23,6 +30,42 @@ class Plan(Protocol):
     @property
     def accumulate(self) -> int: ...
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Pictures in runs of `sizes_S` (int64), read run after run: the runs are permuted, and in that sequence each
+    `window` pictures among themselves. Both anew each epoch, so that neighbours change.
+    """
+
+    sizes_S: Tensor
+    window: int
+
+    def at(self, places: Tensor, seed: int, epoch: int) -> Tensor:
+        """The samples at these places of the epoch, int64."""
+        runs_S, ends_S, first_S = _runs(self, seed, epoch)
+        n = int(ends_S[-1])
+        inner = places.clone()
+        for block in sorted(set((places // self.window).tolist())):
+            start = block * self.window
+            shuffled = _permutation(min(self.window, n - start), seed, "window", epoch, block)
+            here = (places >= start) & (places < start + self.window)
+            inner[here] = start + shuffled[places[here] - start]
+        slot = torch.searchsorted(ends_S, inner, right=True)
+        return first_S[runs_S[slot]] + inner - (ends_S[slot] - self.sizes_S[runs_S[slot]])
+
+
+@lru_cache(maxsize=2)
+def _permutation(n: int, *coordinates: int | str) -> Tensor:
+    """Kept for the next steps, which ask for the same one."""
+    return draw.permutation(n, *coordinates)
+
+
+@lru_cache(maxsize=2)
+def _runs(windows: Windows, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of the runs; where each ends in it; the first sample of each run by its own number."""
+    runs_S = draw.permutation(len(windows.sizes_S), seed, "runs", epoch)
+    return runs_S, windows.sizes_S[runs_S].cumsum(0), windows.sizes_S.cumsum(0) - windows.sizes_S
 
 
 @dataclass(frozen=True)
@@ -37,6 +80,7 @@ class Order:
     batch: int
     accumulate: int
     seed: int
+    windows: Windows | None = None
 
     def __post_init__(self) -> None:
         if self.n < self.batch:
@@ -48,17 +92,23 @@ class Order:
 
     def ids(self, epoch: int, step: int) -> Tensor:
         """The samples of the epoch's `step`-th global batch, int64."""
-        return draw.permutation(self.n, self.seed, "order", epoch)[step * self.batch : (step + 1) * self.batch]
+        start, stop = step * self.batch, (step + 1) * self.batch
+        if self.windows:
+            return self.windows.at(torch.arange(start, stop), self.seed, epoch)
+        if self.n <= SORTED:
+            return _permutation(self.n, self.seed, "order", epoch)[start:stop]
+        return draw.permuted(torch.arange(start, stop), self.n, self.seed, "order", epoch)
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]:
         """(epoch, global micro-batch) from `first_step` to before `last_step`, counted over all epochs."""
-        epoch, permuted = -1, torch.empty(0, dtype=torch.int64)
         for step in range(first_step, last_step):
-            now, within = divmod(step, self.steps_per_epoch)
-            if now != epoch:
-                epoch, permuted = now, draw.permutation(self.n, self.seed, "order", now)
-            ids = permuted[within * self.batch : (within + 1) * self.batch]
-            yield from ((epoch, micro) for micro in ids.tensor_split(self.accumulate))
+            epoch, within = divmod(step, self.steps_per_epoch)
+            yield from ((epoch, micro) for micro in self.ids(epoch, within).tensor_split(self.accumulate))
+
+
+def order_of(pictures: Pictures, batch: int, accumulate: int, seed: int) -> Order:
+    """The pictures' order: in windows where they ask for it. Raises DataError when they are fewer than one batch."""
+    return Order(len(pictures), batch, accumulate, seed, getattr(pictures, "windows", None))
 
 
 def share(ids: Tensor, rank: int, world: int, pieces: int = 1) -> Tensor:

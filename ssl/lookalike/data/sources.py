@@ -4,7 +4,6 @@ A source's constructor is the schema of its recipe section. It touches no file; 
 """
 
 import gzip
-import hashlib
 import math
 import os
 import struct
@@ -18,7 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data.decode import shown
-from lookalike.data.pictures import SUFFIXES, ArrayPictures, FilePictures, Pictures, refusing, scan, subset
+from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
+from lookalike.data.pictures import ArrayPictures, FilePictures, Pictures, subset
 from lookalike.errors import DataError
 
 Split = Literal["train", "test"]
@@ -54,7 +54,7 @@ class Digits:
         classes = tuple(str(digit) for digit in range(10))
         everything = ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, "digits")
         is_test_N = stratified(labels_N, self._test_fraction)
-        return subset(everything, torch.nonzero(is_test_N == (_checked(name) == "test")).flatten())
+        return subset(everything, torch.nonzero(is_test_N == (checked(name) == "test")).flatten())
 
 
 class Idx:
@@ -67,8 +67,8 @@ class Idx:
         self._max_bytes = max_bytes
 
     def split(self, name: Split, size: int | None = None) -> Pictures:
-        folder = _folder(self._path, FASHION)
-        prefix = {"train": "train", "test": "t10k"}[_checked(name)]
+        folder = folder_at(self._path, FASHION)
+        prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
         if images is None:
             raise DataError(f"{shown(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
@@ -117,9 +117,9 @@ class Folder:
         self._scanned: dict[Path, list[bytes]] = {}
 
     def split(self, name: Split, size: int | None = None) -> Pictures:
-        root = _folder(self._path, "give the folder that holds the pictures")
+        root = folder_at(self._path, "give the folder that holds the pictures")
         canvas = self._canvas or canvas_for(size or 224)
-        wants_test = _checked(name) == "test"
+        wants_test = checked(name) == "test"
         with refusing(root):
             has_train = (root / self._train).is_dir()
         if not has_train:
@@ -135,17 +135,17 @@ class Folder:
 
     def _hashed(self, root: Path, wants_test: bool, canvas: int) -> Pictures:
         paths = self._scan(root, root)
-        chosen = [path for path in paths if (_unit(path) < self._test_fraction) == wants_test]
-        if not chosen:
+        mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
+        if not mask_N.any():
             which = f"none of its {len(paths)} pictures is in the {'test' if wants_test else 'train'} set"
             raise DataError(f"{shown(root)}: {which}; add pictures, or change test_fraction")
-        return self._pictures(root, chosen, self._classes(root, paths), canvas)
+        return self._pictures(root, paths, self._classes(root, paths), canvas, mask_N)
 
     def _test_folder(self, root: Path) -> Path:
         folder = root / self._test
         if self._test == "test" and not folder.exists() and (root / "val").is_dir():
             return root / "val"
-        return _folder(folder, "add the folder, or name the one that holds the test set with `test`")
+        return folder_at(folder, "add the folder, or name the one that holds the test set with `test`")
 
     def _scan(self, folder: Path, root: Path) -> list[bytes]:
         if folder not in self._scanned:
@@ -158,21 +158,33 @@ class Folder:
     def _classes(self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
         if self._labels == "none":
             return ()
-        loose = next((path for path in paths if b"/" not in path), None)
-        if loose is None:
-            names = {path.partition(b"/")[0] for path in paths}
+        names = top_folders(paths)
+        if isinstance(names, dict):
             labelled = known or len(names) >= 2 or self._labels == "folders"
-            return (*known, *sorted(names.difference(known))) if labelled else ()
+            return (*known, *sorted(names.keys() - set(known))) if labelled else ()
         if self._labels == "folders":
-            place = shown(folder / os.fsdecode(loose))
+            place = shown(folder / os.fsdecode(names))
             raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
         return ()
 
-    def _pictures(self, folder: Path, paths: list[bytes], classes: tuple[bytes, ...], canvas: int) -> Pictures:
+    def _pictures(
+        self,
+        folder: Path,
+        paths: list[bytes],
+        classes: tuple[bytes, ...],
+        canvas: int,
+        mask_N: np.ndarray | None = None,
+    ) -> Pictures:
+        labels_N = np.empty(len(paths), np.int64)
         index = {name: label for label, name in enumerate(classes)}
-        labels_N = torch.tensor([index[path.partition(b"/")[0]] for path in paths]) if classes else None
+        below = top_folders(paths) if classes else {}
+        for name, rows in below.items() if isinstance(below, dict) else ():
+            labels_N[rows.start : rows.stop] = index[name]
+        if mask_N is not None:
+            paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
-        return FilePictures(folder, paths, labels_N, names, canvas, self.channels)
+        labels = torch.from_numpy(labels_N) if classes else None
+        return FilePictures(folder, paths, labels, names, canvas, self.channels)
 
 
 def canvas_for(size: int) -> int:
@@ -185,7 +197,7 @@ def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
     is_test_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in set(labels_N.tolist()):
         rows = torch.nonzero(labels_N == label).flatten().tolist()
-        rows.sort(key=lambda row: _unit(b"stratified/%d" % row))
+        rows.sort(key=lambda row: unit(b"stratified/%d" % row))
         is_test_N[rows[: min(max(1, round(test_fraction * len(rows))), len(rows) - 1)]] = True
     return is_test_N
 
@@ -229,7 +241,8 @@ def _find_idx(folder: Path, stem: str, ndim: int) -> Path | None:
         return next((folder / name for name in names if (folder / name).exists()), None)
 
 
-def _folder(path: str | Path, remedy: str) -> Path:
+def folder_at(path: str | Path, remedy: str) -> Path:
+    """The folder, `~` resolved. Raises DataError with the remedy when there is none."""
     folder = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
     with refusing(folder):
         if folder.is_dir():
@@ -238,12 +251,8 @@ def _folder(path: str | Path, remedy: str) -> Path:
     raise DataError(f"{shown(folder)}: {what}; {remedy}")
 
 
-def _checked(name: str) -> str:
+def checked(name: Split) -> Split:
+    """The name of a split. Raises ValueError for any other."""
     if name not in ("train", "test"):
         raise ValueError(f"a split is train or test, not {name!r}")
     return name
-
-
-def _unit(key: bytes) -> float:
-    """A number in [0, 1) that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key).digest()[:6], "big") / (1 << 48)

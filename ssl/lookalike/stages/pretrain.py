@@ -13,7 +13,7 @@ from lookalike import card, comm, draw
 from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch
-from lookalike.data.order import Order
+from lookalike.data.order import order_of
 from lookalike.data.pictures import Pictures, subset
 from lookalike.errors import DataError, RecipeError
 from lookalike.features import embed, extract
@@ -89,7 +89,7 @@ def pretrain(
     module, views = make_method(recipe, method), settings.views.build()
     size = module.backbone.architecture.size
     pictures = source.split("train", size)
-    order = Order(len(pictures), settings.batch, settings.accumulate, seed)
+    order = order_of(pictures, settings.batch, settings.accumulate, seed)
     problem = views_problem(module, views)
     if problem:
         raise RecipeError(f"{recipe.name}: pretrain.{problem}")

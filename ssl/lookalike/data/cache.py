@@ -1,0 +1,89 @@
+"""What took time to find out, kept in the user's cache folder: checked when read, and never needed."""
+
+import contextlib
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_MAGIC = b"lookalike sealed 1\n"
+_HEAD = len(_MAGIC) + 32
+
+
+def home() -> Path:
+    """$XDG_CACHE_HOME/lookalike, by default ~/.cache/lookalike; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG base directory specification says to ignore a relative one.
+    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~/.cache"))) / "lookalike"  # noqa: PTH111, PTH117
+
+
+def seal(parts: Sequence[bytes]) -> bytes:
+    """The parts as one file: a magic line, the sha256 of the rest, lengths, parts."""
+    body = b"".join((struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts))
+    return b"".join((_MAGIC, hashlib.sha256(body).digest(), body))
+
+
+def unseal(data: bytes) -> list[bytes]:
+    """The parts of a sealed file. Raises ValueError when it is another file, cut short or changed."""
+    body = memoryview(data)[_HEAD:]
+    if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != data[len(_MAGIC) : _HEAD]:
+        raise ValueError("not a whole sealed file")
+    try:
+        (count,) = struct.unpack_from("<I", body)
+        sizes = struct.unpack_from(f"<{count}Q", body, 4)
+    except struct.error as error:
+        raise ValueError("not a sealed file") from error
+    at, parts = 4 + 8 * count, []
+    for size in sizes:
+        parts.append(bytes(body[at : at + size]))
+        at += size
+    if at != len(body):
+        raise ValueError("its parts have other lengths")
+    return parts
+
+
+def load(key: str | bytes) -> list[bytes] | None:
+    """What was kept under the key; None when there is nothing, or nothing whole."""
+    try:
+        return unseal(_path(key).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def store(key: str | bytes, parts: Sequence[bytes]) -> None:
+    """Keeps the parts under the key. A folder that cannot be written is no error.
+
+    Nothing is flushed to the disk: what a power cut leaves torn has another checksum and is found out anew.
+    """
+    with contextlib.suppress(OSError):
+        home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = Path(f"{_path(key)}.tmp-{os.getpid()}")
+        try:
+            temporary.write_bytes(seal(parts))
+            temporary.replace(_path(key))
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def alone(key: str | bytes) -> Iterator[None]:
+    """Among the processes of this user only one at a time; where no lock can be had, all go on."""
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                home().mkdir(mode=0o700, parents=True, exist_ok=True)
+                handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+                stack.callback(os.close, handle)  # which unlocks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _path(key: str | bytes) -> Path:
+    return home() / hashlib.sha256(os.fsencode(key)).hexdigest()[:40]

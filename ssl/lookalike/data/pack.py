@@ -1,0 +1,256 @@
+"""Any source -> tar shards in the WebDataset layout, with an index beside each and a listing of them all.
+
+Every byte depends on the pictures and the options alone: not on workers, clocks or users, nor on how often the
+packing was killed and begun again. A shard appears only by rename and is finished once its index lies beside it.
+"""
+
+import io
+import json
+import os
+import tarfile
+import time
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from lookalike.data import cache
+from lookalike.data.decode import BadPicture, decode, shown
+from lookalike.data.index import SUFFIXES, refusing
+from lookalike.data.listing import FORMAT, LISTING
+from lookalike.data.pictures import Encoded, Pictures
+from lookalike.data.samples import NO_LABEL, Samples, parse, parts
+from lookalike.data.sources import Source, Split
+from lookalike.errors import DataError, RunError
+from lookalike.folder import write_file
+from lookalike.log import say
+
+PLAN = "pack.json"
+BAD = "bad_samples.jsonl"
+_END = bytes(1024)
+_SUFFIXES = {suffix.decode() for suffix in SUFFIXES}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How shards are made: closed at `shard_mb` (10^6 bytes) or `shard_samples`, whichever comes first.
+
+    `form`: keep (the bytes as they are; of pictures in memory PNG), jpeg or webp at `quality`; by default keep, and
+    jpeg where `resize` brings the shorter side down to that many pixels. Raises DataError for what cannot be.
+    """
+
+    shard_mb: float = 512.0
+    shard_samples: int | None = None
+    resize: int | None = None
+    form: Literal["keep", "jpeg", "webp"] | None = None
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        if self.form not in (None, "keep", "jpeg", "webp"):
+            raise DataError(f"--format {self.form}: give keep, jpeg or webp")
+        if self.form == "keep" and self.resize:
+            raise DataError("--format keep: bytes cannot be kept and resized: leave one out")
+        if not (self.shard_mb > 0 and (self.shard_samples or 1) > 0 and (self.resize or 1) > 0):
+            raise DataError("--shard-size, --shard-count and --resize: give numbers above 0")
+        if not 1 <= self.quality <= 100:
+            raise DataError(f"--quality {self.quality}: give 1 to 100")
+
+    @property
+    def kept(self) -> bool:
+        """Whether encoded pictures stay as they are."""
+        return not self.resize and self.form in (None, "keep")
+
+
+class Packed(NamedTuple):
+    """One sample to be: suffix and bytes of its picture, or the reason why there is none."""
+
+    suffix: str
+    data: bytes
+    reason: str = ""
+
+
+def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
+    """Writes the source's train and test set, whichever there are, into the folder `target`; goes on where it stopped.
+
+    Raises DataError when the folder holds the shards of other pictures or options.
+    """
+    sets = dict(_sets(source))
+    plan = {"format": FORMAT, **asdict(how), "data": {split: pictures.fingerprint for split, pictures in sets.items()}}
+    with refusing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        _agree(target, plan)
+        listed, bad = {}, []
+        for split, pictures in sets.items():
+            shards = list(_shards(split, pictures, target, how, workers))
+            listed[split] = [{key: shard[key] for key in ("name", "samples", "bytes", "crc32")} for shard in shards]
+            bad += [{"split": split, **record} for shard in shards for record in shard["bad"]]
+    classes = {split: pictures.classes for split, pictures in sets.items()}
+    write_file(target / BAD, "".join(json.dumps(record, sort_keys=True) + "\n" for record in bad).encode())
+    listing = {"format": FORMAT, "classes": classes, "splits": listed}
+    write_file(target / LISTING, json.dumps(listing, indent=1).encode())
+    counts = ", ".join(f"{sum(s['samples'] for s in shards)} {split}" for split, shards in listed.items())
+    say(f"pack: {counts} pictures in {target}; {len(bad)} bad ones left out, see {BAD}")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sets(source: Source) -> Iterator[tuple[Split, Pictures]]:
+    yield "train", source.split("train")
+    try:
+        test = source.split("test")
+    except DataError as error:
+        warnings.warn(f"no test set is packed: {error}", stacklevel=2)
+        return
+    yield "test", test
+
+
+def _agree(target: Path, plan: dict[str, Any]) -> None:
+    """Writes the plan, or holds it against that of the earlier packing. Removes what a kill left."""
+    path, text = target / PLAN, json.dumps(plan, indent=1).encode()
+    if path.exists() and path.read_bytes() != text:
+        raise DataError(f"{target}: holds shards of other pictures or options: choose another folder, or empty it")
+    for left in target.glob(".tmp-*"):
+        left.unlink()
+    write_file(path, text)
+
+
+def _shards(split: str, pictures: Pictures, target: Path, how: Packing, workers: int) -> Iterator[dict[str, Any]]:
+    """What is known of each shard in turn, written now or earlier."""
+    start, stream, began = 0, None, time.monotonic()
+    first = 0
+    for number in range(len(pictures) + 1):
+        if start >= len(pictures):
+            return
+        path = target / f"{split}-{number:06d}.tar"
+        about = _finished(path, start)
+        if about is None:
+            if stream is None:
+                stream, first, began = _encoded(pictures, start, how, workers), start, time.monotonic()
+            about = _write(path, pictures, start, stream, how)
+            rate = (about["next"] - first) / max(1e-9, time.monotonic() - began)
+            say(f"pack: {path.name}, {about['next']} of {len(pictures)} pictures, {rate:.0f}/s")
+        else:
+            stream = None
+        start = about["next"]
+        yield about
+
+
+def _finished(path: Path, start: int) -> dict[str, Any] | None:
+    """What the index beside a shard says, if both are whole and the shard begins with the sample `start`."""
+    try:
+        found = parse(cache.unseal(Path(f"{path}.idx").read_bytes()), {"bytes": path.stat().st_size})
+    except (OSError, ValueError):
+        return None
+    return dict(found.about) if found and found.about.get("first") == start < found.about["next"] else None
+
+
+def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed], how: Packing) -> dict[str, Any]:
+    """One shard and its index; `stream` gives the pictures from `start` on."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    rows: list[tuple[bytes, int, int, int, int]] = []
+    bad, at, crc, i = [], 0, 0, start
+    try:
+        with temporary.open("wb") as file:
+            while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
+                packed = _next(stream)
+                if packed.reason:
+                    bad.append({"sample": i, "path": shown(pictures.name(i)), "reason": packed.reason})
+                else:
+                    name = f"{i:09d}{packed.suffix}"
+                    label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
+                    rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
+                    members = member(name, packed.data)
+                    members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
+                    file.write(members)
+                    at, crc = at + len(members), zlib.crc32(members, crc)
+                i += 1
+            file.write(_END)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    about = {"name": path.name, "bytes": at + len(_END), "crc32": zlib.crc32(_END, crc), "samples": len(rows)}
+    about |= {"first": start, "next": i, "bad": bad}
+    columns = [np.array([row[k] for row in rows], np.int64) for k in range(1, 5)]
+    found = Samples([row[0] for row in rows], columns[0], columns[1], columns[2], columns[3], {}, {})
+    write_file(Path(f"{path}.idx"), cache.seal(parts(found, about)))
+    return about
+
+
+def member(name: str, data: bytes) -> bytes:
+    """Header, bytes and padding: nobody's, of 1970."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def _next(stream: Iterator[Packed]) -> Packed:
+    try:
+        return next(stream)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError("pack: a worker died: out of memory? the same command with fewer --workers goes on") from error
+
+
+def _encoded(pictures: Pictures, start: int, how: Packing, workers: int) -> Iterator[Packed]:
+    """The samples from `start` on, in order, made by `workers` processes (0: in this one)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        order = range(start, len(pictures))
+        ahead = 8 if workers else None
+        loader = DataLoader(_Encoder(pictures, how), None, sampler=order, num_workers=workers, prefetch_factor=ahead)
+        return iter(loader)
+
+
+class _Encoder(Dataset[Packed]):
+    """Makes one sample an item."""
+
+    def __init__(self, pictures: Pictures, how: Packing) -> None:
+        self.pictures, self.how = pictures, how
+
+    def __getitem__(self, i: int) -> Packed:
+        try:
+            return encode(self.pictures, i, self.how)
+        except BadPicture as error:
+            return Packed("", b"", error.reason)
+
+
+def encode(pictures: Pictures, i: int, how: Packing) -> Packed:
+    """The i-th picture as it will be packed. Raises BadPicture when it cannot be decoded, kept ones too."""
+    if isinstance(pictures, Encoded):
+        data, name = pictures.contents(i), pictures.name(i)
+        picture_CHW = decode(data, name, size=None, channels=pictures.shape[0])
+        if how.kept:
+            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name is no path of this machine)
+            return Packed(suffix if suffix in _SUFFIXES else ".jpg", data)
+    else:
+        picture_CHW = pictures.read(i)
+    if how.resize and min(picture_CHW.shape[1:]) > how.resize:
+        picture_CHW = tv.resize(picture_CHW, [how.resize], InterpolationMode.BICUBIC, antialias=True)
+    if how.form == "webp":
+        return Packed(".webp", _saved(picture_CHW, "WEBP", quality=how.quality))
+    if how.form == "jpeg" or (how.resize and how.form is None):
+        return Packed(".jpg", _saved(picture_CHW, "JPEG", quality=how.quality))
+    return Packed(".png", _saved(picture_CHW, "PNG"))
+
+
+def _saved(picture_CHW: Tensor, form: str, **options: Any) -> bytes:
+    pixels = picture_CHW.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()

@@ -1,0 +1,173 @@
+"""Manifests: a table's rows are the pictures, whatever the table tries; every refusal has file, line and remedy."""
+
+import csv
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lookalike.data import Manifest
+from lookalike.data.decode import BadPicture
+from lookalike.data.index import unit
+from lookalike.data.pictures import subset
+from lookalike.errors import DataError
+
+ROWS = [
+    {"path": "a/1.png", "label": "10", "camera": "c2", "split": "train"},
+    {"path": "a/2.png", "label": "9", "camera": "c1", "split": "train"},
+    {"path": "b/3, 4.png", "label": "10", "camera": "c1", "split": "test"},
+    {"path": "grün.png", "label": "100", "camera": "c3", "split": "train"},
+]
+
+
+@pytest.fixture
+def home(tmp_path):
+    for i, row in enumerate(ROWS):
+        (tmp_path / row["path"]).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (50 * i, 0, 0)).save(tmp_path / row["path"])
+    return tmp_path
+
+
+def write(path, rows=ROWS, columns=("path", "label", "camera", "split")):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({name: [row[name] for row in rows] for name in columns}), path)
+        return path
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def below(home, pictures) -> list[str]:
+    return [pictures.name(i).removeprefix(f"{home}/") for i in range(len(pictures))]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_rows_are_pictures(home, suffix):
+    path = write(home / f"all.{suffix}")
+    train, test = (Manifest(str(path), canvas=4).split(split) for split in ("train", "test"))
+    assert below(home, train) == ["a/1.png", "a/2.png", "grün.png"]
+    assert below(home, test) == ["b/3, 4.png"]
+    assert train.classes == test.classes == ("9", "10", "100")
+    assert train.labels.tolist() == [1, 0, 2]
+    assert test.labels.tolist() == [1]
+    assert train.cameras.tolist() == [1, 0, 2]
+    assert test.cameras.tolist() == [0]
+    assert train.read(2)[0, 0, 0] == 150
+    assert subset(train, [2, 0]).cameras.tolist() == [2, 1]
+    assert train.fingerprint != test.fingerprint
+
+
+def test_only_the_path_is_needed_and_other_columns_are_not_read(home, tmp_path):
+    rows = [{**row, "note": "=cmd|' /C calc'!A0"} for row in ROWS]
+    path = write(home / "some.csv", rows, ("note", "path"))
+    train = Manifest(str(path), test_fraction=0).split("train")
+    assert (train.labels, train.cameras, train.classes) == (None, None, ())
+    assert below(home, train) == [row["path"] for row in ROWS]
+
+
+def test_without_a_split_the_paths_hash_decides_as_in_a_folder(home):
+    path = write(home / "some.csv", columns=("path", "label"))
+    for fraction in (0.3, 0.6):
+        wanted = [row["path"] for row in ROWS if unit(row["path"].encode()) < fraction]
+        assert below(home, Manifest(str(path), test_fraction=fraction).split("test")) == wanted
+    with pytest.raises(DataError, match="none of its 4 rows is in the test set; add rows"):
+        Manifest(str(path), test_fraction=0).split("test")
+
+
+def test_val_stands_in_for_test_and_root_may_be_elsewhere(home, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    rows = [{**row, "split": row["split"].replace("test", "val")} for row in ROWS]
+    source = Manifest(str(write(elsewhere / "all.csv", rows)), root=str(home))
+    assert below(home, source.split("test")) == ["b/3, 4.png"]
+    source.split("test").read(0)
+
+
+def test_words_are_sorted_as_words(home):
+    rows = [{**row, "label": label} for row, label in zip(ROWS, ("b", "a", "10", "9"), strict=True)]
+    assert Manifest(str(write(home / "w.csv", rows))).split("train").classes == ("10", "9", "a", "b")
+
+
+BAD = {
+    "absolute": ("path\na.png\n/etc/passwd\n", r":3: the path '/etc/passwd' is absolute: give it relative to"),
+    "up": ("path\na/../../x.png\n", r":2: the path .* is one that leaves root"),
+    "nul": ("path\na\0b.png\n", r":2: "),
+    "empty path": ('path,label\n"",1\n', r":2: the path '' is empty"),
+    "no path": ("file,label\nx,1\n", r":1: no column path, the header has file, label: name it so"),
+    "nothing": ("", r":1: no column path, the header has nothing"),
+    "twice": ("path,label,label\nx,1,2\n", r":1: two columns label: rename one"),
+    "ragged": ("path,label\na,1\nb\n", r":3: 1 fields where the header has 2: mend the line"),
+    "wide": ("path,label\na,1,2\n", r":2: 3 fields where the header has 2"),
+    "quote": ('path\n"a\nb\n', r":3: unexpected end of data: mend the line"),
+    "bytes": (b"path\na\nb\xff.png\n", r":3: not UTF-8 \(invalid start byte\): save it as UTF-8"),
+    "utf16": ("path\na\n".encode("utf-16"), r":1: not UTF-8"),
+    "huge": ("path\n" + "x" * 200_000 + "\n", r":2: field larger than field limit"),
+    "split": ("path,split\na,dev\n", r":2: split 'dev' is none of train, test, val: mend it"),
+    "label": ("path,label\na,1\nb,\n", r":3: label is empty: fill it, or leave the whole column out"),
+    "escape": ("path,split\n\x1b[2Ja,\x1b[2J\n", r":2: split '\\x1b\[2J' is none"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_table_that_is_wrong_is_one_line_with_file_and_line(tmp_path, case):
+    text, wanted = BAD[case]
+    path = tmp_path / "m.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=rf"^{path}{wanted}") as caught:
+        Manifest(str(path), test_fraction=0).split("train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "wanted"),
+    [
+        ({"path": ["a", None]}, r":2: path is empty: give a string or an integer"),
+        ({"path": ["a"], "label": [1.5]}, r":1: label is a float"),
+        ({"path": ["a", "../b"]}, r":2: the path '\.\./b' is one that leaves root"),
+        ({"file": ["a"]}, r":1: no column path"),
+    ],
+)
+def test_a_parquet_that_is_wrong_is_one_line_too(tmp_path, columns, wanted):
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    with pytest.raises(DataError, match=wanted):
+        Manifest(str(tmp_path / "m.parquet"), test_fraction=0).split("train")
+
+
+def test_no_parquet_and_no_pyarrow_say_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "m.parquet"
+    path.write_bytes(b"PAR1 no such thing PAR1")
+    with pytest.raises(DataError, match=r"no Parquet file that can be read \(.*\): write it again"):
+        Manifest(str(path)).split("train")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"pip install 'lookalike\[parquet\]', or give a \.csv"):
+        Manifest(str(path)).split("train")
+    with pytest.raises(DataError, match="no such file"):
+        Manifest(str(tmp_path / "none.csv")).split("train")
+
+
+def test_a_link_out_of_root_is_a_bad_picture(home, tmp_path_factory):
+    secret = tmp_path_factory.mktemp("secret")
+    Image.new("RGB", (9, 9)).save(secret / "x.png")
+    (home / "door").symlink_to(secret)
+    (home / "in.png").symlink_to("a/1.png")
+    path = home / "m.csv"
+    path.write_text("path\ndoor/x.png\nin.png\n")
+    pictures = Manifest(str(path), test_fraction=0, canvas=4).split("train")
+    with pytest.raises(BadPicture, match=r"door/x\.png: a link out of"):
+        pictures.read(0)
+    pictures.read(1)
+
+
+def test_a_hundred_thousand_rows_take_a_moment(tmp_path):
+    path = tmp_path / "m.csv"
+    lines = (f"folder{i % 100}/picture{i}.jpg,{i % 1000},{i % 6}\n" for i in range(100_000))
+    path.write_text("path,label,camera\n" + "".join(lines))
+    began = time.process_time()
+    train = Manifest(str(path)).split("train")
+    assert time.process_time() - began < 3
+    assert len(train.classes) == 1000
+    assert all(int(train.name(i).split("picture")[1][:-4]) % 1000 == train.labels[i] for i in range(0, 80_000, 997))
