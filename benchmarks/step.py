@@ -3,7 +3,8 @@
 The real loop trains; before each of its steps one bare step on ready views is taken on the same engine, so that
 both see the same machine. A whole step is everything from one batch to the next: reading, views, network, log.
 
-    python benchmarks/step.py [RECIPE] [STEPS]
+    python benchmarks/step.py RECIPE [STEPS]
+    python benchmarks/step.py resnet18 [STEPS]     a ResNet-18 at 64 pixels on JPEG files of 500 × 375, made here
 """
 
 import copy
@@ -16,11 +17,25 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
+import decode
+
 import lookalike
 from lookalike import comm, loop
 from lookalike.data.order import Order
 from lookalike.optim import parameter_groups
 from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
+
+TEXT = """
+data: {{name: folder, path: {pictures}, test_fraction: 0}}
+backbone: {{name: resnet18, size: 64}}
+pretrain:
+  method: {{name: barlow_twins, projector: [512, 512]}}
+  optimizer: {{name: adamw, lr: 1e-3, weight_decay: 0.05}}
+  epochs: 1
+  warmup_epochs: 0
+  batch: 64
+"""
 
 
 class Alternation:
@@ -56,11 +71,21 @@ def wait() -> float:
     return time.perf_counter()
 
 
+def resnet18(steps: int) -> None:
+    """`main` with a recipe and pictures of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        (pictures := Path(folder, "pictures")).mkdir()
+        decode.write(pictures, 256)
+        recipe = Path(folder, "resnet18.yaml")
+        recipe.write_text(TEXT.format(pictures=pictures))
+        main(str(recipe), steps)
+
+
 def main(path: str, steps: int) -> None:
     """Trains `steps` steps of the recipe and prints the ratio with its quartiles."""
     recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
     settings = recipe.section(Pretrain)
-    pictures = recipe.values["data"].build().split("train")
+    pictures = recipe.values["data"].build().split("train", recipe.values["backbone"].size)
     order = Order(len(pictures), settings.batch, 1, recipe.values["seed"])
     module = make_method(recipe)
     inputs = Alternation(recipe, module)
@@ -83,4 +108,8 @@ def main(path: str, steps: int) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    main(words[0] if words else "recipes/quickstart.yaml", int(words[1]) if len(words) > 1 else 200)
+    steps = int(words[1]) if len(words) > 1 else 200
+    if words and words[0] == "resnet18":
+        resnet18(steps)
+    else:
+        main(words[0] if words else "recipes/quickstart.yaml", steps)

@@ -219,7 +219,7 @@ def test_pictures_without_labels_cannot_be_scored():
 
 
 def two_ranks(out: str) -> str:
-    return str(lookalike.run(toy.recipe("pretrain.epochs=1", "export=null"), out))
+    return str(lookalike.run(toy.recipe("pretrain.epochs=1", "export=null", backbone=toy.VIT), out))
 
 
 def test_two_ranks_run_every_stage_as_one_does(ranks, tmp_path):

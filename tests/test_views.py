@@ -353,6 +353,18 @@ def test_views_repeat_bit_for_bit_and_leave_the_canvas_alone(name):
     assert x.equal(before)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_in_bfloat16_are_the_rounded_ones_and_all_are_channels_last(channels):
+    x, ids_B, how = canvas(8, channels), torch.arange(8), {"mean": MEAN[:channels], "std": STD[:channels]}
+    exact, rounded = (
+        Asymmetric()(x, ids_B, seed=3, epoch=1, size=16, dtype=dtype, **how)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    for one, other in zip(exact, rounded, strict=True):
+        assert one.bfloat16().equal(other)
+        assert one.stride() == other.stride() == (256 * channels, 1, 16 * channels, channels)
+
+
 def test_views_read_no_global_random_state():
     x, ids_B = canvas(8), torch.arange(8)
     torch.manual_seed(0)

@@ -62,6 +62,12 @@ class Settings:
     timeout: Positive = 1800.0
     crop_on: Literal["device", "host"] = "device"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network reads: bfloat16 where its engine computes so, which would round them to that anyway."""
+        precision = self.engine.args.get("precision", "fp32") if self.engine else "fp32"
+        return torch.bfloat16 if precision == "bf16" else torch.float32
+
     def cuts(self, views: Any, size: int) -> Cuts | None:
         """How the host crops views of `size` pixels, or None where the device does."""
         return Cuts(views, size) if self.crop_on == "host" else None

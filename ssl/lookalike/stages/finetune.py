@@ -78,7 +78,7 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
     system = make_system(opened, settings, len(seen), seed)
     views = settings.views.build()
-    inputs = partial(make_inputs, views, system.model, labels_N, seed)
+    inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
     if comm.rank() == 0:
         set_aside(folder, about)
     comm.barrier()

@@ -94,7 +94,8 @@ def pretrain(
     if problem:
         raise RecipeError(f"{recipe.name}: pretrain.{problem}")
     labels_N = labels_for(module, pictures)
-    inputs = partial(make_inputs, views, module.backbone.architecture, seed, labels_N)
+    law = partial(views, dtype=settings.dtype)
+    inputs = partial(make_inputs, law, module.backbone.architecture, seed, labels_N)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
     job = Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces)
     job = replace(job, cuts=settings.cuts(views, size), accept_changes=accept_changes)
