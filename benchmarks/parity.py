@@ -1,6 +1,6 @@
-"""Does it matter who makes the views? The same pretraining with ours, kornia's and torchvision's, three seeds each.
+"""Does it matter who makes the views? The same pretraining with ours, kornia's and torchvision's views, several seeds.
 
-    python benchmarks/parity.py DATA [STEPS]
+    python benchmarks/parity.py DATA [STEPS] [SEEDS] [FIRST]
 
 DATA: the folder of Fashion-MNIST's idx files. Its pictures are tinted, each in two colours of its own, so that colours
 are a nuisance that the views must teach the backbone to ignore. SimCLR, a small ResNet at 32 pixels; kNN-20 of 10,000
@@ -69,13 +69,13 @@ def train(maker: str, seed: int, canvas_NCHW: Tensor, steps: int) -> Any:
     return module
 
 
-def main(data: str, steps: int = 600) -> None:
-    """Nine runs, one seed after the other."""
+def main(data: str, steps: int = 400, seeds: int = 3, first: int = 0) -> None:
+    """Three runs a seed, one seed after the other."""
     source = Idx(data)
     bank, test = tinted(source.split("train"), 10_000, 1), tinted(source.split("test"), 5_000, 2)
     canvas_NCHW = bank.read_many(range(len(bank)))
     found: dict[str, list[float]] = {maker: [] for maker in MAKERS}
-    for seed in range(3):
+    for seed in range(first, first + seeds):
         for maker in MAKERS:
             began = time.monotonic()
             module = train(maker, seed, canvas_NCHW, steps)

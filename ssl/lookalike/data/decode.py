@@ -248,3 +248,10 @@ def _on_white(opened: Image.Image) -> Image.Image:
     paper = Image.new("RGB", opened.size, "white")
     paper.paste(opened, mask=opened.getchannel("A"))
     return paper
+
+
+def png(picture_CHW: Tensor) -> bytes:
+    """The PNG file of a uint8 picture of three channels."""
+    file = io.BytesIO()
+    Image.fromarray(picture_CHW.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    return file.getvalue()

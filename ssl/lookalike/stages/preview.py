@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.io import encode_png
 
-from lookalike.data.decode import shown
+from lookalike.data.decode import png, shown
 from lookalike.data.order import Order
 from lookalike.data.pictures import Pictures
 from lookalike.data.reader import Cuts, Reader
@@ -115,14 +114,14 @@ def grid(rows: list[list[Tensor]]) -> bytes:
             top = r * (height + _EDGE) + _EDGE
             sheet[:, top : top + x.shape[1], left : left + x.shape[2]] = x
             left += width + _EDGE
-    return bytes(encode_png(sheet).numpy())
+    return png(sheet)
 
 
 def page(title: str, names: list[str], rows: list[list[Tensor]], said: list[list[str]]) -> str:
     """One HTML page without anything from elsewhere; all that came from files is escaped."""
 
     def image(x: Tensor) -> str:
-        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(bytes(encode_png(x).numpy())).decode()}">'
+        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(x)).decode()}">'
 
     lines = []
     for name, row, texts in zip(names, rows, said, strict=True):
