@@ -246,6 +246,13 @@ def test_solarize_is_torchvision_s_on_every_byte(channels):
     assert found[1].equal(scale(every_byte)[1])
 
 
+def test_a_fixed_order_is_that_of_the_names_and_changes_no_other_draw():
+    drawn, fixed = (Symmetric(order=o).draws(torch.arange(64), 0, 0, range(2), 24, 24) for o in ("drawn", "fixed"))
+    assert (fixed["order"] == torch.arange(4)).all()
+    assert (drawn["order"] != torch.arange(4)).any()
+    assert all(fixed[name].equal(drawn[name]) for name in drawn.keys() - {"order"})
+
+
 def test_what_is_not_drawn_leaves_the_picture_as_it_is():
     assert coloured(canvas(8)).equal(scale(canvas(8)))
 

@@ -5,7 +5,7 @@ Every parameter of every view is a pure function of (seed, epoch, sample, view):
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -37,10 +37,15 @@ def _uniforms(ids_B: Tensor, seed: int, epoch: int, views: range) -> dict[str, T
     return found | dict(zip(_MANY, torch.split(many_VBK, list(_MANY.values()), dim=-1), strict=True))
 
 
+def _named(like: Tensor) -> Tensor:
+    return torch.arange(like.shape[-1], device=like.device).expand(like.shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Symmetric:
     """Views that all follow one law (SimCLR, arXiv 2002.05709, appendix A); no solarization.
 
+    `order`: of brightness, contrast, saturation and hue, drawn for each picture (torchvision) or as they are named;
     `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++ compiler).
     """
 
@@ -54,6 +59,7 @@ class Symmetric:
     contrast: Fraction = 0.4
     saturation: Fraction = 0.2
     hue: HueStrength = 0.1
+    order: Literal["drawn", "fixed"] = "drawn"
     grey: PerView = 0.2
     blur: PerView = 0.5
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
@@ -121,7 +127,7 @@ class Symmetric:
             "flip": happens("flip", self.flip),
             "jitter": happens("jitter", self.jitter),
             "factors": centre_4 + strength_4 * (2 * u["factors"] - 1),
-            "order": u["order"].argsort(dim=-1, stable=True),
+            "order": u["order"].argsort(dim=-1, stable=True) if self.order == "drawn" else _named(u["order"]),
             "grey": happens("grey", self.grey),
             "blur": happens("blur", self.blur),
             "sigma": low + (high - low) * u["sigma"],
