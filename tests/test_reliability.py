@@ -31,6 +31,7 @@ from lookalike.data.sources import Digits, Folder
 from lookalike.errors import RunError
 from lookalike.folder import verify
 from lookalike.health import Alarm, measure
+from lookalike.log import Metrics
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
 from lookalike.views import Symmetric
@@ -703,3 +704,19 @@ def test_health_is_the_same_on_all_ranks(ranks):
 def measure_part(z: torch.Tensor) -> dict[str, float]:
     mine = z.split([5, 7])[comm.rank()]
     return measure((mine, mine + 0.2))
+
+
+def test_tensorboard_forgets_the_steps_that_a_training_goes_back_over(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Metrics(tmp_path, 0) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": float(step)})
+        metrics.cut(2)
+        metrics.write(3, {"loss": 30.0})
+    with Metrics(tmp_path, 3) as metrics:
+        metrics.write(4, {"loss": 40.0})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    expected = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == expected
+    assert toy.curve(tmp_path) == expected

@@ -33,7 +33,7 @@ class Metrics:
             folder.mkdir(parents=True, exist_ok=True)
             _cut(self.path, step)
             self._file = self.path.open("a", encoding="utf-8")
-            self._open_board(folder / "tensorboard", step)
+            self._open_board(step)
 
     def cut(self, step: int) -> None:
         """Drops what lies beyond `step`: the training has gone back there."""
@@ -41,12 +41,17 @@ class Metrics:
             self._file.close()
             _cut(self.path, step)
             self._file = self.path.open("a", encoding="utf-8")
+            if self._board is not None:
+                self._open_board(step)
 
-    def _open_board(self, folder: Path, step: int) -> None:
+    def _open_board(self, step: int) -> None:
+        """A new file of events, from which on a reader forgets what lies beyond `step`."""
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder), purge_step=step)
+            if self._board is not None:
+                self._board.close()
+            self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
         except Exception as error:
             self._give_up(error)
 
