@@ -249,3 +249,15 @@ def test_a_real_run_saves_and_leaves_on_a_signal_and_the_same_command_goes_on(tm
     step = int(re.search(r"after step (\d+) of 1800, saved: the same command goes on", err).group(1))
     assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "manifest.json").exists()
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_outside_training_is_told_and_gives_its_code(name):
+    code = (
+        "import os, signal, sys, lookalike.cli as cli, lookalike.pipeline as p;"
+        f"p.recipe_schema = lambda: os.kill(os.getpid(), signal.{name});"
+        "sys.argv = ['lookalike', 'schema']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + getattr(signal, name)
+    assert done.stderr == f"lookalike: stopped by {name}: the same command goes on\n"

@@ -388,3 +388,12 @@ def test_losses_are_fp32_under_bf16(name):
         inside = case.ours(*parts).value
     assert inside.dtype == torch.float32
     assert torch.equal(inside, exact)
+
+
+def test_a_batch_that_cannot_be_whitened_has_a_loss_that_is_no_number():
+    """Such a step is skipped; an error would end the run."""
+    z_BD = torch.randn(4, 8, dtype=torch.float64).requires_grad_()
+    loss = w_mse_loss(z_BD, z_BD.detach(), whole_order(4), 1, 0.0).value
+    assert loss.isnan()
+    loss.backward()
+    assert not z_BD.grad.isfinite().all()

@@ -13,8 +13,10 @@ from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, Queue, Teacher
 from lookalike.engine.state import follow
+from lookalike.errors import RecipeError
 from lookalike.methods import METHODS
 from lookalike.optim import Moment
+from lookalike.stages.pretrain import make_method
 from lookalike.statistics import global_batchnorm, still
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -303,3 +305,20 @@ def test_the_readmes_tico_is_the_trees():
     rest = iter((root / "ssl/lookalike/methods/tico.py").read_text().splitlines())
     missing = [line for line in shown if line not in rest]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("{name: byol, projector: [64, 32], predictor: [64, 16]}", "predictor ends 16 wide and projector 32"),
+        ("{name: moco_v3, projector: [64, 32], predictor: [16]}", "predictor ends 16 wide and projector 32"),
+        ("{name: nnclr, projector: [64, 32], predictor: [64, 16]}", "predictor ends 16 wide and projector 32"),
+        ("{name: w_mse, projector: [64, 32], slice_size: 32}", "slice_size 32 cannot whiten 32 dimensions"),
+        ("{name: w_mse, shrink: 1.01}", "1"),
+        *((f"{{name: {name}, projector: []}}", "projector") for name in ("byol", "moco_v2", "simsiam", "swav", "tico")),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused_with_their_place(method, reason):
+    with pytest.raises(RecipeError, match=r"pretrain\.method") as caught:
+        make_method(toy.recipe(f"pretrain.method={method}"))
+    assert reason in str(caught.value)

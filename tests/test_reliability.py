@@ -32,6 +32,7 @@ from lookalike.errors import RunError
 from lookalike.folder import verify
 from lookalike.health import Alarm, measure
 from lookalike.log import Metrics
+from lookalike.methods import METHODS
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
 from lookalike.views import Symmetric
@@ -337,6 +338,72 @@ def test_a_checkpoint_of_a_later_format_is_refused_clearly(tmp_path):
         Checkpoints(tmp_path / "checkpoints", 2).newest({})
 
 
+def test_a_later_format_is_refused_and_not_passed_over(tmp_path, whole):
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    manifest = tmp_path / f"checkpoints/step_{STEPS:08d}/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(RunError, match="format 2, this version reads 1: update lookalike"):
+        Checkpoints(tmp_path / "checkpoints", 2).newest({})
+    assert manifest.exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_broken_checkpoint_takes_no_whole_one_s_place(tmp_path, whole, keep):
+    """The broken ones lie at later steps than what is saved next; a stray file and a rogue name do too."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole / "checkpoints", folder)
+    (folder / f"step_{STEPS:08d}/model.safetensors").write_bytes(b"torn")
+    (folder / "step_99999999999999999999").mkdir()
+    (folder / "step_00000099").write_text("stray")
+    checkpoints = Checkpoints(folder, keep)
+    with heard() as texts:
+        found = checkpoints.newest({})
+    assert found.step == 9
+    assert len(texts) == 3
+    checkpoints.save(11, found.tensors, {})
+    assert [f.name for f in sorted(folder.glob("step_*"))] == [f"step_{s:08d}" for s in (9, 11)[-keep:]]
+    assert Checkpoints(folder, keep).newest({}).step == 11
+    assert (folder / f"damaged.step_{STEPS:08d}/model.safetensors").read_bytes() == b"torn"
+
+
+def test_a_refused_change_leaves_the_run_as_it_was(tmp_path, whole):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "backbone")
+    other = toy.recipe("pretrain.method.projector=[16, 16]")
+    misfit = rf"checkpoints: step {STEPS} does not fit the recipe's model: projector"
+    with pytest.warns(UserWarning, match="goes on with another recipe"), pytest.raises(RunError, match=misfit):
+        pretrain(other, run, accept_changes=True)
+    assert (run / "recipe.yaml").read_bytes() == (whole / "recipe.yaml").read_bytes()
+    pretrain(toy.recipe(), run)
+    shutil.rmtree(run / "backbone")
+    with pytest.warns(UserWarning, match="goes on with another recipe"):
+        pretrain(toy.recipe("pretrain.optimizer.lr=1e-3"), run, accept_changes=True)
+    assert "lr: 0.001" in (run / "recipe.yaml").read_text()
+
+
+def test_another_engine_goes_on_without_being_told_to_and_another_precision_does_not(tmp_path, whole):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "backbone")
+    pretrain(toy.recipe("pretrain.engine={name: plain}"), run)
+    with pytest.raises(RunError, match=r"made by another recipe \(pretrain\.engine\.precision"):
+        pretrain(toy.recipe("pretrain.engine={name: plain, precision: bf16}"), run)
+
+
+def mine(backbone):
+    """A method of a user's own."""
+    return METHODS["barlow_twins"](backbone, projector=[16, 32])
+
+
+def test_a_run_of_a_method_of_one_s_own_says_so_and_no_other_goes_on_with_it(tmp_path):
+    pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "run", method=mine)
+    card = json.loads((tmp_path / "run/backbone/card.json").read_text())
+    assert card["method"].endswith("test_reliability.mine")
+    with pytest.raises(RunError, match=r"was trained on something else \(method: .*test_reliability\.mine"):
+        pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "run")
+
+
 # ---- R7, R18: ranks and workers
 
 
@@ -640,6 +707,12 @@ def test_dimensions_that_copy_each_other_raise_the_alarm_within_200_steps(tmp_pa
     recipe = long_toy("pretrain.on_collapse=stop", method, MILD, backbone=SMALL)
     with pytest.raises(RunError, match=r"step (1\d\d|200): collapse: all dimensions say the same"):
         pretrain(recipe, tmp_path / "run")
+
+
+def test_a_loss_of_exactly_nothing_raises_the_alarm(tmp_path):
+    method = "pretrain.method={name: vicreg, projector: [16, 32], invariance: 0, variance: 0, covariance: 0}"
+    with pytest.raises(RunError, match=r"collapse: the loss is exactly 0.*coefficients"):
+        pretrain(toy.recipe(method, "pretrain.on_collapse=stop", "pretrain.health_every=1"), tmp_path / "run")
 
 
 HEALTHY = {

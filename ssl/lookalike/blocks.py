@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,16 @@ def mlp(widths: Sequence[int], *, last_norm: LastNorm = "none", bias: bool = Fal
         elif last_norm != "none":
             layers.append(nn.BatchNorm1d(d_out, affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+def mlp_back(projector: Sequence[int], predictor: Sequence[int], **how: Any) -> nn.Sequential:
+    """The predictor, an mlp from the projector's embeddings to what is compared with them.
+
+    Raises ValueError when its width is not theirs.
+    """
+    if predictor[-1] != projector[-1]:
+        raise ValueError(f"predictor ends {predictor[-1]} wide and projector {projector[-1]}: make them equal")
+    return mlp([projector[-1], *predictor], **how)
 
 
 def unit(x_BD: Tensor) -> Tensor:

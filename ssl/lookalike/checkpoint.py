@@ -4,6 +4,7 @@
 file in its manifest; `latest.json` is a hint for people, the truth is the newest folder that verifies.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.errors import RecipeError, RunError
+from lookalike.errors import NewerError, RecipeError, RunError
 from lookalike.folder import verify, write_file, write_folder
 from lookalike.recipe import Recipe, read
 
@@ -47,6 +48,8 @@ _FREE = {
 }
 
 
+# Of an engine only these change what is trained.
+_ENGINE = {"clip": 0.0, "precision": "fp32"}
 _CHANGED = "choose another --out, or go on all the same with --accept-changes"
 
 
@@ -67,9 +70,16 @@ def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
             raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
         _lock(out)
-        write_file(out / RECIPE, recipe.text().encode())
+        if not (accept_changes and (out / RECIPE).exists()):
+            write_recipe(out, recipe)
     comm.barrier()
     return out
+
+
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Writes `recipe.yaml`; of a changed recipe only once the earlier state was found to fit it."""
+    if comm.rank() == 0:
+        write_file(out / RECIPE, recipe.text().encode())
 
 
 _LOCKS: dict[Path, int] = {}
@@ -104,6 +114,10 @@ def _refuse_other(path: Path, recipe: Recipe, accept: bool) -> None:
 
 
 def _differences(key: str, earlier: Any, now: Any) -> list[str]:
+    if key.endswith(".engine"):
+        earlier, now = (
+            {name: (given or {}).get(name, usual) for name, usual in _ENGINE.items()} for given in (earlier, now)
+        )
     if isinstance(earlier, dict) and isinstance(now, dict):
         keys = sorted({*earlier, *now} - _FREE)
         return [line for k in keys for line in _differences(f"{key}.{k}", earlier.get(k), now.get(k))]
@@ -119,7 +133,10 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one training below `folder`; the `keep` newest stay."""
+    """The checkpoints of one training below `folder`; the `keep` newest whole ones stay.
+
+    One that is passed over because it is broken is renamed to `damaged.…`, so that it takes no whole one's place.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
@@ -146,9 +163,9 @@ class Checkpoints:
     def newest(self, fixed: Mapping[str, Any], accept_changes: bool = False) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None in a folder without any; every rank gets the same.
 
-        Warns of each broken one that it passes over. Raises RunError when all are broken (training never
-        silently starts anew), or when `fixed` (data, batch) is not what the checkpoint was made with, unless
-        `accept_changes`.
+        Warns of each broken one that it passes over and sets aside. Raises RunError when all are broken (training
+        never silently starts anew), when one is of a newer format, or when `fixed` (data, batch) is not what the
+        checkpoint was made with, unless `accept_changes`.
         """
         found = comm.from_first(self._decide(fixed, accept_changes) if comm.rank() == 0 else None)
         if isinstance(found, str):
@@ -157,22 +174,27 @@ class Checkpoints:
 
     def _decide(self, fixed: Mapping[str, Any], accept: bool) -> dict[str, Any] | str | None:
         """The folder and its manifest, None for a fresh start, or the text of what forbids both."""
-        problems = []
+        problems: list[tuple[Path, str]] = []
         for folder in self._folders():
             try:
                 about = _checked(folder)
+            except NewerError as error:
+                return str(error)
             except RunError as error:
-                problems.append(str(error))
+                problems.append((folder, str(error)))
                 continue
-            for problem in problems:
-                warnings.warn(f"{problem}; going on from {folder.name}", stacklevel=2)
+            for damaged, problem in problems:
+                aside = _set_aside(damaged)
+                warnings.warn(f"{problem}; going on from {folder.name}, the broken one is now {aside}", stacklevel=2)
             changed = [line for key in fixed for line in _differences(key, about.get(key), fixed[key])]
             if changed and accept:
                 warnings.warn(f"{folder}: goes on with something else ({'; '.join(changed)})", stacklevel=3)
             elif changed:
                 return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): {_CHANGED}"
             return {"folder": folder.name, "about": about}
-        return f"{problems[0]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
+        return (
+            f"{problems[0][1]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
+        )
 
 
 class Saver:
@@ -238,6 +260,15 @@ def _checked(folder: Path) -> dict[str, Any]:
     if about.get("step") != _step(folder) or set(about["files"]) != FILES:
         raise RunError(f"{folder / 'manifest.json'}: does not belong to {folder.name}")
     return about
+
+
+def _set_aside(folder: Path) -> str:
+    """Renames a broken checkpoint, best effort; its new name."""
+    names = (f"damaged.{folder.name}{tail}" for tail in ("", *(f".{n}" for n in range(1, 10**6))))
+    free = next(name for name in names if not folder.with_name(name).exists())
+    with contextlib.suppress(OSError):
+        folder.rename(folder.with_name(free))
+    return free
 
 
 def _step(folder: Path) -> int:

@@ -188,7 +188,7 @@ def main() -> None:
     warnings.showwarning = _one_line
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
-    for name in {"SIGTERM", "SIGUSR1"} & set(dir(signal)):
+    for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & set(dir(signal)):
         signal.signal(getattr(signal, name), _interrupt)
     code = guarded(app)
     if code == LOST:
@@ -198,6 +198,14 @@ def main() -> None:
     sys.exit(code)
 
 
+class Interrupted(BaseException):
+    """A signal. No KeyboardInterrupt, which typer would make an exit of its own without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def guarded(verb: Callable[[], Any]) -> int:
     """Calls `verb`; the exit code that says how it ended."""
     try:
@@ -205,16 +213,18 @@ def guarded(verb: Callable[[], Any]) -> int:
     except Stopped as stop:
         print(f"lookalike: {stop}", file=sys.stderr)
         return 128 + stop.number
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        print(f"lookalike: stopped by {signal.Signals(number).name}: the same command goes on", file=sys.stderr)
-        return 128 + int(number)
+    except Interrupted as stop:
+        print(f"lookalike: stopped by {signal.Signals(stop.number).name}: the same command goes on", file=sys.stderr)
+        return 128 + stop.number
     except LostError as error:
         return _refused(error, str(error), LOST)
     except Error as error:
         return _refused(error, str(error))
     except RuntimeError as error:
         if not _lost(error):
+            if "allocate" in str(error) or "out of memory" in str(error):
+                reason = " ".join(str(error).split())[-200:]
+                return _refused(error, f"not enough memory ({reason}): lower the batch, the heads or the queue")
             raise
         reason = str(error).split("]", 1)[-1].split(". ")[0].strip() or type(error).__name__
         return _refused(
@@ -247,8 +257,8 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGUSR1 outside training end it as Ctrl-C does; the training loop has handlers of its own."""
-    raise KeyboardInterrupt(number)
+    """Outside training a signal ends the work at once; the training loop has handlers of its own."""
+    raise Interrupted(number)
 
 
 def _leave() -> None:

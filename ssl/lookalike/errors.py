@@ -29,5 +29,9 @@ class RunError(Error):
     """A run folder, a checkpoint or a training run that cannot go on."""
 
 
+class NewerError(RunError):
+    """A folder that a later version of lookalike wrote."""
+
+
 class LostError(RunError):
     """Another rank has ended or does not answer: exit code LOST, the same command goes on."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lookalike.errors import Error, RunError
+from lookalike.errors import Error, NewerError, RunError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -126,6 +126,8 @@ def _read_manifest(folder: Path, kind: type[Error]) -> dict[str, Any]:
             raise ValueError("not a manifest")
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise kind(f"{path}: missing or unreadable: {folder} is not a folder that lookalike wrote") from error
+    if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT and kind is RunError:
+        kind = NewerError
     if manifest.get("format") != FORMAT:
         raise kind(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}: update lookalike")
     if not all(_NAME.fullmatch(name) for name in manifest["files"]):

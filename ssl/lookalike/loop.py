@@ -20,7 +20,7 @@ from lookalike.data.pictures import Pictures
 from lookalike.data.prefetch import prefetch
 from lookalike.data.reader import Cuts
 from lookalike.engine import ENGINES, Engine, State
-from lookalike.errors import RunError
+from lookalike.errors import LostError, RunError
 from lookalike.health import Alarm, measure, queue_ages
 from lookalike.log import BadSamples, Meter, Metrics, Terminal
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
@@ -92,7 +92,7 @@ class Job:
 
     `pieces`: how many parts of a batch the backbone sees one after another; `cuts`: how the host crops, None where
     the device does; `judge`: scores of the model as it stands, which every rank computes alike, asked every
-    `judge_every` steps; `accept_changes`: resume even so.
+    `judge_every` steps; `accept_changes`: resume even so; `resumed`: called once the earlier state, if any, is in.
     """
 
     title: str
@@ -107,6 +107,7 @@ class Job:
     judge: Callable[[], dict[str, float]] = dict
     judge_every: int = 0
     accept_changes: bool = False
+    resumed: Callable[[], None] = lambda: None
 
 
 def train(job: Job, settings: Settings) -> None:
@@ -121,6 +122,7 @@ def train(job: Job, settings: Settings) -> None:
     engine = make_engine(settings, job.module, order.accumulate)
     saver = Saver(Checkpoints(job.folder / "checkpoints", settings.keep))
     done = resume(engine, saver.checkpoints, job)
+    job.resumed()
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
     bad = BadSamples(job.folder / "bad_samples.jsonl", max(100, round(settings.max_bad * len(job.pictures))))
     stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate)
@@ -223,7 +225,10 @@ def every(done: int, n: int) -> bool:
 def make_engine(settings: Settings, module: nn.Module, accumulate: int = 1) -> Engine:
     """The engine that the recipe names; without a name `zero` where several ranks train, else `plain`."""
     chosen = settings.engine or ENGINE.spec("zero" if comm.world_size() > 1 else "plain")
-    optimizer = settings.optimizer.build(parameter_groups(module))
+    try:
+        optimizer = settings.optimizer.build(parameter_groups(module))
+    except ValueError as error:
+        raise RunError(f"optimizer: {settings.optimizer.name}: {error}: change it in the recipe") from error
     engine: Engine = chosen.build(module, optimizer, accumulate=accumulate)
     return engine
 
@@ -235,8 +240,8 @@ def resume(engine: Engine, checkpoints: Checkpoints, job: Job) -> int:
         return 0
     try:
         engine.load(State(found.tensors["model"], found.tensors["optim"]))
-    except (RuntimeError, ValueError) as error:
-        if comm.lost(error):
+    except (RuntimeError, ValueError, RunError) as error:
+        if isinstance(error, LostError) or comm.lost(error):
             raise
         raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
     return found.step
@@ -263,7 +268,7 @@ def watch(engine: Engine, loss: Loss, alarm: Alarm, meter: Meter, settings: Sett
         return
     values = {**measure(loss.embeddings), **queue_ages(engine.module, batch)}
     meter.note(values)
-    text = alarm.hear(values)
+    text = alarm.hear({**values, "loss": float(loss.value.detach())})
     if text and settings.on_collapse == "stop":
         raise RunError(f"step {done}: {text}; on_collapse: warn goes on all the same")
     if text and comm.rank() == 0:

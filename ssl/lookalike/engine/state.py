@@ -51,10 +51,10 @@ def misfit(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> s
     for name in sorted(shapes.keys() | tensors.keys()):
         if name not in tensors or name not in shapes:
             where = "the checkpoint" if name not in tensors else "the recipe's model"
-            return f"checkpoint: does not fit the recipe's model: {name} is missing in {where}"
+            return f"{name} is missing in {where}"
         if tensors[name].shape != shapes[name]:
             found, wanted = tuple(tensors[name].shape), tuple(shapes[name])
-            return f"checkpoint: does not fit the recipe's model: {name} has shape {found}, not {wanted}"
+            return f"{name} has shape {found}, not {wanted}"
     return ""
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Teacher, both_ways, mlp, unit
-from lookalike.recipe import Fraction, Width
+from lookalike.blocks import Loss, Teacher, both_ways, mlp, mlp_back, unit
+from lookalike.recipe import Fraction, Widths
 
 
 def byol_loss(q_BD: Tensor, k_BD: Tensor) -> Loss:
@@ -35,15 +35,15 @@ class BYOL(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (4096, 256),
-        predictor: Sequence[Width] = (4096, 256),
+        projector: Widths = (4096, 256),
+        predictor: Widths = (4096, 256),
         momentum: Fraction = 0.996,
         final_momentum: Fraction = 1.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], bias=True)
-        self.predictor = mlp([projector[-1], *predictor], bias=True)
+        self.predictor = mlp_back(projector, predictor, bias=True)
         self.teacher = Teacher(backbone, self.projector, momentum=momentum, final=final_momentum)
 
     def forward(self, views: Sequence[Tensor]) -> Loss:

@@ -15,7 +15,7 @@ from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, Queue, Teacher, mlp, unit
 from lookalike.contrast import log_sum_exp
-from lookalike.recipe import Count, Fraction, Positive, Width
+from lookalike.recipe import Count, Fraction, Positive, Widths
 
 
 def moco_v2_loss(q_BD: Tensor, k_BD: Tensor, queue_QD: Tensor, temperature: float) -> Loss:
@@ -42,7 +42,7 @@ class MoCoV2(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (2048, 128),
+        projector: Widths = (2048, 128),
         temperature: Positive = 0.2,
         queue: Count = 65536,
         momentum: Fraction = 0.999,

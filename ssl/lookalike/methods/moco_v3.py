@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Teacher, both_ways, mlp, unit
+from lookalike.blocks import Loss, Teacher, both_ways, mlp, mlp_back, unit
 from lookalike.contrast import log_sum_exp
-from lookalike.recipe import Fraction, Positive, Width
+from lookalike.recipe import Fraction, Positive, Widths
 
 
 def moco_v3_loss(q_BD: Tensor, k_BD: Tensor, temperature: float) -> Loss:
@@ -39,8 +39,8 @@ class MoCoV3(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (4096, 256),
-        predictor: Sequence[Width] = (4096, 256),
+        projector: Widths = (4096, 256),
+        predictor: Widths = (4096, 256),
         temperature: Positive = 1.0,
         momentum: Fraction = 0.99,
         final_momentum: Fraction = 1.0,
@@ -49,7 +49,7 @@ class MoCoV3(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], last_norm="plain")
-        self.predictor = mlp([projector[-1], *predictor], last_norm="plain")
+        self.predictor = mlp_back(projector, predictor, last_norm="plain")
         self.teacher = Teacher(backbone, self.projector, momentum=momentum, final=final_momentum)
         self.temperature = temperature
 

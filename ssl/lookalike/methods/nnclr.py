@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Queue, both_ways, mlp, unit
+from lookalike.blocks import Loss, Queue, both_ways, mlp, mlp_back, unit
 from lookalike.contrast import log_sum_exp, nearest
-from lookalike.recipe import Count, Positive, Width
+from lookalike.recipe import Count, Positive, Widths
 
 
 def nnclr_loss(z_BD: Tensor, p_BD: Tensor, queue_QD: Tensor, temperature: float) -> Loss:
@@ -42,8 +42,8 @@ class NNCLR(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (2048, 2048, 256),
-        predictor: Sequence[Width] = (4096, 256),
+        projector: Widths = (2048, 2048, 256),
+        predictor: Widths = (4096, 256),
         temperature: Positive = 0.1,
         queue: Count = 98304,
     ) -> None:
@@ -51,7 +51,7 @@ class NNCLR(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], last_norm="affine")
-        self.predictor = mlp([projector[-1], *predictor], bias=True)
+        self.predictor = mlp_back(projector, predictor, bias=True)
         self.queue = Queue(queue, projector[-1])
         self.temperature = temperature
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, both_ways, mlp, unit
-from lookalike.recipe import Width
+from lookalike.recipe import Width, Widths
 
 
 def simsiam_loss(p_BD: Tensor, z_BD: Tensor) -> Loss:
@@ -35,7 +35,7 @@ class SimSiam(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (2048, 2048, 2048),
+        projector: Widths = (2048, 2048, 2048),
         predictor: Width = 512,
     ) -> None:
         """`projector`: widths, with BatchNorm also at the end; `predictor`: the width of its middle."""

@@ -14,7 +14,7 @@ from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, Prototypes, each_size, mlp, unit
 from lookalike.optim import Moment
-from lookalike.recipe import Count, NonNegative, Positive, Width
+from lookalike.recipe import Count, NonNegative, Positive, Widths
 from lookalike.statistics import precise
 
 
@@ -60,7 +60,7 @@ class SwAV(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (2048, 128),
+        projector: Widths = (2048, 128),
         prototypes: Count = 3000,
         temperature: Positive = 0.1,
         epsilon: Positive = 0.05,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, Teacher, mlp, unit
-from lookalike.recipe import Fraction, NonNegative, Width
+from lookalike.recipe import Fraction, NonNegative, Widths
 
 
 def tico_loss(z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: float) -> tuple[Loss, Tensor]:
@@ -40,7 +40,7 @@ class TiCo(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (4096, 256),
+        projector: Widths = (4096, 256),
         beta: Fraction = 0.9,
         rho: NonNegative = 8.0,
         momentum: Fraction = 0.99,

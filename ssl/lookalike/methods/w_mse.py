@@ -13,7 +13,7 @@ from lookalike import comm, draw
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, mlp, unit
 from lookalike.optim import Moment
-from lookalike.recipe import Count, NonNegative, Width
+from lookalike.recipe import Count, Fraction, Widths
 from lookalike.statistics import precise
 
 
@@ -30,7 +30,9 @@ def whiten(x_ND: Tensor, shrink: float) -> Tensor:
     covariance_DD = centred_ND.T @ centred_ND / max(1, len(x_ND) - 1)
     identity_DD = torch.eye(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
     floor = shrink * variance + torch.where(variance > 0, 0.0, 1.0)
-    factor_DD = torch.linalg.cholesky((1 - shrink) * covariance_DD + floor * identity_DD)
+    factor_DD, info = torch.linalg.cholesky_ex((1 - shrink) * covariance_DD + floor * identity_DD)
+    # What cannot be whitened is no number: such a step is skipped.
+    factor_DD = torch.where(info == 0, factor_DD, torch.nan)
     white_ND: Tensor = torch.linalg.solve_triangular(factor_DD, centred_ND.T, upper=False).T
     return white_ND
 
@@ -61,10 +63,10 @@ class WMSE(nn.Module):
         self,
         backbone: Backbone,
         *,
-        projector: Sequence[Width] = (1024, 64),
+        projector: Widths = (1024, 64),
         slice_size: Count = 128,
         orders: Count = 1,
-        shrink: NonNegative = 1e-4,
+        shrink: Fraction = 1e-4,
     ) -> None:
         """`slice_size`: rows whitened together, at least; `orders`: how often the batch is cut anew each step."""
         super().__init__()

@@ -18,7 +18,7 @@ from lookalike.recipe.check import Choice
 from lookalike.recipe.json_schema import schema
 from lookalike.recipe.nodes import Node, Position
 from lookalike.recipe.recipes import Recipe, from_text, load
-from lookalike.recipe.values import Count, Fraction, Index, NonNegative, Positive, Share, Spec, Width
+from lookalike.recipe.values import Count, Fraction, Index, NonNegative, Positive, Share, Spec, Width, Widths
 from lookalike.recipe.yaml12 import read
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Share",
     "Spec",
     "Width",
+    "Widths",
     "from_text",
     "load",
     "read",

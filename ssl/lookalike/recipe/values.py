@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Index = Annotated[int, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
+Widths = Annotated[Sequence[Width], Field(min_length=1)]
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 

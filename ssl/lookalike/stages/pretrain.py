@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lookalike import card, comm, draw
 from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
-from lookalike.checkpoint import open_run
+from lookalike.checkpoint import open_run, write_recipe
 from lookalike.data.loader import Batch
 from lookalike.data.order import order_of
 from lookalike.data.pictures import Pictures, subset
@@ -83,6 +83,7 @@ def pretrain(
     folder = open_run(Path(out), recipe, accept_changes)
     target = folder / "backbone"
     about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
+    about["method"] = f"{method.__module__}.{method.__qualname__}" if method else settings.method.name
     if card.is_done(target, about):
         return target
     source = recipe.values["data"].build()
@@ -97,14 +98,16 @@ def pretrain(
     law = partial(views, dtype=settings.dtype)
     inputs = partial(make_inputs, law, module.backbone.architecture, seed, labels_N)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
+    fixed["method"] = about["method"] if method else None
     job = Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces)
     job = replace(job, cuts=settings.cuts(views, size), accept_changes=accept_changes)
+    job = replace(job, resumed=partial(write_recipe, folder, recipe))
     if settings.knn_every_epochs:
         judge = make_judge(module.backbone, pictures, source.split("test", size), seed)
         job = replace(job, judge=judge, judge_every=settings.knn_every_epochs * order.steps_per_epoch)
     train(job, settings)
     if comm.rank() == 0:
-        about |= {"method": settings.method.name, "epochs": settings.epochs, "data": pictures.fingerprint}
+        about |= {"epochs": settings.epochs, "data": pictures.fingerprint}
         backbone = module.backbone
         card.write_model(target, folder_files(backbone), card.facts(backbone.architecture, backbone.dim, about))
         say(f"pretrain: backbone in {target}")
@@ -117,7 +120,10 @@ def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) 
     torch.manual_seed(draw.seed(recipe.values["seed"], "weights"))
     backbone = make_backbone(recipe.values["backbone"])
     settings = recipe.section(Pretrain)
-    module = method(backbone) if method else settings.method.build(backbone)
+    try:
+        module = method(backbone) if method else settings.method.build(backbone)
+    except ValueError as error:
+        raise RecipeError(f"{recipe.name}: pretrain.method: {settings.method.name}: {error}") from error
     if settings.micro_batch and settings.micro_batch < comm.world_size():
         raise RecipeError(
             f"{recipe.name}: pretrain.micro_batch: {settings.micro_batch} pictures for {comm.world_size()} ranks: "
