@@ -35,6 +35,7 @@ pretrain:
   epochs: 1
   warmup_epochs: 0
   batch: 64
+  workers: 0
 """
 
 
