@@ -235,7 +235,7 @@ GOOD = dict(
         ({"ids_N": torch.tensor([-1, -1])}, "every picture has identity -1"),
         ({"ids_N": torch.tensor([8, 9])}, "no query has a picture by another camera"),
         ({"cameras_N": torch.tensor([1, 1])}, "no query has a picture by another camera"),
-        ({"ap": "area"}, "ap one of"),
+        ({"ap": "area"}, "ap step or trapezoid"),
         ({"ks": ()}, "ks and chunk above 0"),
         ({"chunk": 0}, "ks and chunk above 0"),
     ],

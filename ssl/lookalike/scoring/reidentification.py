@@ -50,9 +50,7 @@ def each(
     """
     check(query_QD, "query", ids_Q)
     check(gallery_ND, "gallery", ids_N)
-    kept_N = ids_N != SKIPPED
-    if not bool(kept_N.any()):
-        raise Error("gallery: every picture has identity -1; none is left to search in")
+    kept_N = _kept(ids_N)
     from_QD, to_ND = points(query_QD, gallery_ND[kept_N], normalize)
     cameras_Q, cameras_N = _cameras(cameras_Q, ids_Q, "query"), _cameras(cameras_N, ids_N, "gallery")
 
@@ -78,9 +76,7 @@ def each_of_distances(
     near_QN = of_distances(distance_QN)
     if near_QN.shape != (len(ids_Q), len(ids_N)):
         raise Error(f"distances: shape {tuple(near_QN.shape)} for {len(ids_Q)} queries, {len(ids_N)} in the gallery")
-    kept_N = ids_N != SKIPPED
-    if not bool(kept_N.any()):
-        raise Error("gallery: every picture has identity -1; none is left to search in")
+    kept_N = _kept(ids_N)
     cameras_Q, cameras_N = _cameras(cameras_Q, ids_Q, "query"), _cameras(cameras_N, ids_N, "gallery")
 
     def near(row_B: Tensor) -> Tensor:
@@ -122,6 +118,14 @@ def pooled(
     return sum_PD / size_P[:, None], key_2P[0], key_2P[1]
 
 
+def _kept(ids_N: Tensor) -> Tensor:
+    """Which pictures of the gallery are not left out, bool `(N,)`. Raises Error when none is."""
+    kept_N = ids_N != SKIPPED
+    if not bool(kept_N.any()):
+        raise Error("gallery: every picture has identity -1; none is left to search in")
+    return kept_N
+
+
 def _cameras(cameras_N: Tensor | None, ids_N: Tensor, name: str) -> Tensor:
     """The cameras as int64. Raises Error where they are missing: without them every score is another protocol's."""
     remedy = "re-identification needs the camera of every picture; `retrieval` scores pictures without"
@@ -148,9 +152,8 @@ def _each(
 ) -> PerQuery:
     """Chunk by chunk: what is right, what is junk, the places, the measures."""
     if (chunk is not None and chunk < 1) or not ks or min(ks) < 1 or ap not in get_args(AP):
-        raise Error(
-            f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, ap one of {AP}"
-        )
+        names = " or ".join(get_args(AP))
+        raise Error(f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, ap {names}")
     relevant_Q = _relevant(ids_Q, cameras_Q, ids_N, cameras_N)
     query_Q = relevant_Q.nonzero()[:, 0]
     if not len(query_Q):
