@@ -1,1 +1,1 @@
-"""Frozen features to numbers: `knn` (weighted vote), `linear` (probe), `retrieval` (ranked lists)."""
+"""Frozen features to numbers: votes, probes, ranked lists, re-identification; one file an idea."""

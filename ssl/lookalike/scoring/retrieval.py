@@ -1,91 +1,127 @@
-"""Ranked lists over frozen embeddings, query = gallery: Recall@k, R-precision, MAP@R, mAP.
+"""Ranked lists over frozen embeddings: Recall@k, P@1, R-precision, MAP@R, mAP over the whole list.
 
-MAP@R: Musgrave, Belongie, Lim, "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505, equation 2.
-A query's own row is left out by its id; copies of it stay. Ties are pessimistic: among equally near items the
-wrong ones come first, so a collapsed embedding scores badly.
-
-Exact under ties: nearness is computed in float64 and rounded to `STEP`, far above its rounding noise, so
-equal rows are equally near. The key 2 * nearness + (1 if wrong else 0), a whole number, is then the whole
-ranking, highest first: items with the same key are interchangeable, so a sort may order them as it likes.
+Queries and gallery are one set, each query's own row left out by its number, never by its place in the list (copies
+of it stay, and may come before it), or two sets. Ties are pessimistic: among equally near items the wrong ones come
+first. See `ranks` for the measures, `nearness` for what equally near means.
 """
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike.errors import Error
-from lookalike.scoring.knn import STEP, check
+from lookalike.scoring import ranks
+from lookalike.scoring.knn import check
+from lookalike.scoring.nearness import nearness, points
+from lookalike.scoring.ranks import PerQuery, places
+
+PAIRS = 2**24
+"""Similarities in memory at once, each taking about 20 bytes."""
 
 
 @torch.no_grad()
+def each(
+    embeddings_ND: Tensor,
+    labels_N: Tensor,
+    gallery_MD: Tensor | None = None,
+    gallery_labels_M: Tensor | None = None,
+    *,
+    own_N: Tensor | None = None,
+    ks: Sequence[int] = (1, 5),
+    chunk: int | None = None,
+    normalize: bool = True,
+) -> PerQuery:
+    """The measures of `scores` for each query that has something to find.
+
+    Without a gallery the rows are each other's. With one, `own_N` says which of its rows a query is, -1 for none:
+    that row is left out of the query's list. Raises Error when the embeddings or labels cannot be scored.
+    """
+    if (gallery_MD is None) != (gallery_labels_M is None):
+        raise Error("retrieval: a gallery needs rows and labels; pass both or neither")
+    check(embeddings_ND, "retrieval", labels_N)
+    if (chunk is not None and chunk < 1) or not ks or min(ks) < 1:
+        raise Error(f"retrieval: ks {tuple(ks)}, chunk {chunk}; each must be above 0, with at least one k")
+    if gallery_MD is None or gallery_labels_M is None:
+        if own_N is not None:
+            raise Error("retrieval: own_N names rows of a gallery; pass one, or leave it out")
+        gallery_MD, gallery_labels_M = embeddings_ND, labels_N
+        own_N = torch.arange(len(labels_N), device=labels_N.device)
+    check(gallery_MD, "gallery", gallery_labels_M)
+    own_N = _own(own_N, labels_N, len(gallery_MD))
+    class_N, class_M, relevant_N = _relevant(labels_N, gallery_labels_M, own_N)
+    query_Q = relevant_N.nonzero()[:, 0]
+    if not len(query_Q):
+        raise Error("retrieval labels: no query has a match (no class has two rows); pass more per class")
+    from_ND, to_MD = points(embeddings_ND, gallery_MD, normalize)
+    width, parts = int(relevant_N.max()), []
+    for row_B in torch.split(query_Q, chunk or max(1, PAIRS // len(to_MD))):
+        near_BM = nearness(from_ND[row_B], to_MD, normalize)
+        place_BR = _places(near_BM, class_N[row_B], class_M, own_N[row_B], width)
+        parts.append(_measures(place_BR, relevant_N[row_B], ks))
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return PerQuery(query_Q, values, len(labels_N) - len(query_Q))
+
+
 def scores(
     embeddings_ND: Tensor,
     labels_N: Tensor,
+    gallery_MD: Tensor | None = None,
+    gallery_labels_M: Tensor | None = None,
     *,
+    own_N: Tensor | None = None,
     ks: Sequence[int] = (1, 5),
-    chunk: int = 1024,
+    chunk: int | None = None,
     normalize: bool = True,
-    full: bool = False,
 ) -> dict[str, float]:
-    """`recall@k` (a hit in the first k) for each k, `r_precision`, `map@r`, and with `full` `map`; in [0, 1].
+    """`recall@k` (a hit in the first k) for each k, `p@1`, `r_precision`, `map@r` and `map`, means in [0, 1].
 
-    Cosine similarity, or Euclidean distance without `normalize`; compared in steps of 1e-6 (for Euclidean: of
-    the root mean square distance from the mean). `queries`: rows averaged over; `dropped`: rows alone in
-    their class. Memory grows with chunk × N. Raises Error when the embeddings or labels cannot be scored.
+    Cosine similarity, or Euclidean distance without `normalize`; compared in steps of 1e-6 (for Euclidean: of the
+    root mean square distance from the mean). `queries`: rows averaged over; `dropped`: rows without a match. Labels
+    are whole numbers, exact up to 2⁶³. `chunk` queries at a time: about 20 bytes × chunk × M, and float64 copies
+    of the embeddings. Raises Error when the embeddings or labels cannot be scored.
     """
-    check(embeddings_ND, "retrieval", labels_N)
-    if chunk < 1 or not ks or min(ks) < 1:
-        raise Error(f"retrieval: ks {tuple(ks)}, chunk {chunk}; each must be above 0, with at least one k")
-    point_ND = _points(embeddings_ND, normalize)
-    _, class_N, size_C = torch.unique(labels_N, return_inverse=True, return_counts=True)
-    relevant_N = size_C[class_N] - 1
-    query_Q = relevant_N.nonzero()[:, 0]
-    if not len(query_Q):
-        raise Error("retrieval labels: no class has two rows, so no query has a match; pass more per class")
-    depth = len(labels_N) - 1 if full else min(len(labels_N) - 1, max(*ks, int(relevant_N.max())))
-    parts = []
-    for row_B in torch.split(query_Q, chunk):
-        right_BK = _ranking(point_ND, class_N, row_B, depth, normalize)
-        parts.append(_measures(right_BK, relevant_N[row_B], ks, full))
-    means = {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
-    return means | {"queries": float(len(query_Q)), "dropped": float(len(labels_N) - len(query_Q))}
+    found = each(
+        embeddings_ND, labels_N, gallery_MD, gallery_labels_M, own_N=own_N, ks=ks, chunk=chunk, normalize=normalize
+    )
+    return ranks.summary(found)
 
 
-def _points(embeddings_ND: Tensor, normalize: bool) -> Tensor:
-    """Float64 rows: unit length for cosine; for Euclidean centred, with a root mean square length of 1."""
-    if normalize:
-        return F.normalize(embeddings_ND.double())
-    point_ND = embeddings_ND.double() - embeddings_ND.double().mean(0)
-    spread = point_ND.square().sum(1).mean().sqrt()
-    return point_ND / spread.where(spread > 0, 1)
+def _own(own_N: Tensor | None, labels_N: Tensor, rows: int) -> Tensor:
+    """The gallery's row that each query is, -1 for none."""
+    if own_N is None:
+        return torch.full_like(labels_N, -1, dtype=torch.int64)
+    if own_N.shape != labels_N.shape or own_N.dtype != torch.int64:
+        raise Error(f"own_N: {own_N.dtype} {tuple(own_N.shape)}; pass one int64 for each of {len(labels_N)} queries")
+    if int(own_N.min()) < -1 or int(own_N.max()) >= rows:
+        raise Error(f"own_N: {int(own_N.min())} to {int(own_N.max())}; the gallery has rows 0 to {rows - 1}")
+    return own_N
 
 
-def _nearness(point_ND: Tensor, row_B: Tensor, normalize: bool) -> Tensor:
-    """Cosine similarity or negated Euclidean distance of rows `row_B` to all, in whole `STEP`s, `(B, N)`."""
-    near_BN = point_ND[row_B] @ point_ND.T
-    if not normalize:
-        square_N = point_ND.square().sum(1)
-        near_BN.mul_(-2).add_(square_N[row_B][:, None]).add_(square_N).clamp_min_(0).sqrt_().neg_()
-    return near_BN.div_(STEP).round_().long()
+def _relevant(labels_N: Tensor, gallery_labels_M: Tensor, own_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels numbered from 0, int32, of queries and gallery, and how many rows of the gallery match each query."""
+    both = torch.cat([labels_N.long(), gallery_labels_M.long()])
+    _, class_NM = torch.unique(both, return_inverse=True)
+    class_N, class_M = class_NM.split([len(labels_N), len(gallery_labels_M)])
+    size_C = torch.bincount(class_M, minlength=int(class_NM.max()) + 1)
+    itself_N = (own_N >= 0) & (class_M[own_N.clamp_min(0)] == class_N)
+    return class_N.int(), class_M.int(), size_C[class_N] - itself_N.long()
 
 
-def _ranking(point_ND: Tensor, class_N: Tensor, row_B: Tensor, depth: int, normalize: bool) -> Tensor:
-    """1 where the item at each of the first `depth` ranks is of the query's class, else 0, `(B, depth)`."""
-    key_BN = _nearness(point_ND, row_B, normalize).mul_(2).add_(class_N[row_B][:, None] != class_N)
-    key_BN.scatter_(1, row_B[:, None], torch.iinfo(torch.int64).min)
-    return 1 - (key_BN.topk(depth, dim=1).values & 1)
+def _places(near_BM: Tensor, class_B: Tensor, class_M: Tensor, own_B: Tensor, width: int) -> Tensor:
+    """Places of the matches in lists without the query's own row, `(B, width)`."""
+    right_BM = class_B[:, None] == class_M
+    absent_BM = torch.zeros_like(right_BM)
+    has_H = (own_B >= 0).nonzero()[:, 0]
+    absent_BM[has_H, own_B[has_H]] = True
+    return places(near_BM, right_BM & ~absent_BM, absent_BM, width)
 
 
-def _measures(right_BK: Tensor, relevant_B: Tensor, ks: Sequence[int], full: bool) -> dict[str, Tensor]:
-    """Each measure per query, float64 `(B,)`, from the ranking `(B, K)` and the number R of right items."""
-    place_K = torch.arange(1, right_BK.shape[1] + 1, device=right_BK.device)
-    first_BK = place_K <= relevant_B[:, None]
-    precision_BK = right_BK.cumsum(1) * right_BK / place_K.double()
-    out = {f"recall@{k}": right_BK[:, :k].any(1).double() for k in ks}
-    out["r_precision"] = (right_BK * first_BK).sum(1).double() / relevant_B
-    out["map@r"] = (precision_BK * first_BK).sum(1) / relevant_B
-    if full:
-        out["map"] = precision_BK.sum(1) / relevant_B
+def _measures(place_BR: Tensor, relevant_B: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+    """Each measure per query, float64 `(B,)`, from the places of its R right items."""
+    out = {f"recall@{k}": ranks.found_within(place_BR, k) for k in ks}
+    out["p@1"] = ranks.found_within(place_BR, 1)
+    out["r_precision"] = ranks.r_precision(place_BR, relevant_B)
+    out["map@r"] = ranks.map_at_r(place_BR, relevant_B)
+    out["map"] = ranks.average_precision(place_BR, relevant_B)
     return out
