@@ -288,9 +288,7 @@ LOCAL = str(Path(__file__).parent.parent / "launch" / "local.sh")
 def test_the_launcher_trains_one_recipe_on_two_processes(tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
     words = [LOCAL, "2", str(recipe), *TRAINING_ONLY, "--out", str(tmp_path / "run")]
-    # torchrun comes from the environment of these tests, whatever the PATH says.
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_00000009" / "manifest.json").read_text())

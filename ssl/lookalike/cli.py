@@ -16,6 +16,7 @@ import typer
 
 import lookalike
 from lookalike.errors import LOST, Error, LostError
+from lookalike.ranks import follow_launcher
 from lookalike.signals import Stopped
 
 app = typer.Typer(
@@ -196,6 +197,7 @@ def main() -> None:
         sys.stderr.reconfigure(errors="backslashreplace")
     for name in {"SIGTERM", "SIGUSR1"} & set(dir(signal)):
         signal.signal(getattr(signal, name), _interrupt)
+    follow_launcher()
     code = guarded(app)
     if code == LOST:
         # What still runs on a device or in a thread waits for the lost rank: leave without asking it.
