@@ -6,6 +6,7 @@
 set -euo pipefail
 if [ "${1-}" = --packed ]; then # on a machine of the hostfile, once a rank
   mapfile -d '' -t words < <(base64 -d <<<"$2")
+  export LOOKALIKE_PARENT=$PPID # without its launcher a rank stops
   exec "${words[@]}"
 fi
 [ "$#" -ge 2 ] || { sed -n '2,5p' "$0" | cut -c3- >&2; exit 2; }
@@ -25,7 +26,7 @@ command -v pdsh >/dev/null || refuse "pdsh not found: install it, or use launch/
 "$python" -m lookalike check --hostfile "$hostfile" "$@"
 first=$(awk '$1 !~ /^(#|$)/ {print $1; exit}' "$hostfile")
 keep=("OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}")
-for name in ${!LOOKALIKE_*}; do keep+=("$name=${!name}"); done
+for name in ${!LOOKALIKE_*}; do [ "$name" = LOOKALIKE_PARENT ] || keep+=("$name=${!name}"); done
 packed=$(printf '%s\0' env "${keep[@]}" "$python" -m lookalike run "$@" | base64 -w0)
 # Without the last two a machine that loses its power is waited for without end.
 options="-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"

@@ -12,8 +12,10 @@ refuse() { echo "launch/torchrun.sh: $1" >&2; exit 2; }
 [[ "${LOOKALIKE_RESTARTS:-3}" =~ ^[0-9]{1,4}$ ]] || refuse "LOOKALIKE_RESTARTS='$LOOKALIKE_RESTARTS' is no number"
 nodes=$1 first=${2%%:*} ranks=$3
 case "$2" in *:*) port=${2##*:} ;; *) port=29400 ;; esac
+[ "$port" -le 65535 ] || refuse "'$2': a port is at most 65535"
 shift 3
-python=${PYTHON:-$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python}
+home=$(cd "$(dirname "$0")" && pwd)
+python=${PYTHON:-${home%/*}/.venv/bin/python}
 [ -x "$python" ] || python=$(command -v python3) || refuse "no python3: run 'make quickstart' once"
 addresses=$(getent ahosts "$first" | cut -d' ' -f1 | sort -u) ||
   refuse "'$first' has no address here: mend DNS or /etc/hosts"
@@ -22,11 +24,11 @@ here=0
 for address in $addresses; do
   case " $(hostname -I) 127.0.0.1 127.0.1.1 ::1 " in *" $address "*) here=1 ;; esac
 done
-"$python" -m lookalike check "$@"
+"$python" -m lookalike check --ranks "$ranks" "$@"
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / ranks > 0 ? cores / ranks : 1))}"
 # With one store for all attempts a restart meets the keys of the one before.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$ranks" \
+exec "$python" "$home/elastic.py" --nnodes "$nodes" --nproc-per-node "$ranks" \
   --max-restarts "${LOOKALIKE_RESTARTS:-3}" --rdzv-id lookalike --rdzv-backend c10d --rdzv-endpoint "$first:$port" \
-  --rdzv-conf "is_host=$here" -m lookalike run "$@"
+  --rdzv-conf "is_host=$here" --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m lookalike run "$@"

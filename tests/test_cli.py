@@ -192,12 +192,86 @@ def test_a_defect_of_ours_is_not_dressed_up_as_the_users():
     assert issubclass(Error, Exception)
 
 
-@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "abc"), ("RANK", "x"), ("RANK", "1"), ("WORLD_SIZE", "2")])
-def test_an_environment_that_makes_no_sense_is_named(capsys, monkeypatch, tmp_path, name, value):
+ENVIRONMENTS = [
+    ("WORLD_SIZE", "abc"),
+    ("WORLD_SIZE", "0"),
+    ("RANK", "x"),
+    ("RANK", "1"),
+    ("LOCAL_RANK", "zz"),
+    ("LOOKALIKE_TIMEOUT", "junk"),
+    ("LOOKALIKE_FAULT", "junk"),
+]
+
+
+@pytest.mark.parametrize("verb", ["run", "check"])
+@pytest.mark.parametrize(("name", "value"), ENVIRONMENTS)
+def test_an_environment_that_makes_no_sense_is_named(capsys, monkeypatch, tmp_path, name, value, verb):
     monkeypatch.setenv(name, value)
-    refused(
-        capsys, rf"environment: .*{name}|MASTER_ADDR", "run", toy.write(tmp_path / "r.yaml"), "--out", tmp_path / "r"
-    )
+    refused(capsys, rf"environment: {name}=", verb, toy.write(tmp_path / "r.yaml"), "--out", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_ranks_without_a_place_to_meet_are_refused(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for verb in ("run", "check"):
+        words = (verb, toy.write(tmp_path / "r.yaml"), "--out", tmp_path / "r")
+        refused(capsys, "environment: RANK, MASTER_ADDR, MASTER_PORT not set", *words)
+
+
+def test_check_takes_what_run_takes_and_leaves_nothing(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    words = ("check", recipe, "pretrain.epochs=1", "--out", tmp_path / "new" / "run", "--accept-changes")
+    assert call(capsys, *words) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+    refused(capsys, "--out DIR is missing", "check", recipe)
+
+
+def test_check_judges_a_run_folder_as_run_does(capsys, tmp_path, trained):
+    recipe = toy.write(tmp_path / "r.yaml")
+    strange, file = tmp_path / "strange", tmp_path / "file"
+    strange.mkdir()
+    (strange / "letter.txt").write_text("mine")
+    file.write_text("mine")
+    for out, epochs in ((strange, 2), (file, 2), (trained, 3)):
+        words = (recipe, f"pretrain.epochs={epochs}", "--out", out)
+        told = [call(capsys, verb, *words) for verb in ("check", "run")]
+        assert told[0] == told[1]
+        assert told[0][0] == 2
+        assert "choose another --out" in told[0][2]
+    (tmp_path / "empty").mkdir()
+    for out, epochs in ((trained, 1), (tmp_path / "empty", 2)):
+        assert call(capsys, "check", recipe, f"pretrain.epochs={epochs}", "--out", out) == (0, "", "")
+    words = ("check", recipe, "pretrain.epochs=3", "--accept-changes", "--out", trained)
+    assert call(capsys, *words) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+def test_check_refuses_a_folder_that_nobody_can_make(capsys, tmp_path):
+    recipe = toy.write(tmp_path / "r.yaml")
+    refused(capsys, "/proc/nope/run: cannot be written", "check", recipe, "--out", "/proc/nope/run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pattern"),
+    [
+        (["pretrain.micro_batch=1"], r"pretrain\.micro_batch: 1 pictures for 2 ranks: raise it"),
+        (["pretrain.batch=2", "pretrain.accumulate=1"], None),
+        (["pretrain.batch=4", "pretrain.accumulate=4"], r"a micro-batch of one picture has no statistics"),
+        (["pretrain.engine=plain"], r"pretrain\.engine: plain trains in one process, not on 2 ranks"),
+        (
+            ["finetune.classes_per_batch=1", "finetune.per_class=1"],
+            r"finetune\..*1 pictures a batch for 2 ranks|at least",
+        ),
+        (["pretrain.method={name: w_mse, projector: [16, 4], slice_size: 4}"], r"slice_size 4 cannot whiten"),
+    ],
+)
+def test_check_refuses_what_the_ranks_would_refuse(capsys, tmp_path, overrides, pattern):
+    words = ("check", toy.write(tmp_path / "r.yaml"), *overrides, "--ranks", 2, "--out", tmp_path / "run")
+    if pattern:
+        refused(capsys, pattern, *words)
+    else:
+        assert call(capsys, *words) == (0, "", "")
+        refused(capsys, r"pretrain\.batch: 2 pictures for 3 ranks: raise it", *words, "--ranks", 3)
 
 
 def test_a_reader_who_goes_away_stops_no_training(tmp_path):
@@ -214,9 +288,7 @@ LOCAL = str(Path(__file__).parent.parent / "launch" / "local.sh")
 def test_the_launcher_trains_one_recipe_on_two_processes(tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
     words = [LOCAL, "2", str(recipe), *TRAINING_ONLY, "--out", str(tmp_path / "run")]
-    # torchrun comes from the environment of these tests, whatever the PATH says.
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_00000009" / "manifest.json").read_text())

@@ -100,6 +100,21 @@ def test_what_is_wrong_with_a_machine_is_one_line_with_its_remedy(how, pattern):
     assert all("\x1b" not in line and "\n" not in line for line in lines)
 
 
+def test_one_machine_under_two_names_is_told_by_itself():
+    machines = {"node1": {"machine": "boot1 net1"}, "node2": {"machine": "boot2 net1"}}
+    assert found(changes=machines) == []
+    lines = found(changes={**machines, "node3": {"machine": "boot1 net1"}})
+    assert lines == ["node3: is the same machine as node1: one line a machine, with all its slots"]
+    assert doctor._machine() == doctor._machine()
+
+
+def test_the_gpus_of_a_machine_that_is_not_there_are_unknown():
+    remote, _ = network(deaf=["node2"], changes={"node3": {"gpus": []}})
+    lines = doctor.table(doctor.everywhere(HOSTS, [], remote)).splitlines()
+    assert "none" not in lines[2]
+    assert "none" in lines[3]
+
+
 def test_no_common_run_is_tried_with_a_machine_that_is_not_there():
     remote, asked = network(deaf=["node2"])
     doctor.everywhere(HOSTS, [], remote)
@@ -161,6 +176,9 @@ def test_hostfiles_that_name_nothing_or_one_machine_twice_are_refused(tmp_path):
     path.write_text("a slots=1\nb slots=2\na slots=3\n")
     with pytest.raises(RunError, match="a stands twice"):
         read_hosts(path)
+    path.write_text("localhost slots=1\nLOCALHOST slots=2\n")
+    with pytest.raises(RunError, match="LOCALHOST, localhost stands twice"):
+        read_hosts(path)
     path.write_text("a slots=1\n  b.example-1  slots=16 \r\n")
     assert read_hosts(path) == [Host("a", 1), Host("b.example-1", 16)]
 
@@ -173,7 +191,11 @@ def call(capsys, *words) -> tuple[int, str, str]:
 def test_doctor_of_this_machine_knows_the_data(capsys, tmp_path):
     code, out, _ = call(capsys, "doctor", toy.write(tmp_path / "r.yaml"), "--out", tmp_path / "not" / "yet")
     assert code == 0
-    assert out.endswith("1 machine, no problem found\n")
+    place = re.escape(str(tmp_path))
+    assert re.search(rf"run folder is not there yet, it will be made in {place}\n1 machine, no problem found\n$", out)
+    code, _, err = call(capsys, "doctor", "--out", tmp_path / "r.yaml" / "run")
+    assert code == 2
+    assert "r.yaml/run: cannot be written" in err
     code, out, _ = call(capsys, "doctor", "--json")
     mine = json.loads(out)
     assert mine["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -81,6 +84,7 @@ def test_every_script_ends_in_the_program_and_says_how_it_is_used(script):
         ("torchrun.sh", ["2", "$(touch hacked)", "2", "r.yaml"], {}),
         ("torchrun.sh", ["2", "node1:port", "2", "r.yaml"], {}),
         ("torchrun.sh", ["2", "localhost", "x", "r.yaml"], {}),
+        ("torchrun.sh", ["2", "localhost:99999", "2", "r.yaml"], {}),
         ("torchrun.sh", ["2", "no-such-host.invalid", "2", "r.yaml"], {}),
         ("torchrun.sh", ["2", "localhost", "2", "r.yaml"], {"LOOKALIKE_RESTARTS": "a[$(touch hacked)]"}),
         ("hostfile.sh", ["hosts", "r.yaml"], {"MASTER_PORT": "1;touch hacked"}),
@@ -119,14 +123,161 @@ def test_a_wrong_recipe_is_refused_once_and_not_by_every_rank(tmp_path):
     assert 'pretrain.epochs: "ten" is not a whole number' in done.stderr
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_a_run_folder_every_script_ends_in_one_line(tmp_path, recorded, script):
+    recipe = toy.write(tmp_path / "r.yaml")
+    (tmp_path / "hosts").write_text("node1 slots=1\n")
+    first = {"local.sh": ["2"], "torchrun.sh": ["1", "localhost", "2"], "hostfile.sh": ["hosts"]}.get(script, [])
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n", "SLURM_SUBMIT_DIR": str(ROOT)} if "slurm" in script else {}
+    done = launch(script, *first, str(recipe), "--accept-changes", stubs=recorded, cwd=tmp_path, **job)
+    assert done.returncode == 2
+    assert done.stderr == "lookalike: --out DIR is missing: name the run folder, one of an earlier run is resumed\n"
+    assert not calls(recorded)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("sys.exit(2)", 2),
+        ("time.sleep(0.2 * (rank == '0')); sys.exit(200 if rank == '0' else 1)", 1),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137),
+    ],
+)
+def test_torchrun_ends_with_the_code_of_a_rank_and_without_its_traceback(code, expected):
+    first = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "0", "--no-python"]
+    words = [sys.executable, str(LAUNCH / "elastic.py"), *first, sys.executable, "-c", RANK + code]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == expected
+    # A line a rank stays: it is what tells of restarts.
+    assert done.stderr.count("\n") <= 2, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+RANK = """
+import os, signal, sys, time
+rank = os.environ["RANK"]
+"""
+
+
+def ranks(code: str, *, world: int = 2, **how) -> subprocess.Popen:
+    """The launcher of one machine with ranks that run `code`; its end is waited for by `communicate`."""
+    words = [sys.executable, "-m", "lookalike.ranks", str(world), "-c", RANK + code]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("", 0),
+        ("sys.exit(2 if rank == '0' else 0)", 2),
+        # A rank that hears of another one's end may be gone before it.
+        ("time.sleep(0.5 * (rank == '1')); sys.exit(200 if rank == '0' else 1)", 1),
+        ("sys.exit(200)", 200),
+        ("sys.exit(201 if rank == '1' else 200)", 201),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else sys.exit(200)", 137),
+    ],
+)
+def test_the_launcher_ends_with_the_code_of_the_first_cause(code, expected):
+    process = ranks(code)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == expected
+    assert err == ("lookalike: rank 1 was ended by SIGKILL: the same command goes on\n" if expected == 137 else "")
+
+
+def test_each_rank_is_told_who_it_is():
+    names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    code = f"os.write(1, ' '.join(os.environ[n] for n in {names}).encode() + b'\\n')"
+    process = ranks(code, env={**os.environ, "MASTER_PORT": "junk", "RANK": "x"})
+    lines = sorted(process.communicate(timeout=30)[0].splitlines())
+    assert [line.split()[:4] for line in lines] == [[r, r, "2", "127.0.0.1"] for r in "01"]
+    assert len({line.split()[4] for line in lines}) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_the_launcher_hands_signals_on_to_every_rank_once(number):
+    code = """
+for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(n, lambda n, f: (os.write(1, b"got %d\\n" % n), sys.exit(128 + n)))
+os.write(1, b"ready\\n")
+time.sleep(30)"""
+    process = ranks(code)
+    assert [process.stdout.readline(), process.stdout.readline()] == ["ready\n"] * 2
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert out == f"got {int(number)}\n" * 2
+
+
+def test_a_rank_that_hears_nothing_is_killed_in_the_end():
+    hasty = "from lookalike import ranks; ranks._GRACE = ranks._LEAVE = 0.5; "
+    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); rank == '0' and time.sleep(60); time.sleep(1); sys.exit(3)"
+    words = [sys.executable, "-c", f"{hasty}raise SystemExit(ranks.launch(2, ['-c', {RANK + code!r}]))"]
+    assert subprocess.run(words, timeout=30).returncode == 3
+
+
+def training(tmp_path: Path, *first: str, epochs: int = 300) -> tuple[subprocess.Popen, Path, str]:
+    """Two ranks that train, from launch/local.sh, after their first steps; their run folder and a word of theirs."""
+    run, recipe = tmp_path / "run", toy.write(tmp_path / "r.yaml")
+    stages = [f"{name}=null" for name in ("probe", "finetune", "evaluate", "export")]
+    words = ["bash", str(LAUNCH / first[0]), *first[1:], str(recipe), f"pretrain.epochs={epochs}", *stages]
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("w") as said:
+        how = {"stdout": subprocess.DEVNULL, "stderr": said, "env": environment}
+        process = subprocess.Popen([*words, "--out", str(run)], **how)
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").exists() and len(toy.lines(run / "metrics.jsonl")) > 2):
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process, run, f"--out\0{run}\0"
+
+
+def running(word: str) -> list[int]:
+    """Processes with this in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+def saved(run: Path) -> bool:
+    last = toy.lines(run / "metrics.jsonl")[-1]["step"]
+    return (run / "checkpoints" / f"step_{last:08d}" / "manifest.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_a_launcher_that_is_stopped_or_killed_leaves_no_rank_and_everything_saved(tmp_path, number):
+    process, run, word = training(tmp_path, "local.sh", "2")
+    try:
+        process.send_signal(number)
+        assert process.wait(40) == (-9 if number == signal.SIGKILL else 138)
+        deadline = time.monotonic() + 30
+        while running(word) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not running(word)
+        assert saved(run)
+        said = (tmp_path / "said").read_text()
+        assert re.search(r"stopped by SIG(USR1|TERM) after step \d+ of 2700, saved", said)
+        assert "Traceback" not in said
+    finally:
+        for pid in running(word):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("first", [["local.sh", "3"], ["torchrun.sh", "1:2", "localhost:2990", "3"]])
 def test_every_word_reaches_the_program_as_it_came(tmp_path, recorded, first):
     done = launch(*first, *HOSTILE, stubs=recorded, cwd=tmp_path, PYTHON=str(recorded / "python"))
     assert done.returncode == 0, done.stderr
     (check, _), (run, environment) = calls(recorded)
-    assert check == ["python", "-m", "lookalike", "check", *HOSTILE]
+    assert check == ["python", "-m", "lookalike", "check", "--ranks", "3", *HOSTILE]
     assert run[-len(HOSTILE) - 3 :] == ["-m", "lookalike", "run", *HOSTILE]
-    assert run[run.index("--nproc-per-node") + 1] == "3"
+    assert "3" in run[: -len(HOSTILE)]
     assert int(environment["OMP_NUM_THREADS"]) >= 1
     assert not (tmp_path / "hacked").exists()
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "ssl" / "lookalike"
 FLOORS = [
     {"errors", "draw", "signals"},
-    {"comm", "recipe", "log", "folder", "hostfile"},
+    {"comm", "recipe", "log", "folder", "hostfile", "ranks"},
     {"views", "backbones", "optim", "statistics"},
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
     {"health", "trouble"},

@@ -302,6 +302,7 @@ def test_the_readmes_tico_is_the_trees():
     text = (root / "README.md").read_text().split("## Adding a method")[1]
     shown = [line for block in re.findall(r"```python\n(.*?)```", text, re.S) for line in block.splitlines() if line]
     assert len(shown) > 20
+    assert any("self._next_DD: Tensor | None = None" in line for line in shown)
     rest = iter((root / "ssl/lookalike/methods/tico.py").read_text().splitlines())
     missing = [line for line in shown if line not in rest]
     assert not missing

@@ -255,6 +255,47 @@ def test_a_first_node_without_an_address_is_refused_at_once(monkeypatch):
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.parametrize("port", ["junk", "-1", "0", "99999", ""])
+def test_a_port_that_is_none_is_refused_by_its_name(monkeypatch, port):
+    ranks_of(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    with pytest.raises(RunError, match=rf"environment: MASTER_PORT='{port}' is no port: say 1 to 65535"):
+        comm.start()
+
+
+def test_a_port_that_another_program_holds_is_refused_at_once(monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        ranks_of(monkeypatch, RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(other.getsockname()[1]))
+        with pytest.raises(RunError, match=r"MASTER_PORT=\d+ cannot be had on 127.0.0.1 \(.*in use\): choose another"):
+            comm.start()
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    comm._refuse_missing_gpu(3)
+    with pytest.raises(RunError, match=r"LOCAL_RANK=2, but GPUs here: 2"):
+        comm._refuse_missing_gpu(2)
+
+
+def test_a_rank_that_finds_no_first_one_says_so_in_one_line(tmp_path):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = [
+        sys.executable,
+        "-m",
+        "lookalike",
+        "run",
+        str(toy.write(tmp_path / "r.yaml")),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    environment = {**os.environ, **ranks, "LOOKALIKE_TIMEOUT": "0.1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == LOST, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert re.match(r"lookalike: process group at MASTER_ADDR=127.0.0.1, MASTER_PORT=\d+: ", done.stderr)
+
+
 def test_a_first_rank_that_never_comes_is_waited_for_only_so_long(monkeypatch):
     ranks_of(monkeypatch, MASTER_ADDR="127.0.0.1", LOOKALIKE_TIMEOUT="1")
     before = torch.distributed.distributed_c10d.default_pg_timeout

@@ -16,6 +16,7 @@ import typer
 
 import lookalike
 from lookalike.errors import LOST, Error, LostError
+from lookalike.ranks import follow_launcher
 from lookalike.signals import Stopped
 
 app = typer.Typer(
@@ -114,16 +115,20 @@ def check(
     overrides: Overrides = None,
     *,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="As for run; nothing is written.")] = None,
+    accept_changes: Accept = False,
     hostfile: HostFile = None,
+    ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=0, help="So many will be started.")] = 0,
 ) -> None:
-    """Refuses what `run` with the same words would refuse, and does nothing else: for launchers."""
+    """Refuses what `run` with the same words would refuse before its first step, and does nothing else."""
     from lookalike.hostfile import read_hosts
 
-    if hostfile:
-        read_hosts(hostfile)
+    ranks = sum(host.slots for host in read_hosts(hostfile)) if hostfile else ranks
+    if out is None:
+        raise Error("--out DIR is missing: name the run folder, one of an earlier run is resumed")
     from lookalike import pipeline
 
-    pipeline.preflight(lookalike.load_recipe(recipe, overrides or ()))
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    pipeline.check(loaded, out, accept_changes=accept_changes, ranks=ranks)
 
 
 @app.command()
@@ -186,10 +191,13 @@ def options(
 def main() -> None:
     """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop, LOST without a peer."""
     warnings.showwarning = _one_line
+    # A rank that finds no other says so itself; torch would add the stacks of its C++, once a try.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
     for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & set(dir(signal)):
         signal.signal(getattr(signal, name), _interrupt)
+    follow_launcher()
     code = guarded(app)
     if code == LOST:
         # What still runs on a device or in a thread waits for the lost rank: leave without asking it.

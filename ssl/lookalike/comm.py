@@ -9,6 +9,7 @@ one process would find on the whole batch, for even and uneven splits alike.
 
 import builtins
 import datetime
+import errno
 import os
 import re
 import socket
@@ -48,7 +49,12 @@ def rank() -> int:
 
 def world_size() -> int:
     """How many processes train together; before `start` as the launcher says."""
-    return dist.get_world_size() if started() else max(1, _number("WORLD_SIZE", 1))
+    if started():
+        return dist.get_world_size()
+    world = _number("WORLD_SIZE", 1)
+    if world < 1:
+        raise RunError("environment: WORLD_SIZE=0 is no number of ranks: unset it, or start ranks with torchrun")
+    return world
 
 
 def local_rank() -> int:
@@ -82,30 +88,47 @@ def timeout(asked: float) -> float:
     return seconds
 
 
+def environment(*, alone: bool = False) -> None:
+    """Raises RunError where the launcher's variables, or LOOKALIKE_TIMEOUT, make no sense."""
+    world = world_size()
+    if rank() >= world:
+        raise RunError(f"environment: RANK={rank()} of WORLD_SIZE={world}: unset both, or start with torchrun")
+    local_rank()
+    timeout(1.0)
+    missing = _missing()
+    if missing and world > 1:
+        raise RunError(f"environment: {', '.join(missing)} not set: start ranks with torchrun or launch/local.sh")
+    if world > 1 or (alone and not missing):
+        _refuse_port(os.environ["MASTER_PORT"])
+        _refuse_unknown_host(os.environ["MASTER_ADDR"])
+
+
+def _missing() -> list[str]:
+    return [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+
+
 def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
     """Joins the process group that the launcher's environment names; `alone` makes one of a single process.
 
-    A collective fails after `seconds`, or LOOKALIKE_TIMEOUT. Raises RunError when the environment is incomplete
-    or names no host, LostError when the group does not come together in that time.
+    A collective fails after `seconds`, or LOOKALIKE_TIMEOUT. Raises RunError when the environment makes no sense,
+    LostError when the group does not come together in that time.
     """
-    if not started() and rank() >= world_size():
-        raise RunError(f"environment: RANK={rank()} of WORLD_SIZE={world_size()}: unset both, or start with torchrun")
-    if started() or (world_size() == 1 and not alone):
+    if started():
         return
-    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if name not in os.environ]
-    if missing and world_size() > 1:
-        raise RunError(f"environment: {', '.join(missing)} not set: start ranks with torchrun or launch/local.sh")
+    environment(alone=alone)
+    if world_size() == 1 and not alone:
+        return
     if torch.cuda.is_available():
+        _refuse_missing_gpu(torch.cuda.device_count())
         torch.cuda.set_device(device())
     limit = datetime.timedelta(seconds=timeout(seconds) + _LATER)
     _default_timeout(limit)
     with _joining():
-        if missing:
+        if _missing():
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(_backend(), store=store, rank=0, world_size=1, timeout=limit)
         else:
-            _refuse_unknown_host(os.environ["MASTER_ADDR"])
+            _refuse_taken_port()
             dist.init_process_group(_backend(), timeout=limit)
         if world_size() > 1:
             _PATIENT[:] = [dist.new_group(backend="gloo", timeout=limit)]
@@ -119,6 +142,34 @@ def _default_timeout(limit: datetime.timedelta) -> None:
     """Groups that others make, DeepSpeed's among them, take the default, whatever `start` was told."""
     dist.distributed_c10d.default_pg_timeout = limit
     dist.distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
+
+
+def _refuse_missing_gpu(count: int) -> None:
+    if local_rank() >= count:
+        raise RunError(f"environment: LOCAL_RANK={local_rank()}, but GPUs here: {count}: start no more ranks than GPUs")
+
+
+def _refuse_port(text: str) -> None:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise RunError(f"environment: MASTER_PORT={text!r} is no port: say 1 to 65535, the same on all ranks")
+
+
+def _refuse_taken_port() -> None:
+    """The first rank listens on it, unless torchrun does so for all its ranks."""
+    if rank() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(place)
+        except OSError as error:
+            # An address that is not this machine's own (a service of Kubernetes) can only be tried in earnest.
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise RunError(
+                    f"environment: MASTER_PORT={place[1]} cannot be had on {place[0]} ({error.strerror}): "
+                    "choose another, the same on all ranks"
+                ) from error
 
 
 def _refuse_unknown_host(address: str) -> None:
@@ -138,7 +189,9 @@ def _joining() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         kind = LostError if lost(error) else RunError
-        raise kind(f"process group: {str(error).splitlines()[0]}: is every rank up and reachable?") from error
+        place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise kind(f"process group at {place}: {reason}: is every rank up and reachable?") from error
 
 
 def lost(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ import torch
 
 from lookalike import comm
 from lookalike.errors import Error, RunError
+from lookalike.folder import nearest, refuse_unwritable
 from lookalike.hostfile import Host
 from lookalike.log import say
 from lookalike.recipe import Recipe
@@ -55,11 +56,14 @@ def report(recipe: Recipe | None, out: Path) -> Report:
         "deepspeed": _version("deepspeed"),
         "lookalike": f"{_version('lookalike')} {_source()}".removeprefix("missing "),
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
-        "free": _free(out),
+        "free": shutil.disk_usage(nearest(out)).free,
+        "there": "" if out.exists() else str(nearest(out)),
+        "machine": _machine(),
         "data": "",
         "error": "",
     }
     try:
+        refuse_unwritable(out)
         if recipe:
             found["data"] = recipe.values["data"].build().split("train").fingerprint[:12]
     except Error as error:
@@ -86,10 +90,13 @@ def _gpu(i: int) -> str:
     return f"{found.name} {found.total_memory / 2**30:.0f} GiB"
 
 
-def _free(out: Path) -> int:
-    """Bytes free where `out` is or will be."""
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+def _machine() -> str:
+    """The same for two names of one machine: its kernel since it was started, and its network; empty where unknown."""
+    try:
+        network = Path("/proc/self/ns/net").readlink()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {network}"
+    except OSError:
+        return ""
 
 
 def here(recipe: Recipe | None, out: Path) -> list[Report]:
@@ -202,8 +209,12 @@ def problems(reports: Sequence[Report]) -> list[str]:
     sound = [one for one in reports if "torch" in one]
     for key, name in _SAME.items():
         found += _differing(sound, key, name)
+    known: dict[str, str] = {}
     for one in sound:
         found += _own(one)
+        first = known.setdefault(one.get("machine") or one["host"], one["host"])
+        if first != one["host"]:
+            found.append(f"{one['host']}: is the same machine as {first}: one line a machine, with all its slots")
     gpus = {one["host"]: len(one["gpus"]) for one in sound}
     if len(set(gpus.values())) > 1:
         counts = ", ".join(f"{host} {count}" for host, count in gpus.items())
@@ -249,6 +260,9 @@ def tell(reports: Sequence[Report], as_json: bool) -> None:
         say(table(reports))
         if found:
             raise RunError("\nlookalike: ".join(found))
+        for one in reports:
+            if one.get("there"):
+                say(f"{one['host']}: the run folder is not there yet, it will be made in {one['there']}")
         say(f"{len(reports)} machine{'s' * (len(reports) > 1)}, no problem found")
     elif found:
         raise SystemExit(2)
@@ -281,7 +295,7 @@ def _row(one: Report) -> list[str]:
         one["host"],
         str(one.get("slots", 1)),
         *(one.get(key, "?") for key in ("python", "torch", "deepspeed", "lookalike")),
-        f"{len(gpus)} × {gpus[0]}" if gpus else "none",
+        f"{len(gpus)} × {gpus[0]}" if gpus else "none" if "torch" in one else "?",
         f"{rate / 1e9:.2f} GB/s" if rate else "-",
         one.get("data") or "-",
         f"{one['free'] / 2**30:.0f} GiB" if "free" in one else "?",

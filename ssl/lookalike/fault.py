@@ -42,6 +42,12 @@ def parse(text: str) -> Fault:
     return Fault(kind, int(rank), int(step), Path(once) if once else None)
 
 
+def refuse_unknown() -> None:
+    """Raises RunError where LOOKALIKE_FAULT is set and asks for no fault."""
+    if os.environ.get(NAME):
+        parse(os.environ[NAME])
+
+
 def strike(step: int) -> None:
     """Does what LOOKALIKE_FAULT asks for, if anything, when `step` begins on this rank."""
     text = os.environ.get(NAME)

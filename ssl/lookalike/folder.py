@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _LARGEST = 16 * 2**20
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or the closest of its parents that is there."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Raises RunError unless something can be made in `folder`, or where it would be made; leaves nothing there."""
+    try:
+        Path(tempfile.mkdtemp(prefix=".tmp-", dir=nearest(folder))).rmdir()
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}): choose another --out") from error
 
 
 def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, Any] | None = None) -> None:

@@ -25,7 +25,8 @@ def read_hosts(path: str | Path) -> list[Host]:
     hosts = [_host(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if _says_something(line)]
     if not hosts:
         raise RunError(f"{path}: names no machine: a line `name slots=N` each")
-    twice = {host.name for host in hosts if [other.name for other in hosts].count(host.name) > 1}
+    names = [host.name.lower() for host in hosts]
+    twice = {host.name for host in hosts if names.count(host.name.lower()) > 1}
     if twice:
         raise RunError(f"{path}: {', '.join(sorted(twice))} stands twice: one line a machine, with all its slots")
     return hosts

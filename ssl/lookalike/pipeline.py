@@ -1,12 +1,13 @@
 """A recipe from end to end: its sections, the stages they name in order, and what it will do before it is done."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from torch import nn
 
-from lookalike import comm
+from lookalike import checkpoint, comm, fault
 from lookalike.backbones import Architecture, Backbone, make_backbone
 from lookalike.data import SOURCES
 from lookalike.data.order import Order
@@ -14,7 +15,8 @@ from lookalike.data.pack import Packing, cores
 from lookalike.data.pack import pack as write_shards
 from lookalike.data.pictures import Pictures
 from lookalike.data.sources import Folder
-from lookalike.errors import DataError, RecipeError
+from lookalike.errors import DataError, RecipeError, RunError
+from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.objectives import Objective
@@ -24,7 +26,8 @@ from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.finetune import Finetune, finetune
-from lookalike.stages.pretrain import Pretrain, make_method, pretrain
+from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
+from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
 
 SECTIONS: dict[str, Any] = {
@@ -65,18 +68,15 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
     """
     wanted = recipe.values
     training = [wanted[name].timeout for name in ("pretrain", "finetune") if wanted[name]]
+    fault.refuse_unknown()
     comm.start(seconds=max(training, default=1800.0))
-    preflight(recipe)
+    preflight(recipe, comm.world_size())
     folder = Path(out)
     backbone: Path | str = folder / "backbone"
     if wanted["pretrain"]:
         backbone = pretrain(recipe, folder, accept_changes=accept_changes)
-    elif wanted["backbone"].folder:
-        backbone = wanted["backbone"].folder
     else:
-        raise RecipeError(
-            f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one"
-        )
+        backbone = _given(recipe)
     scores: dict[str, Any] = {}
     if wanted["probe"] and comm.rank() == 0:
         scores |= probe(backbone, recipe, folder)
@@ -93,9 +93,52 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
     return folder
 
 
-def preflight(recipe: Recipe) -> None:
-    """Raises the error that a later stage would end with, before any work: labels, splits, objective, ONNX."""
+def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int = 0) -> None:
+    """Raises what `run` would raise before its first step, and leaves nothing behind.
+
+    `ranks`: how many a launcher will start, at least; 0: the environment is that of a rank, and judged too. Only
+    whether another run holds `out` is not asked: a machine may join one that is under way.
+    """
+    fault.refuse_unknown()
+    if ranks:
+        comm.timeout(1.0)
+    else:
+        comm.environment()
+    judge_run(out, recipe, accept_changes)
+    preflight(recipe, ranks or comm.world_size())
+    if recipe.values["pretrain"]:
+        check_pretrain(recipe)
+    else:
+        _given(recipe)
+
+
+def _given(recipe: Recipe) -> str:
+    """The backbone folder that a recipe without pretraining works on."""
+    folder: str | None = recipe.values["backbone"].folder
+    if folder is None:
+        raise RecipeError(
+            f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one"
+        )
+    return folder
+
+
+def judge_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
+    """Raises what checkpoint.open_run would raise for this folder, and makes nothing."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file: choose another --out")
+    if (out / checkpoint.RECIPE).exists():
+        if (out / "checkpoints").exists() or (out / "backbone").exists():
+            with warnings.catch_warnings(action="ignore"):  # the run itself says what it goes on with
+                checkpoint._refuse_other(out / checkpoint.RECIPE, recipe, accept_changes)
+    elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
+        raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
+    refuse_unwritable(out)
+
+
+def preflight(recipe: Recipe, ranks: int = 1) -> None:
+    """Raises the error that a stage would end with, before any work: shares of `ranks`, labels, objective, ONNX."""
     wanted = recipe.values
+    _preflight_ranks(recipe, ranks)
     source = wanted["data"].build()
     train = source.split("train")
     if wanted["backbone"].folder:
@@ -116,6 +159,24 @@ def preflight(recipe: Recipe) -> None:
         _preflight_finetune(wanted["finetune"], train, recipe.values["seed"])
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
+
+
+def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
+    pretraining, tuning = recipe.values["pretrain"], recipe.values["finetune"]
+    if pretraining:
+        refuse_more_ranks(recipe, ranks)
+    if tuning and tuning.classes_per_batch * tuning.per_class < ranks:
+        raise RecipeError(
+            f"{recipe.name}: finetune.per_class: {tuning.classes_per_batch * tuning.per_class} pictures a batch for "
+            f"{ranks} ranks: raise it, every rank needs one"
+        )
+    for name in ("pretrain", "finetune"):
+        engine = recipe.values[name] and recipe.values[name].engine
+        if engine and engine.name == "plain" and ranks > 1:
+            raise RecipeError(
+                f"{recipe.name}: {name}.engine: plain trains in one process, not on {ranks} ranks: remove it, or "
+                "name: zero"
+            )
 
 
 def _preflight_finetune(settings: Finetune, train: Pictures, seed: int) -> None:

@@ -20,6 +20,7 @@ from lookalike.features import embed, extract
 from lookalike.log import say
 from lookalike.loop import Job, Settings, make_views, train
 from lookalike.methods import METHODS
+from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Count, Index, Recipe, Spec
 from lookalike.scoring import knn
 from lookalike.statistics import global_batchnorm
@@ -115,20 +116,48 @@ def pretrain(
     return target
 
 
-def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
-    """The recipe's method on its backbone, on this rank's device, with weights that only the seed decides."""
+def check(recipe: Recipe) -> None:
+    """Raises what `pretrain` would raise before its first step, after building on the CPU what it would build."""
+    settings, source = recipe.section(Pretrain), recipe.values["data"].build()
+    module, size = build_method(recipe), recipe.values["backbone"].size
+    settings.optimizer.build(parameter_groups(module))
+    pictures = source.split("train", size)
+    labels_for(module, pictures)
+    if settings.knn_every_epochs:
+        make_judge(module.backbone, pictures, source.split("test", size), recipe.values["seed"])
+
+
+def refuse_more_ranks(recipe: Recipe, ranks: int) -> None:
+    """Raises RecipeError unless every rank has a picture of all that the backbone sees at once."""
+    settings = recipe.section(Pretrain)
+    key, pictures = "micro_batch", settings.micro_batch
+    if pictures is None:
+        key, pictures = (
+            "batch" if settings.accumulate == 1 else "batch / accumulate",
+            settings.batch // settings.accumulate,
+        )
+    if pictures < ranks:
+        raise RecipeError(
+            f"{recipe.name}: pretrain.{key}: {pictures} pictures for {ranks} ranks: raise it, every rank needs one"
+        )
+
+
+def build_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
+    """The recipe's method on its backbone, with weights that only the seed decides."""
     torch.manual_seed(draw.seed(recipe.values["seed"], "weights"))
     backbone = make_backbone(recipe.values["backbone"])
-    settings = recipe.section(Pretrain)
+    if method:
+        return method(backbone)
     try:
-        module = method(backbone) if method else settings.method.build(backbone)
+        return recipe.section(Pretrain).method.build(backbone)
     except ValueError as error:
-        raise RecipeError(f"{recipe.name}: pretrain.method: {settings.method.name}: {error}") from error
-    if settings.micro_batch and settings.micro_batch < comm.world_size():
-        raise RecipeError(
-            f"{recipe.name}: pretrain.micro_batch: {settings.micro_batch} pictures for {comm.world_size()} ranks: "
-            "raise it, every rank needs one"
-        )
+        raise RecipeError(f"{recipe.name}: pretrain.method: {recipe.section(Pretrain).method.name}: {error}") from error
+
+
+def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
+    """The method as it is trained, on this rank's device."""
+    refuse_more_ranks(recipe, comm.world_size())
+    settings, module = recipe.section(Pretrain), build_method(recipe, method)
     for part in module.modules():
         if isinstance(part, Backbone):
             part.pieces = settings.pieces
