@@ -517,16 +517,40 @@ def test_lengths_reach_the_losses_that_ask_for_them():
 def test_the_neck_is_a_batchnorm_whose_running_statistics_move_only_after_good_steps():
     loss = make("CrossEntropyLoss")
     neck, z = loss.neck, rows(12)
+    running = neck.running
     theirs = torch.nn.BatchNorm1d(D, momentum=1.0).double()
     torch.testing.assert_close(neck(z), theirs(z))
-    assert not neck.mean_D.any()
-    neck.forget()
-    neck.follow()
-    assert not neck.mean_D.any()
+    assert not running.mean_D.any()
+    running.forget()
+    running.follow()
+    assert not running.mean_D.any()
     neck(z)
-    neck.follow()
+    running.follow()
     weight, bias = neck.affine()
     torch.testing.assert_close(z @ weight.T + bias, theirs.eval()(z))
+
+
+def test_what_follows_a_step_owns_no_parameter():
+    """Else an engine that cuts parameters over ranks would gather them all for it, every step."""
+    names = ["CrossEntropyLoss", "CSMLLoss", "DynamicSoftMarginLoss", "ProxyAnchorLoss"]
+    parts = [part for name in names for part in make(name).modules() if hasattr(part, "follow")]
+    assert len(parts) == 2
+    assert all(not list(part.parameters()) for part in parts)
+
+
+def test_the_librarys_dynamic_margin_forgets_a_skipped_step():
+    loss, (z, labels) = make("DynamicSoftMarginLoss"), (rows(12), torch.tensor(LABELS["ordinary"]))
+    assert not loss.hist_.any()
+    loss(z, labels)
+    loss.forget()
+    assert not loss.hist_.any()
+    loss(z, labels)
+    loss.follow()
+    kept = loss.state_dict()["hist_"].clone()
+    assert kept.sum() == pytest.approx(1)
+    loss(-z[:6], labels[:6])
+    loss.forget()
+    assert torch.equal(loss.hist_, kept)
 
 
 def test_a_single_row_behind_the_neck_is_refused():

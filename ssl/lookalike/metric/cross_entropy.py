@@ -17,10 +17,10 @@ from lookalike.recipe import Fraction
 EPS, MOMENTUM = 1e-5, 0.1
 
 
-class Neck(nn.Module):
-    """A BatchNorm with a scale and no shift, over the rows of all ranks, which every rank holds.
+class Running(nn.Module):
+    """Mean and variance of the steps so far, for export alone: the mean of all at first, then an exponential one.
 
-    Its running statistics are for export alone; they move in `follow`, so a skipped step leaves no trace.
+    They move in `follow`, so a skipped step leaves no trace. Without parameters, so that `follow` gathers none.
     """
 
     mean_D: Tensor
@@ -29,26 +29,23 @@ class Neck(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.scale_D = nn.Parameter(torch.ones(dim))
         self.register_buffer("mean_D", torch.zeros(dim))
         self.register_buffer("var_D", torch.ones(dim))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
-    def forward(self, z_ND: Tensor) -> Tensor:
-        """(N, D) -> (N, D). Raises ValueError for a single row."""
-        found = F.batch_norm(z_ND, None, None, self.scale_D, None, training=True, eps=EPS)
+    def put(self, z_ND: Tensor) -> None:
+        """The rows of a batch of all ranks, two at least, to be noted by the next `follow`."""
         if self.training:
             self._waiting = [*self._waiting, (z_ND.detach().mean(dim=0), z_ND.detach().var(dim=0))]
-        return found
 
     def forget(self) -> None:
-        """Drops the statistics since the last `follow`."""
+        """Drops what was put since the last `follow`."""
         self._waiting = []
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Moves the running statistics: the mean of all steps at first, then an exponential one."""
+        """Moves mean and variance (unbiased)."""
         for mean_D, var_D in self._waiting:
             self.steps += 1
             share = (1 / self.steps).clamp(min=MOMENTUM).to(self.mean_D)
@@ -56,10 +53,25 @@ class Neck(nn.Module):
             self.var_D.lerp_(var_D.to(self.var_D), share)
         self._waiting = []
 
+
+class Neck(nn.Module):
+    """A BatchNorm with a scale and no shift, over the rows of all ranks, which every rank holds."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale_D = nn.Parameter(torch.ones(dim))
+        self.running = Running(dim)
+
+    def forward(self, z_ND: Tensor) -> Tensor:
+        """(N, D) -> (N, D). Raises ValueError for a single row."""
+        found = F.batch_norm(z_ND, None, None, self.scale_D, None, training=True, eps=EPS)
+        self.running.put(z_ND)
+        return found
+
     def affine(self) -> tuple[Tensor, Tensor]:
         """(W, b) of what it does with its running statistics."""
-        slope_D = self.scale_D.detach() / (self.var_D + EPS).sqrt()
-        return slope_D.diag(), -self.mean_D * slope_D
+        slope_D = self.scale_D.detach() / (self.running.var_D + EPS).sqrt()
+        return slope_D.diag(), -self.running.mean_D * slope_D
 
 
 class CrossEntropyLoss(BaseMetricLossFunction):  # type: ignore[misc]
