@@ -83,7 +83,8 @@ def batch() -> tuple[Tensor, Tensor]:
     return z_ND, torch.arange(24) % 4
 
 
-REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 1.0}}
+PARTS = [{"objective": "FaceNetLoss"}, {"objective": "CrossEntropyLoss", "weight": 0.5}]
+REQUIRED = {"RankedListLoss": {"margin": 0.4, "Tn": 1.0}, "WeightedSum": {"parts": PARTS}}
 
 
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore:__array_wrap__ must accept")  # the library's

@@ -660,7 +660,7 @@ def test_pytorch_metric_learning_losses() -> None:
 
 # The recipes we ship
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,12 @@ from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import of_classes, split_classes
-from lookalike.metric.objectives import Objective
 from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
-from lookalike.stages.finetune import Finetune, finetune
+from lookalike.stages.finetune import Finetune, finetune, make_objective
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
@@ -182,7 +181,7 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
 def _preflight_finetune(settings: Finetune, train: Pictures, seed: int) -> None:
     seen, _ = split_classes(len(train.classes), settings.held_out)
     PKOrder(of_classes(train, seen)[1], settings.classes_per_batch, settings.per_class, seed)
-    Objective(settings.objective, settings.miner, num_classes=len(seen), embedding_size=settings.dim)
+    make_objective(settings, len(seen), seed)
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -30,7 +31,20 @@ class Embedding(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim), length 1."""
-        return F.normalize(self.head(self.backbone(x_BCHW)).float(), dim=1)
+        return F.normalize(self.raw(x_BCHW), dim=1)
+
+    def raw(self, x_BCHW: Tensor) -> Tensor:
+        """The same before it is brought to length 1, for objectives to which lengths say something."""
+        found: Tensor = self.head(self.backbone(x_BCHW)).float()
+        return found
+
+    @torch.no_grad()
+    def fold(self, weight_KD: Tensor, bias_K: Tensor) -> None:
+        """Appends x -> W x + b to the head; `dim` becomes K."""
+        old, self.dim = self.head, len(bias_K)
+        self.head = nn.Linear(self.backbone.dim, self.dim, device=old.weight.device)
+        self.head.weight.copy_(weight_KD @ old.weight)
+        self.head.bias.copy_(weight_KD @ old.bias + bias_K)
 
 
 def embedding_files(model: Embedding) -> dict[str, bytes]:

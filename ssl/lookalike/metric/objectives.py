@@ -1,95 +1,229 @@
-"""Every loss, miner, distance, reducer and regularizer of pytorch-metric-learning, by its own name.
+"""OBJECTIVES, every loss a recipe can name: the library's and our own; and what trains by them over all ranks."""
 
-Left out are base classes, wrappers that take another loss or a queue, and the two that know no labels.
-"""
-
+import contextlib
 import inspect
-from collections.abc import Iterable, Mapping
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
-from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from torch import Tensor, nn
 
-from lookalike import comm
-from lookalike.blocks import Loss
+from lookalike import comm, draw
+from lookalike.blocks import Loss, unit
 from lookalike.errors import RunError
-from lookalike.recipe import Choice, Spec
+from lookalike.metric.constellation import ConstellationLoss
+from lookalike.metric.cross_entropy import CrossEntropyLoss
+from lookalike.metric.csml import CSMLLoss
+from lookalike.metric.facenet import FaceNetLoss
+from lookalike.metric.library import LOSSES, MINER, MINERS, PARTS
+from lookalike.metric.memory import Memory, MemorySettings
+from lookalike.metric.n_pair import MultiClassNPairLoss
+from lookalike.metric.quadruplet import QuadrupletLoss
+from lookalike.metric.sentence import SentenceClassificationLoss, SentenceRegressionLoss, SentenceTripletLoss
+from lookalike.optim import Moment
+from lookalike.recipe import Choice, NonNegative, Spec
+from lookalike.statistics import precise
 
-_WRAPPERS = (
-    "BaseMetricLossFunction",
-    "BaseLossWrapper",
-    "CrossBatchMemory",
-    "GenericPairLoss",
-    "MultipleLosses",
-    "SelfSupervisedLoss",
-    "WeightRegularizerMixin",
-    "EmbeddingRegularizerMixin",
-    "VICRegLoss",
-    "ManifoldLoss",
-    "BaseMiner",
-    "BaseDistance",
-    "BaseReducer",
-    "BaseRegularizer",
-    "MultipleReducers",
-    "DivisorReducer",
+__all__ = ["GIVEN", "MINER", "MINERS", "OBJECTIVE", "OBJECTIVES", "OWN", "Objective", "Part", "WeightedSum"]
+
+OWN = (
+    QuadrupletLoss,
+    ConstellationLoss,
+    MultiClassNPairLoss,
+    CSMLLoss,
+    SentenceClassificationLoss,
+    SentenceRegressionLoss,
+    SentenceTripletLoss,
+    CrossEntropyLoss,
+    FaceNetLoss,
 )
 # What the stage knows and the recipe need not say, by the names that the library has for it.
 _WIDTH = ("embedding_size", "descriptors_dim")
-GIVEN = frozenset({"num_classes", *_WIDTH})
+GIVEN = frozenset({"num_classes", "seed", *_WIDTH})
+SINGLE: Mapping[str, Any] = {**LOSSES, **{kind.__name__: kind for kind in OWN}}
 
 
-def _public(room: ModuleType, skip: Iterable[str] = _WRAPPERS) -> dict[str, Any]:
-    return {name: kind for name, kind in sorted(vars(room).items()) if inspect.isclass(kind) and name not in skip}
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One objective of a sum, with a miner of its own."""
+
+    objective: Annotated[Spec, Choice(SINGLE, given=GIVEN, nested=PARTS)]
+    miner: Annotated[Spec, MINER] | None = None
+    weight: NonNegative = 1.0
 
 
-DISTANCES = _public(distances)
-REDUCERS = _public(reducers)
-REGULARIZERS = _public(regularizers)
-_PARTS: Mapping[str, Choice] = {
-    "distance": Choice(DISTANCES),
-    "reducer": Choice(REDUCERS),
-    "embedding_regularizer": Choice(REGULARIZERS),
-    "weight_regularizer": Choice(REGULARIZERS),
-}
-OBJECTIVES = _public(losses)
-MINERS = _public(miners)
-OBJECTIVE = Choice(OBJECTIVES, given=GIVEN, nested=_PARTS)
-MINER = Choice(MINERS, nested=_PARTS)
+@dataclass(frozen=True, kw_only=True)
+class WeightedSum:
+    """Several objectives of the same embeddings, each times its weight, added up."""
+
+    parts: list[Part]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts: none given, list one at least")
+
+
+OBJECTIVES: Mapping[str, Any] = {**SINGLE, "WeightedSum": WeightedSum}
+OBJECTIVE = Choice(OBJECTIVES, given=GIVEN, nested=PARTS)
+
+
+class Term(nn.Module):
+    """A loss, its miner and its weight. Rows come of any length; a loss that asks for unit rows gets these.
+
+    A loss asks for rows as they are by `unnormalised`, or by a distance that does not normalise.
+    """
+
+    def __init__(self, part: Part, given: Mapping[str, Any]) -> None:
+        super().__init__()
+        wanted = GIVEN & required(SINGLE[part.objective.name])
+        self.name, self.weight = part.objective.name, part.weight
+        self.loss = part.objective.build(**{name: given[name] for name in wanted})
+        self.miner = part.miner.build() if part.miner else None
+        normalises = getattr(self.loss.distance, "normalize_embeddings", True)
+        self.raw = getattr(self.loss, "unnormalised", False) or not normalises
+        self.compares = True
+
+    def forward(
+        self, z_ND: Tensor, labels_N: Tensor, ref_RD: Tensor | None = None, ref_R: Tensor | None = None
+    ) -> Tensor:
+        """The loss of rows (N, D), against themselves or against references (R, D) that they are no part of."""
+        if not self.raw:
+            z_ND, ref_RD = unit(z_ND), None if ref_RD is None else unit(ref_RD)
+        chosen = self.miner(z_ND, labels_N, ref_RD, ref_R) if self.miner else None
+        value: Tensor = self.loss(z_ND, labels_N, chosen, ref_RD, ref_R)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise TypeError("gives no single number: choose another reducer")
+        return value.reshape(())
 
 
 class Objective(nn.Module):
-    """A loss with its miner over the batch of all ranks: gathered in rank order, so that every rank sees the same."""
+    """What fine-tuning descends: losses with their miners over the batch of all ranks, perhaps with a memory.
 
-    def __init__(self, objective: Spec, miner: Spec | None, *, num_classes: int, embedding_size: int) -> None:
+    Rows are gathered in rank order, so every rank computes the same loss of the same rows, and draws alike by `seed`
+    and step. Embeddings that are no numbers, on any rank, make the loss NaN on all, whatever the loss would say.
+    Raises RunError when parts do not fit one another.
+    """
+
+    def __init__(
+        self,
+        objective: Spec,
+        miner: Spec | None,
+        *,
+        num_classes: int,
+        embedding_size: int,
+        seed: int = 0,
+        memory: MemorySettings | None = None,
+    ) -> None:
         super().__init__()
-        given = {"num_classes": num_classes, **dict.fromkeys(_WIDTH, embedding_size)}
-        wanted = {name: given[name] for name in GIVEN & required(OBJECTIVES[objective.name])}
-        try:
-            self.loss = objective.build(**wanted)
-            self.miner = miner.build() if miner else None
-            self._try(num_classes, embedding_size)
-        except Exception as error:  # a library of many authors raises whatever it meets: the recipe chose it
-            reason = " ".join(str(error).split())[:200]
-            names = objective.name + (f" with {miner.name}" if miner else "")
-            raise RunError(f"finetune.objective: {names}: {type(error).__name__}: {reason}") from error
+        self.seed, self.step, self.about_memory = seed, 0, memory
+        given = {"num_classes": num_classes, "seed": seed, **dict.fromkeys(_WIDTH, embedding_size)}
+        parts = [Part(objective=objective, miner=miner)]
+        if objective.name == "WeightedSum":
+            parts = _parts(objective, miner)
+        self.terms = nn.ModuleList()
+        for part in parts:
+            names = part.objective.name + (f" with {part.miner.name}" if part.miner else "")
+            with _explained(names):
+                term = Term(part, given)
+                self._try(term, num_classes, embedding_size)
+            self.terms.append(term)
+        self.memory = Memory(memory.size, embedding_size, memory.warmup_steps) if memory else None
+        if memory and not any(term.compares for term in self._terms()):
+            names = ", ".join(term.name for term in self._terms())
+            raise RunError(f"finetune.memory: {names}: compares no embeddings with others: leave memory out")
+        if len([term for term in self._terms() if _affine(term) is not None]) > 1:
+            raise RunError("finetune.objective: two parts want to be folded into the head: leave one neck or A out")
 
-    @torch.no_grad()
-    def _try(self, num_classes: int, embedding_size: int) -> None:
+    def _try(self, term: Term, num_classes: int, embedding_size: int) -> None:
         """One random batch on this process alone, so that parts that do not fit are refused before training."""
         labels_N = torch.arange(24) % min(4, num_classes)
-        with torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             z_ND = torch.nn.functional.normalize(torch.randn(24, embedding_size), dim=1)
-            self.loss(z_ND, labels_N, self.miner(z_ND, labels_N) if self.miner else None)
+            term(z_ND, labels_N)
+            if self.about_memory:
+                try:
+                    term(z_ND, labels_N, torch.randn(40, embedding_size), torch.arange(40) % min(4, num_classes))
+                except ValueError as error:
+                    if "ref_emb is not supported" not in str(error):
+                        raise
+                    term.compares = False
+        for part in term.modules():
+            if callable(forget := getattr(part, "forget", None)):
+                forget()
+
+    def _terms(self) -> list[Any]:
+        return list(self.terms)
+
+    def begin(self, moment: Moment) -> None:
+        """Another step, other draws."""
+        self.step = moment.step
 
     def forward(self, z_BD: Tensor, labels_B: Tensor) -> Loss:
-        """Embeddings (B, D) and classes (B,) of this rank -> the loss over all ranks' rows, in fp32."""
-        with torch.autocast(z_BD.device.type, enabled=False):
-            z_ND, labels_N = comm.cat(z_BD.float()), comm.cat(labels_B)
-            chosen = self.miner(z_ND, labels_N) if self.miner else None
-            value = self.loss(z_ND, labels_N, chosen)
-        return Loss(value, {})
+        """Embeddings (B, D) of any length and classes (B,) of this rank -> the loss over all ranks' rows, in fp32.
+
+        Terms: each part's value where there are several, and how many rows the memory holds.
+        """
+        device = z_BD.device
+        with torch.autocast(device.type, enabled=False), _same_draws(device, self.seed, self.step):
+            z_ND, labels_N = comm.cat(precise(z_BD)), comm.cat(labels_B)
+            good = z_ND.detach().isfinite().all()
+            rows_ND = torch.where(good, z_ND, 0.0)
+            values = self._values(rows_ND, labels_N)
+            total = torch.stack([v * term.weight for v, term in zip(values, self._terms(), strict=True)]).sum()
+            value = torch.where(good, total, torch.nan)
+            if self.memory:
+                self.memory.put(rows_ND, labels_N)
+        named = zip(values, self._terms(), strict=True)
+        terms = {f"loss/{i}_{term.name}": v.detach() for i, (v, term) in enumerate(named)} if len(values) > 1 else {}
+        if self.memory:
+            terms["memory"] = self.memory.written.clamp(max=len(self.memory.rows_QD)).to(value.dtype)
+        return Loss(value, terms)
+
+    def _values(self, rows_ND: Tensor, labels_N: Tensor) -> list[Tensor]:
+        """Each part's loss within the batch, and against the memory once there is something in it."""
+        values = [term(rows_ND, labels_N) for term in self._terms()]
+        past = self.memory.filled() if self.memory else ()
+        if past and len(past[0]) and self.about_memory:
+            ref_RD, ref_R = past[0].to(rows_ND.dtype), past[1]
+            for i, term in enumerate(self._terms()):
+                if term.compares:
+                    values[i] = values[i] + self.about_memory.weight * term(rows_ND, labels_N, ref_RD, ref_R)
+        return values
+
+    def affine(self) -> tuple[Tensor, Tensor] | None:
+        """(W, b) to be folded into the head, so that the embedding is what was compared; None if it is already."""
+        return next((found for term in self._terms() if (found := _affine(term)) is not None), None)
+
+
+def _parts(objective: Spec, miner: Spec | None) -> list[Part]:
+    if miner:
+        raise RunError("finetune.miner: a WeightedSum has none: give it to one of its parts")
+    with _explained("WeightedSum"):
+        found: list[Part] = objective.build().parts
+    return found
+
+
+def _affine(term: Any) -> tuple[Tensor, Tensor] | None:
+    asked = getattr(term.loss, "affine", None)
+    return asked() if callable(asked) else None
+
+
+@contextlib.contextmanager
+def _explained(names: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a library of many authors raises whatever it meets: the recipe chose it
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"finetune.objective: {names}: {type(error).__name__}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _same_draws(device: torch.device, seed: int, step: int) -> Iterator[None]:
+    """What the library draws from torch's generators is alike on all ranks; afterwards they are as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(draw.seed(seed, "objective", step))
+        yield
 
 
 def required(kind: type) -> set[str]:

@@ -21,18 +21,18 @@ class Choice:
 
     `table` may be a function that returns the table, called only for a recipe that has the section. `given`
     are arguments the program supplies; `nested` are arguments, of constructors without annotations, that are
-    Choices themselves.
+    Choices themselves, or annotations for what a default alone does not tell.
     """
 
     table: Mapping[str, Callable[..., Any]] | Callable[[], Mapping[str, Callable[..., Any]]]
     given: frozenset[str] | set[str] = frozenset()
-    nested: Mapping[str, "Choice"] = field(default_factory=dict)
+    nested: Mapping[str, Any] = field(default_factory=dict)
 
     def makers(self) -> Mapping[str, Callable[..., Any]]:
         return self.table() if callable(self.table) else self.table
 
     def keys(self, name: str) -> dict[str, Key]:
-        nested = {key: Annotated[Spec, choice] for key, choice in self.nested.items()}
+        nested = {k: Annotated[Spec, kind] if isinstance(kind, Choice) else kind for k, kind in self.nested.items()}
         return keys_of(self.makers()[name], {*self.given, "name"}, nested)
 
     def spec(self, name: str, **args: Any) -> Spec:

@@ -20,6 +20,7 @@ from lookalike.log import say
 from lookalike.loop import Job, Settings, make_views, train
 from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.embedding import Embedding, embedding_files
+from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
 from lookalike.recipe import Choice, Count, NonNegative, Recipe, Spec, Width
@@ -33,12 +34,13 @@ VIEW = Choice(VIEWS)
 class Finetune(Settings):
     """Metric learning on the first classes; the share `held_out` of the classes is never shown.
 
-    A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `freeze` trains
-    the head alone.
+    A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory` compares it
+    with earlier ones; `freeze` trains the head alone.
     """
 
-    objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("TripletMarginLoss", margin=0.2)
-    miner: Annotated[Spec, MINER] | None = MINER.spec("TripletMarginMiner", margin=0.2, type_of_triplets="semihard")
+    objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("FaceNetLoss")
+    miner: Annotated[Spec, MINER] | None = None
+    memory: MemorySettings | None = None
     views: Annotated[Spec, VIEW] = VIEW.spec("symmetric", views=1, crop=(0.5, 1.0), grey=0.0, blur=0.0)
     epochs: Count = 10
     warmup_epochs: NonNegative = 1.0
@@ -58,7 +60,7 @@ class System(nn.Module):
 
     def forward(self, view_BCHW: Tensor, labels_B: Tensor) -> Loss:
         """One view of each picture and its class -> the loss over all ranks."""
-        loss: Loss = self.objective(self.model(view_BCHW), labels_B)
+        loss: Loss = self.objective(self.model.raw(view_BCHW), labels_B)
         return loss
 
 
@@ -88,6 +90,8 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     if comm.rank() == 0:
         facts = {**about, "method": settings.objective.name, "epochs": settings.epochs, "classes": len(seen)}
         model = system.model
+        if folded := system.objective.affine():
+            model.fold(*folded)
         card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
         say(f"finetune: embedding model in {target}")
     comm.barrier()
@@ -111,9 +115,14 @@ def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int)
     """The embedding model and its objective on this rank's device; head and proxies drawn by the seed alone."""
     torch.manual_seed(draw.seed(seed, "finetune", "weights"))
     backbone.requires_grad_(not settings.freeze)
-    objective = Objective(settings.objective, settings.miner, num_classes=classes, embedding_size=settings.dim)
-    system = System(Embedding(backbone, settings.dim), objective)
+    system = System(Embedding(backbone, settings.dim), make_objective(settings, classes, seed))
     return global_batchnorm(system.train()).to(comm.device())
+
+
+def make_objective(settings: Finetune, classes: int, seed: int) -> Objective:
+    """The section's objective with its miner and memory. Raises RunError when they do not fit one another."""
+    chosen = (settings.objective, settings.miner)
+    return Objective(*chosen, num_classes=classes, embedding_size=settings.dim, seed=seed, memory=settings.memory)
 
 
 def make_inputs(

@@ -1,0 +1,105 @@
+"""Constellation loss: an anchor and its positive against K negatives of K different classes at once.
+
+Medela & Picon, "Constellation loss: improving the efficiency of deep metric learning loss functions for the optimal
+embedding of histopathological images", 2019, arXiv 1905.10675, equation 5. Sohn's N-pair loss is its special case on
+N-pair batches, the smooth triplet loss with margin 0 that of K = 1.
+"""
+
+from typing import Any, Literal
+
+import torch
+from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.losses import BaseMetricLossFunction
+from torch import Tensor
+
+from lookalike import draw
+from lookalike.metric.tuples import classes, dissimilarity, masks
+from lookalike.optim import Moment
+from lookalike.recipe import Count
+
+
+def hard_negatives(s_AR: Tensor, negative_AR: Tensor, y_R: Tensor, k: int) -> Tensor:
+    """(A, K): the most similar negative of each class, then the K highest of these; -inf where there are fewer.
+
+    s_AR: similarities of anchors to references; y_R: the references' classes, counted from 0.
+    """
+    count = int(y_R.max()) + 1
+    masked_AR = s_AR.masked_fill(~negative_AR, -torch.inf)
+    best_AC = s_AR.new_full((len(s_AR), count), -torch.inf)
+    best_AC = best_AC.scatter_reduce(1, y_R.expand_as(s_AR), masked_AR, "amax")
+    return best_AC.topk(min(k, count), dim=1).values
+
+
+def random_negatives(negative_AR: Tensor, y_R: Tensor, k: int, seed: int) -> Tensor:
+    """(A, R) booleans: of each anchor K classes, and one negative of each; all that there are where there are fewer.
+
+    A pure function of the seed, drawn on the CPU: alike on all ranks and devices.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, count = len(negative_AR), int(y_R.max()) + 1
+    key_AR = torch.rand(negative_AR.shape, generator=generator, dtype=torch.float64).to(y_R.device)
+    key_AC = torch.rand(rows, count, generator=generator, dtype=torch.float64).to(y_R.device)
+    key_AR = key_AR.masked_fill(~negative_AR, -1.0)
+    index_AR = y_R.expand_as(key_AR)
+    best_AC = key_AR.new_full((rows, count), -1.0).scatter_reduce(1, index_AR, key_AR, "amax")
+    key_AC = key_AC.masked_fill(best_AC < 0, -1.0)
+    least_A1 = key_AC.topk(min(k, count), dim=1).values[:, -1:]
+    class_AC = (key_AC >= least_A1) & (best_AC >= 0)
+    return negative_AR & class_AC.gather(1, index_AR) & (key_AR == best_AC.gather(1, index_AR))
+
+
+def constellation(s_AR: Tensor, negatives_AK: Tensor, a_P: Tensor, p_P: Tensor) -> Tensor:
+    """(P,): log(1 + Σ_k exp(s(a, n_k) - s(a, p))) of each pair (a, p), as the softplus of a log-sum-exp.
+
+    negatives_AK: the anchors' similarities to their negatives, -inf for none; each row has one at least.
+    """
+    x_P = negatives_AK.logsumexp(dim=1)[a_P] - s_AR[a_P, p_P]
+    return torch.logaddexp(x_P, torch.zeros_like(x_P))
+
+
+class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
+    """Constellation loss (Medela & Picon 2019, arXiv 1905.10675), the mean over all pairs of anchor and positive.
+
+    `negatives` hard: of each class the most similar, then the K most similar of these; random: K classes and a picture
+    of each, drawn anew for each anchor and step; all: every picture of another class, whatever K is. `k` above the
+    classes there are becomes their number. A pair without negatives takes no part. Compares raw dot products of
+    embeddings of any length by default.
+    """
+
+    unnormalised = True
+
+    def __init__(
+        self, seed: int = 0, *, negatives: Literal["hard", "random", "all"] = "hard", k: Count = 4, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.negatives, self.k, self.seed, self.step = negatives, k, seed, 0
+
+    def begin(self, moment: Moment) -> None:
+        """Another step, other draws."""
+        self.step = moment.step
+
+    def compute_loss(
+        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+    ) -> Any:
+        """As the library asks: one value a positive pair."""
+        positive_BR, negative_BR, _ = masks(indices_tuple, labels, ref_labels)
+        _, y_R = classes(labels, ref_labels)
+        anchor_A = torch.nonzero(positive_BR.any(dim=1) & negative_BR.any(dim=1)).flatten()
+        if not len(anchor_A):
+            return self.zero_losses()
+        s_AR = -dissimilarity(self.distance, embeddings, ref_emb)[anchor_A]
+        a_P, p_P = torch.nonzero(positive_BR[anchor_A], as_tuple=True)
+        loss_P = constellation(s_AR, self._pick(s_AR, negative_BR[anchor_A], y_R), a_P, p_P)
+        return {"loss": {"losses": loss_P, "indices": (anchor_A[a_P], p_P), "reduction_type": "pos_pair"}}
+
+    def _pick(self, s_AR: Tensor, negative_AR: Tensor, y_R: Tensor) -> Tensor:
+        if self.negatives == "hard":
+            return hard_negatives(s_AR, negative_AR, y_R, self.k)
+        if self.negatives == "random":
+            seed = draw.seed(self.seed, "constellation", self.step)
+            negative_AR = random_negatives(negative_AR, y_R, self.k, seed)
+        return s_AR.masked_fill(~negative_AR, -torch.inf)
+
+    def get_default_distance(self) -> Any:
+        """f_a · f_b."""
+        return DotProductSimilarity(normalize_embeddings=False)

@@ -1,0 +1,58 @@
+"""What a miner or the labels say about pairs, as masks: which reference is a positive, which a negative of an anchor.
+
+B² booleans instead of lists of B³ triplets.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+from torch import Tensor
+
+
+class Masks(NamedTuple):
+    """Booleans (B, R) of anchors and references, and whether each pair stands there in both orders."""
+
+    positive_BR: Tensor
+    negative_BR: Tensor
+    mirrored: bool = False
+
+    def once(self) -> "Masks":
+        """The same with each unordered pair once."""
+        if not self.mirrored:
+            return self
+        return Masks(self.positive_BR.triu(), self.negative_BR.triu())
+
+
+def masks(indices_tuple: Any, labels_B: Tensor, labels_R: Tensor) -> Masks:
+    """Of a miner's pairs or triplets; where there are none, of the labels, a row never its own positive.
+
+    Raises ValueError when labels are no whole numbers: floats would make one class of 2²⁴ and 2²⁴ + 1.
+    """
+    if labels_B.is_floating_point() or labels_R.is_floating_point():
+        raise ValueError(f"labels are {labels_B.dtype}: give whole numbers (int64)")
+    if indices_tuple is None:
+        same_BR = labels_B[:, None] == labels_R[None]
+        itself = labels_R is labels_B
+        positive_BR = same_BR.clone().fill_diagonal_(False) if itself else same_BR
+        return Masks(positive_BR, ~same_BR, mirrored=itself)
+    a, p, b, n = lmu.convert_to_pairs(indices_tuple, labels_B, labels_R)
+    empty = torch.zeros(len(labels_B), len(labels_R), dtype=torch.bool, device=labels_B.device)
+    positive_BR, negative_BR = empty.clone(), empty
+    positive_BR[a, p], negative_BR[b, n] = True, True
+    return Masks(positive_BR, negative_BR)
+
+
+def classes(labels_B: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The same classes counted from 0 in the order of their labels: (B,) and (R,)."""
+    if labels_R is labels_B:
+        y_B = torch.unique(labels_B, return_inverse=True)[1]
+        return y_B, y_B
+    both = torch.unique(torch.cat([labels_B, labels_R]), return_inverse=True)[1]
+    return both[: len(labels_B)], both[len(labels_B) :]
+
+
+def dissimilarity(distance: Any, z_BD: Tensor, ref_RD: Tensor) -> Tensor:
+    """(B, R) by one of the library's distances, larger the further apart; similarities change their sign."""
+    mat_BR: Tensor = distance(z_BD, ref_RD)
+    return -mat_BR if distance.is_inverted else mat_BR
