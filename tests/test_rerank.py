@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lookalike.errors import Error
+from lookalike.scoring import rerank
 from lookalike.scoring.rerank import distances
 
 
@@ -114,6 +115,11 @@ def test_copies_and_a_collapse_give_numbers():
             assert found.isfinite().all()
             assert found.min() >= 0
             assert found.max() <= 1
+
+
+def test_a_row_is_its_own_first_neighbour_among_copies():
+    near_NK, _ = rerank._neighbours(torch.ones(9, 2, dtype=torch.float64), 3)
+    assert near_NK[:, 0].equal(torch.arange(9))
 
 
 @pytest.mark.parametrize(

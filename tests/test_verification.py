@@ -22,7 +22,8 @@ def lfw(seed=0):
     """10 folds of 300 same and 300 different pairs, in the order of the data set's file."""
     generator = torch.Generator().manual_seed(seed)
     same_P = (torch.arange(6000) % 600) < 300
-    return torch.randn(6000, generator=generator) + 2 * same_P, same_P, torch.arange(6000) // 600
+    scores_P = torch.randn(6000, generator=generator) + 2 * same_P
+    return (50 * scores_P).round() / 50, same_P, torch.arange(6000) // 600
 
 
 @pytest.mark.parametrize("data", [pairs(), pairs(seed=1, ties=True), pairs(seed=2, gap=-1.0)])
@@ -73,11 +74,11 @@ def test_the_equal_error_lies_on_the_curve_where_the_errors_meet(data):
     found = v.roc(*data)
     far, tar = (found.false_T / found.negatives).numpy(), (found.true_T / found.positives).numpy()
     fine = np.linspace(0, 1, len(far))
-    dense = np.linspace(0, 1, 2_000_001)
+    dense = np.linspace(0, 1, 200_001)
     far_fine, frr_fine = np.interp(dense, fine, far), 1 - np.interp(dense, fine, tar)
     at = np.abs(far_fine - frr_fine).argmin()
-    assert v.eer(found) == pytest.approx(far_fine[at], abs=1e-4)
-    assert v.eer(found) == pytest.approx(frr_fine[at], abs=1e-4)
+    assert v.eer(found) == pytest.approx(far_fine[at], abs=1e-3)
+    assert v.eer(found) == pytest.approx(frr_fine[at], abs=1e-3)
 
 
 def test_the_equal_error_of_a_list_made_by_hand():
@@ -119,7 +120,7 @@ def test_folds_equal_the_protocol_in_loops():
     found = v.over_folds(scores_P, same_P, folds_P)
     for fold in range(10):
         train, test = folds_P != fold, folds_P == fold
-        levels = torch.cat([scores_P[train], torch.tensor([math.inf])])
+        levels = [*scores_P[train].unique(), math.inf]
         best = max(int(((scores_P[train] >= level) == same_P[train]).sum()) for level in levels)
         threshold = float(found.threshold_F[fold])
         assert int(((scores_P[train] >= threshold) == same_P[train]).sum()) == best
@@ -140,6 +141,14 @@ def test_a_folds_own_pairs_have_no_say_in_its_threshold():
     # Each fold is perfect by itself, at a threshold that is wrong for the other: on its own pairs it would be 100 %.
     apart_P, same_P = torch.tensor([0.0, 1.0, 10.0, 11.0]), torch.tensor([0, 1, 0, 1])
     assert v.over_folds(apart_P, same_P, torch.tensor([0, 0, 1, 1])).mean == 0.5
+
+
+def test_a_score_at_the_threshold_is_accepted():
+    scores_P, same_P = torch.tensor([0.0, 2.0, 1.0, 1.0]), torch.tensor([0, 1, 1, 0])
+    found = v.over_folds(scores_P[:3], same_P[:3], torch.tensor([0, 0, 1]))
+    assert found.threshold_F[1] == 1
+    assert found.accuracy_F[1] == 1
+    assert v.over_folds(scores_P[[0, 1, 3]], same_P[[0, 1, 3]], torch.tensor([0, 0, 1])).accuracy_F[1] == 0
 
 
 def test_scores_without_meaning_are_no_better_than_chance_over_folds():
