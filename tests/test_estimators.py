@@ -594,6 +594,18 @@ def test_folds_share_no_row_and_hold_every_class_in_turn():
     assert not np.array_equal(fold, csml.deal(y, 3, np.random.RandomState(1)))
 
 
+def test_folds_of_classes_share_no_class_and_choose_the_same_beta_for_all():
+    x, y = blobs(rows=90, classes=6)
+    found = CSML(folds_of="classes", betas=(0.1,), gain=-1.0, rounds=1, random_state=0).fit(x, y)
+    folds = list(found._folds(*principal_rows(x, y)))
+    assert len(folds) == 3
+    for fold in folds:
+        learned, verified = (set(each.onehot_NC.argmax(dim=1).tolist()) for each in (fold.learned, fold.verified))
+        assert (len(learned), len(verified)) == (4, 2)
+        assert not learned & verified
+    assert found.betas_ == [0.1]
+
+
 def test_the_threshold_is_the_best_of_all_and_the_error_that_of_a_count():
     random = np.random.default_rng(0)
     positive, negative = random.normal(1.0, 1.0, 40).round(1), random.normal(0.0, 1.0, 90).round(1)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import nn
 
 from lookalike import comm
@@ -17,6 +18,7 @@ from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RecipeError
 from lookalike.log import say
 from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.fold import check as check_estimator
 from lookalike.metric.objectives import Objective
 from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
@@ -113,14 +115,18 @@ def preflight(recipe: Recipe) -> None:
                 "data: no labels, which probe, finetune and evaluate need: use class folders, or remove them"
             )
     if wanted["finetune"]:
-        _preflight_finetune(wanted["finetune"], train, recipe.values["seed"])
+        _preflight_finetune(wanted["finetune"], train, recipe)
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
 
 
-def _preflight_finetune(settings: Finetune, train: Pictures, seed: int) -> None:
+def _preflight_finetune(settings: Finetune, train: Pictures, recipe: Recipe) -> None:
     seen, _ = split_classes(len(train.classes), settings.held_out)
-    PKOrder(of_classes(train, seen)[1], settings.classes_per_batch, settings.per_class, seed)
+    labels_N = of_classes(train, seen)[1]
+    if settings.estimator:
+        check_estimator(settings.estimator, make_backbone(recipe.values["backbone"]).dim, len(torch.unique(labels_N)))
+        return
+    PKOrder(labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
     Objective(settings.objective, settings.miner, num_classes=len(seen), embedding_size=settings.dim)
 
 

@@ -9,7 +9,7 @@ and s over all, Σ_pos = (Σ_c ‖s_c‖² − N) / 2 and Σ_pos + Σ_neg = (‖
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from lookalike.recipe import Count, NonNegative, Positive, Width
 
 # Rows of a fold whose pairs are verified: more would cost their square.
 VERIFIED = 1000
+Of = Literal["rows", "classes"]
 
 
 def cosine_gap(a_PD: Tensor, x_ND: Tensor, onehot_NC: Tensor) -> Tensor:
@@ -84,8 +85,14 @@ def similarities(a_PD: Floats, rows: Rows) -> tuple[Floats, Floats]:
     return cosine_M[same_M], cosine_M[~same_M]
 
 
-def deal(class_N: Whole, folds: int, random: RandomState) -> Whole:
-    """The fold (N,) of each row: the rows of each class, shuffled, dealt out in turn, on and on over the classes."""
+def deal(class_N: Whole, folds: int, random: RandomState, of: Of = "rows") -> Whole:
+    """The fold (N,) of each row: the rows of each class, shuffled, dealt out in turn, on and on over the classes.
+
+    `of` "classes": whole classes, shuffled, are dealt out in turn.
+    """
+    if of == "classes":
+        fold_C: Whole = random.permutation(int(class_N.max()) + 1) % folds
+        return fold_C[class_N]
     order = random.permutation(len(class_N))
     order = order[np.argsort(class_N[order], kind="stable")]
     fold_N = np.empty(len(class_N), dtype=np.int64)
@@ -105,11 +112,12 @@ class CSML(LinearMap):
     """A₀ is whitened PCA, ‖A₀‖² = P; after A* it becomes A*, until the verification error falls by `gain` no more.
 
     Each round takes the β of `betas` with the least verification error, by cross-validation over `folds` parts of the
-    rows; each fold has its own A₀ and threshold. The same βs, in `betas_`, then lead from A₀ to A on all rows: none
-    where nothing was better than whitened PCA (`errors_` begins with its error). Cosines depend on the origin, which
-    is the mean. `max_iter` bounds a minimisation, `rounds` the βs. Of a fold's rows at most 1,000 are verified.
+    rows, or of the classes, for a metric of classes never seen; each fold has its own A₀ and threshold. The same βs,
+    in `betas_`, then lead from A₀ to A on all rows: none where nothing was better than whitened PCA (`errors_` begins
+    with its error). Cosines depend on the origin, which is the mean. `max_iter` bounds a minimisation, `rounds` the
+    βs. Of a fold's rows at most 1,000 are verified.
 
-    Raises ValueError when no fold has pairs of both kinds: too few rows for cross-validation.
+    Raises ValueError when no fold has pairs of both kinds: too few rows, or classes, for cross-validation.
     """
 
     centres = True
@@ -121,6 +129,7 @@ class CSML(LinearMap):
         n_components: Width | None = None,
         betas: tuple[NonNegative, ...] = (1e-3, 1e-2, 1e-1, 1.0),
         folds: Count = 3,
+        folds_of: Of = "rows",
         rounds: Count = 10,
         gain: NonNegative = 1e-3,
         max_iter: Count = 200,
@@ -130,6 +139,7 @@ class CSML(LinearMap):
         self.n_components = n_components
         self.betas = betas
         self.folds = folds
+        self.folds_of = folds_of
         self.rounds = rounds
         self.gain = gain
         self.max_iter = max_iter
@@ -141,7 +151,9 @@ class CSML(LinearMap):
         a0_PR *= np.sqrt(len(a0_PR)) / np.linalg.norm(a0_PR)
         folds = list(self._folds(u_NR, class_N))
         if not folds:
-            raise ValueError("CSML: no fold has pairs of one class and of two: give more rows a class, or fewer folds")
+            raise ValueError(
+                "CSML: no fold has pairs of one class and of two: give more rows, or classes, or fewer folds"
+            )
         self.betas_, self.errors_ = self._choose(folds, a0_PR)
         a_PR, everything, self.n_iter_ = a0_PR, _rows(u_NR, class_N), 1
         for beta in self.betas_:
@@ -176,7 +188,7 @@ class CSML(LinearMap):
     def _folds(self, u_NR: Floats, class_N: Whole) -> Iterator[Fold]:
         """The folds in which both sides have pairs of both kinds."""
         random = check_random_state(self.random_state)
-        fold_N = deal(class_N, self.folds, random)
+        fold_N = deal(class_N, self.folds, random, self.folds_of)
         for k in range(self.folds):
             learned, verified = np.flatnonzero(fold_N != k), np.flatnonzero(fold_N == k)
             known, verified = (rows[random.permutation(len(rows))[:VERIFIED]] for rows in (learned, verified))

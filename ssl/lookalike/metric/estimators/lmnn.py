@@ -37,16 +37,18 @@ def lmnn_loss(
     gradient_NP, loss = np.zeros_like(z_NP), 0.0
     for rows in chunks(len(x_ND)):
         d_BN = squared_distances(z_NP, rows)
-        other_BN = np.where(class_N[rows][:, None] != class_N, d_BN, np.inf)
+        target_BK, here_B = target_NK[rows], np.arange(len(d_BN))
+        pull_BK = np.where(target_BK >= 0, d_BN[here_B[:, None], target_BK], -np.inf)
+        close_BN = (d_BN < margin + pull_BK.max(axis=1, keepdims=True)) & (class_N[rows][:, None] != class_N)
+        i_M, l_M = np.nonzero(close_BN)
         w_BN = np.zeros_like(d_BN)
-        for target_B in target_NK[rows].T:
-            (has_b,) = np.nonzero(target_B >= 0)
-            pull_b = d_BN[has_b, target_B[has_b]]
-            slack_bN = (margin + pull_b)[:, None] - other_BN[has_b]
-            active_bN = slack_bN > 0
-            loss += (1 - push) * pull_b.sum() + push * slack_bN[active_bN].sum()
-            w_BN[has_b] -= push * active_bN
-            w_BN[has_b, target_B[has_b]] += 1 - push + push * active_bN.sum(axis=1)
+        for target_B, pull_B in zip(target_BK.T, pull_BK.T, strict=True):
+            slack_M = margin + pull_B[i_M] - d_BN[i_M, l_M]
+            active_M, has_B = slack_M > 0, target_B >= 0
+            loss += (1 - push) * pull_B[has_B].sum() + push * slack_M[active_M].sum()
+            w_BN[i_M[active_M], l_M[active_M]] -= push
+            pushed_B = np.bincount(i_M[active_M], minlength=len(d_BN))
+            w_BN[here_B[has_B], target_B[has_B]] += 1 - push + push * pushed_B[has_B]
         add_gradient(gradient_NP, z_NP, rows, w_BN)
     return float(loss), gradient_NP.T @ x_ND
 
