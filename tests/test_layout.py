@@ -38,7 +38,12 @@ WALLS = {
     "yaml": {"recipe/yaml12.py"},
     "typer": {"cli.py"},
     "rich": {"log.py"},
-    "sklearn": {"data/sources.py", "scoring/clustering.py"},
+    "sklearn": {
+        "data/sources.py",
+        "scoring/clustering.py",
+        *(f"metric/estimators/{name}.py" for name in ("csml", "descent", "itml", "lda", "linear_map", "nca")),
+    },
+    "scipy": {f"metric/estimators/{name}.py" for name in ("descent", "itml", "scatter")},
     "PIL": {"data/decode.py", "data/pack.py"},
     "fsspec": {"data/remote.py"},
     "pyarrow": {"data/manifest.py"},

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import nn
 
 from lookalike import checkpoint, comm, fault
@@ -19,6 +20,7 @@ from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.fold import check as check_estimator
 from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
@@ -155,7 +157,7 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
                 "data: no labels, which probe, finetune and evaluate need: use class folders, or remove them"
             )
     if wanted["finetune"]:
-        _preflight_finetune(wanted["finetune"], train, recipe.values["seed"])
+        _preflight_finetune(wanted["finetune"], train, recipe)
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
 
@@ -178,10 +180,14 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
             )
 
 
-def _preflight_finetune(settings: Finetune, train: Pictures, seed: int) -> None:
+def _preflight_finetune(settings: Finetune, train: Pictures, recipe: Recipe) -> None:
     seen, _ = split_classes(len(train.classes), settings.held_out)
-    PKOrder(of_classes(train, seen)[1], settings.classes_per_batch, settings.per_class, seed)
-    make_objective(settings, len(seen), seed)
+    labels_N = of_classes(train, seen)[1]
+    if settings.estimator:
+        check_estimator(settings.estimator, make_backbone(recipe.values["backbone"]).dim, len(torch.unique(labels_N)))
+        return
+    PKOrder(labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
+    make_objective(settings, len(seen), recipe.values["seed"])
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:

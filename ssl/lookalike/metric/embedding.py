@@ -16,22 +16,23 @@ HEAD = "head.safetensors"
 
 
 class Embedding(nn.Module):
-    """Pictures (B, C, H, W), normalised, to unit vectors (B, dim).
+    """Pictures (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them without `unit`.
 
-    The head begins as an orthogonal map, so that fine-tuning starts from the backbone's own angles.
+    Without, nearness is the Euclidean distance, not the cosine. The head begins as an orthogonal map, so that
+    fine-tuning starts from the backbone's own angles.
     """
 
-    def __init__(self, backbone: Backbone, dim: int) -> None:
+    def __init__(self, backbone: Backbone, dim: int, *, unit: bool = True) -> None:
         super().__init__()
-        self.backbone, self.dim = backbone, dim
+        self.backbone, self.dim, self.unit = backbone, dim, unit
         self.head = nn.Linear(backbone.dim, dim)
         nn.init.orthogonal_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.architecture = backbone.architecture
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, dim), length 1."""
-        return F.normalize(self.raw(x_BCHW), dim=1)
+        """(B, C, H, W) -> (B, dim)."""
+        return F.normalize(self.raw(x_BCHW), dim=1) if self.unit else self.raw(x_BCHW)
 
     def raw(self, x_BCHW: Tensor) -> Tensor:
         """The same before it is brought to length 1, for objectives to which lengths say something."""
@@ -48,8 +49,10 @@ class Embedding(nn.Module):
 
 
 def embedding_files(model: Embedding) -> dict[str, bytes]:
-    """The backbone's files and `head.safetensors` (weight, bias)."""
+    """The backbone's files and `head.safetensors`: weight, bias, and `unit` where it is false."""
     tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.head.state_dict().items()}
+    if not model.unit:
+        tensors["unit"] = torch.tensor(False)
     return {**folder_files(model.backbone), HEAD: save(tensors)}
 
 
@@ -61,7 +64,8 @@ def load_model(folder: str | Path) -> Backbone | Embedding:
         return backbone
     try:
         tensors = load_file(path)
-        model = Embedding(backbone, len(tensors["bias"]))
+        unit = bool(tensors.pop("unit", True))
+        model = Embedding(backbone, len(tensors["bias"]), unit=unit)
         model.head.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BackboneError(

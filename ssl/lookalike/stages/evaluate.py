@@ -41,7 +41,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Recall@k, MAP@R and R-precision of a model, a folder or a timm name; queries and gallery are the same pictures.
 
-    With `out` the scores go to `out/evaluate.json` under `name`, beside those of other names.
+    Nearness is the cosine, or the Euclidean distance of an embedding that is not on the unit sphere. With `out` the
+    scores go to `out/evaluate.json` under `name`, beside those of other names.
     """
     settings = recipe.section(Evaluate)
     opened = open_model(model, recipe)
@@ -56,7 +57,7 @@ def evaluate(
         lambda: extract(function, pictures, batch=settings.batch, workers=workers),
     )
     scores = {
-        **retrieval.scores(features.x_ND, features.labels_N, ks=settings.ks),
+        **retrieval.scores(features.x_ND, features.labels_N, ks=settings.ks, normalize=getattr(opened, "unit", True)),
         "classes": len(set(features.labels_N.tolist())),
     }
     if folder:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +15,14 @@ from lookalike import card, comm, draw
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.blocks import Loss
 from lookalike.checkpoint import open_run
-from lookalike.data.loader import Batch
+from lookalike.data.loader import Batch, workers_for
+from lookalike.data.pictures import Pictures
+from lookalike.features import cached, embed, extract
 from lookalike.log import say
-from lookalike.loop import Job, Settings, make_views, train
+from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
 from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.embedding import Embedding, embedding_files
+from lookalike.metric.fold import ESTIMATOR, folded
 from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
@@ -28,6 +31,8 @@ from lookalike.statistics import global_batchnorm
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)
+# What fine-tuning by an estimator knows; gradients know everything but the estimator.
+_OF_ESTIMATORS = ("estimator", "held_out", "workers", "timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +40,12 @@ class Finetune(Settings):
     """Metric learning on the first classes; the share `held_out` of the classes is never shown.
 
     A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory` compares it
-    with earlier ones; `freeze` trains the head alone.
+    with earlier ones; `freeze` trains the head alone. `estimator` learns the head on features of the frozen backbone
+    instead, without gradients: then there is no optimizer, and only `held_out` and `workers` beside it.
     """
 
+    optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
+    estimator: Annotated[Spec, ESTIMATOR] | None = None
     objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("FaceNetLoss")
     miner: Annotated[Spec, MINER] | None = None
     memory: MemorySettings | None = None
@@ -49,6 +57,14 @@ class Finetune(Settings):
     dim: Width = 128
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
     freeze: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.estimator is None and self.optimizer is None:
+            raise ValueError("optimizer: missing, add it (or an estimator, which needs none)")
+        for key in fields(self) if self.estimator else ():
+            if key.name not in _OF_ESTIMATORS and getattr(self, key.name) != key.default:
+                raise ValueError(f"{key.name}: not for an estimator, which is learned without gradients: delete it")
 
 
 class System(nn.Module):
@@ -77,6 +93,12 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     everything = recipe.values["data"].build().split("train", opened.architecture.size)
     seen, _ = split_classes(len(everything.classes), settings.held_out)
     pictures, labels_N = of_classes(everything, seen)
+    if settings.estimator:
+        if comm.rank() == 0:
+            set_aside(folder, about)
+            learn(settings.estimator, opened, pictures, about, Path(out), seed, settings.workers)
+        comm.patient_barrier()
+        return target
     order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
     system = make_system(opened, settings, len(seen), seed)
     views = settings.views.build()
@@ -96,6 +118,34 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
         say(f"finetune: embedding model in {target}")
     comm.barrier()
     return target
+
+
+def learn(
+    estimator: Spec,
+    backbone: Backbone,
+    pictures: Pictures,
+    about: dict[str, Any],
+    out: Path,
+    seed: int,
+    workers: int | None,
+) -> None:
+    """Features of the frozen backbone -> the estimator -> the embedding folder, on one rank."""
+    function = embed(backbone.to(comm.device()), backbone.architecture)
+    key = (about["backbone"], pictures.fingerprint, str(pictures.shape))
+    processes = workers_for(pictures, workers)
+    x_ND, labels_N, dropped = cached(out / "features", key, lambda: extract(function, pictures, workers=processes))
+    model = folded(backbone, estimator, x_ND, labels_N, seed)
+    facts = {
+        **about,
+        "method": estimator.name,
+        "distance": "cosine" if model.unit else "euclidean",
+        "classes": len(torch.unique(labels_N)),
+        "rows": len(labels_N),
+        "dropped": dropped,
+    }
+    target = out / "finetune" / "embedding"
+    card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
+    say(f"finetune: embedding model in {target}")
 
 
 def set_aside(folder: Path, about: dict[str, Any]) -> None:
