@@ -121,7 +121,7 @@ def test_the_recipe_as_resolved_reads_back(backbone):
     [
         ("{estimator: {name: rca}, epochs: 3}", "finetune: epochs: not for an estimator, .* delete it"),
         ("{estimator: {name: rca}, optimizer: {name: adamw, lr: 1e-3}}", "optimizer: not for an estimator"),
-        ("{estimator: {name: rca}, miner: null}", "miner: not for an estimator"),
+        ("{estimator: {name: rca}, miner: MultiSimilarityMiner}", "miner: not for an estimator"),
         ("{estimator: {name: rca}, dim: 16}", "dim: not for an estimator"),
         ("{}", r"finetune: optimizer: missing, add it \(or an estimator"),
         ("{estimator: {name: rcaa}}", 'did you mean "rca"'),
