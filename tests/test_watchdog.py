@@ -312,7 +312,7 @@ def test_a_first_rank_that_never_comes_is_waited_for_only_so_long(monkeypatch):
         ("[/x/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 4000ms for recv", LOST),
         ("Application timeout caused pair closure", LOST),
         ("NCCL error: remote process exited or there was a network error, NCCL version 2.27", LOST),
-        ("CUDA error: out of memory", None),
+        ("CUDA error: device-side assert triggered", None),
         ("a request timed out", None),
     ],
 )
@@ -352,3 +352,16 @@ def test_every_rank_hears_all_and_the_bandwidth_is_measured(ranks):
     assert all(rate > 1e6 for _, rate in answers)
     assert comm.from_all(1) == [1]
     assert comm.bandwidth() == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA out of memory. Tried to allocate 2 GiB", "can't allocate memory: you tried 9 GB"]
+)
+def test_memory_that_is_not_there_is_one_line_with_a_remedy(capsys, text):
+    def verb() -> None:
+        raise RuntimeError(text)
+
+    assert cli.guarded(verb) == 2
+    assert (
+        capsys.readouterr().err == f"lookalike: not enough memory ({text}): lower the batch, the heads or the queue\n"
+    )
