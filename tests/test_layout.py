@@ -19,7 +19,7 @@ FLOORS = [
     {"views", "backbones", "optim", "statistics"},
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
     {"health", "trouble"},
-    {"methods", "metric", "features", "loop", "doctor"},
+    {"methods", "metric", "features", "loop", "doctor", "page"},
     {"stages"},
     {"pipeline"},
     {"__init__", "__main__", "cli"},

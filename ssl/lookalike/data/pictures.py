@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -32,12 +32,46 @@ class Picture(Protocol):
         """uint8 (C, H, W); some at 1/`shrink` (2, 4, 8) of the sides, which is cheaper. Raises BadPicture."""
 
 
+class Roles(NamedTuple):
+    """Which pictures of a set ask and which are searched, bool (N,) each; one may do both, or neither."""
+
+    query_N: Tensor
+    gallery_N: Tensor
+
+    def of(self, ids_K: Tensor) -> "Roles":
+        """Those of these rows."""
+        return Roles(self.query_N[ids_K], self.gallery_N[ids_K])
+
+
+class Pairs(NamedTuple):
+    """Pictures to be compared: rows_P2 int64 (P, 2), whether both show the same one, bool (P,), fold, int64 (P,)."""
+
+    rows_P2: Tensor
+    same_P: Tensor
+    folds_P: Tensor
+
+    def of(self, ids_K: Tensor) -> "Pairs | None":
+        """The pairs of which both are among these rows, numbered by them; None where there is none."""
+        place = {row: k for k, row in enumerate(ids_K.tolist())}
+        kept = [p for p, (a, b) in enumerate(self.rows_P2.tolist()) if a in place and b in place]
+        if not kept:
+            return None
+        rows = [[place[a], place[b]] for a, b in self.rows_P2[kept].tolist()]
+        return Pairs(torch.tensor(rows), self.same_P[kept], self.folds_P[kept])
+
+
 class Pictures(Protocol):
     """N pictures uint8 of one `shape` (C, H, W), read by number; all can be pickled for loader workers.
 
     `labels` is int64 (N,) into `classes`, or None; `classes` is empty where there are no labels.
     `fingerprint` is a sha256 in hex that changes when the pictures do.
     """
+
+    # Where a data set has more to say: the camera of each picture, int64 (N,); which ask and which are searched;
+    # which are compared. Re-identification asks for the first two, verification for the third.
+    cameras: Tensor | None
+    roles: Roles | None
+    pairs: Pairs | None
 
     @property
     def labels(self) -> Tensor | None: ...
@@ -72,6 +106,10 @@ class Held:
 
 class ArrayPictures:
     """Pictures held in one tensor; `rows` (int64, N of M) chooses among the M images without copying."""
+
+    cameras: Tensor | None = None
+    roles: Roles | None = None
+    pairs: Pairs | None = None
 
     def __init__(
         self,
@@ -128,15 +166,14 @@ class ArrayPictures:
 
 
 class Encoded(ABC):
-    """Pictures kept as the bytes of picture files, decoded to canvases (channels, size, size) when they are read.
-
-    `cameras`, int64 (N,), numbers the camera of each picture where that is known: re-identification asks for it.
-    """
+    """Pictures kept as the bytes of picture files, decoded to canvases (channels, size, size) when they are read."""
 
     labels: Tensor | None
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     cameras: Tensor | None = None
+    roles: Roles | None = None
+    pairs: Pairs | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -193,6 +230,9 @@ class FilePictures(Encoded):
         channels: int,
         cameras: Tensor | None = None,
         within: str | os.PathLike[str] | None = None,
+        *,
+        roles: Roles | None = None,
+        pairs: Pairs | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
@@ -200,7 +240,7 @@ class FilePictures(Encoded):
         self.labels = labels
         self.classes = classes
         self.shape = (channels, size, size)
-        self.cameras = cameras
+        self.cameras, self.roles, self.pairs = cameras, roles, pairs
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -231,6 +271,8 @@ class Rows(Encoded):
         self._ids_N = ids_N
         self.labels = None if pictures.labels is None else pictures.labels[ids_N]
         self.cameras = None if pictures.cameras is None else pictures.cameras[ids_N]
+        self.roles = None if pictures.roles is None else pictures.roles.of(ids_N)
+        self.pairs = None if pictures.pairs is None else pictures.pairs.of(ids_N)
         self.classes = pictures.classes
         self.shape = pictures.shape
 

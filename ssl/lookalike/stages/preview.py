@@ -1,14 +1,13 @@
 """Some pictures with the views that a run would train on, as one PNG or one HTML page, and what was drawn for them."""
 
-import base64
 import html
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lookalike.data.decode import png, shown
+from lookalike import page
+from lookalike.data.decode import shown
 from lookalike.data.order import Order
 from lookalike.data.pictures import Pictures
 from lookalike.data.reader import Cuts, Reader
@@ -16,13 +15,6 @@ from lookalike.errors import RecipeError
 from lookalike.folder import write_file
 from lookalike.recipe import Recipe
 from lookalike.views.colour import OPERATIONS
-
-_EDGE = 4
-_SMALLEST = 96  # tiny pictures are shown enlarged to this many pixels
-_STYLE = (
-    "body{font:14px/1.4 system-ui,sans-serif;margin:2em;color:#222}td,th{padding:6px;vertical-align:top;"
-    "text-align:left}img{image-rendering:pixelated;display:block}small{color:#666}"
-)
 
 
 def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 0) -> list[str]:
@@ -49,9 +41,9 @@ def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 
     every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, cuts))
     said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
     names = [f"{i} {shown(train.name(i))}" for i in ids_B.tolist()]
-    rows = [[tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))] for b in range(len(ids_B))]
+    rows = [[page.tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))] for b in range(len(ids_B))]
     title = f"{recipe.name}, epoch {epoch}, views cut on the {settings.crop_on}"
-    data = grid(rows) if target.suffix.lower() == ".png" else page(title, names, rows, said).encode()
+    data = page.grid(rows) if target.suffix.lower() == ".png" else listing(title, names, rows, said).encode()
     write_file(target, data)
     lines = []
     for name, texts in zip(names, said, strict=True):
@@ -95,41 +87,12 @@ def to_bytes(view_CHW: Tensor) -> Tensor:
     return (view_CHW * 255).round().to(torch.uint8)
 
 
-def tile(picture_CHW: Tensor) -> Tensor:
-    """The picture as RGB, enlarged by a whole number where it is tiny."""
-    times = max(1, -(-_SMALLEST // max(picture_CHW.shape[1:])))
-    colour_CHW = picture_CHW.expand(3, -1, -1) if picture_CHW.shape[0] == 1 else picture_CHW
-    return F.interpolate(colour_CHW[None].float(), scale_factor=times, mode="nearest")[0].to(torch.uint8)
-
-
-def grid(rows: list[list[Tensor]]) -> bytes:
-    """A PNG: a row a picture, first the picture, then its views, on white."""
-    height = max(x.shape[1] for row in rows for x in row)
-    widths = [max(row[column].shape[2] for row in rows) for column in range(len(rows[0]))]
-    sheet = torch.full((3, len(rows) * (height + _EDGE) + _EDGE, sum(w + _EDGE for w in widths) + _EDGE), 255)
-    sheet = sheet.to(torch.uint8)
-    for r, row in enumerate(rows):
-        left = _EDGE
-        for width, x in zip(widths, row, strict=True):
-            top = r * (height + _EDGE) + _EDGE
-            sheet[:, top : top + x.shape[1], left : left + x.shape[2]] = x
-            left += width + _EDGE
-    return png(sheet)
-
-
-def page(title: str, names: list[str], rows: list[list[Tensor]], said: list[list[str]]) -> str:
-    """One HTML page without anything from elsewhere; all that came from files is escaped."""
-
-    def image(x: Tensor) -> str:
-        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(x)).decode()}">'
-
+def listing(title: str, names: list[str], rows: list[list[Tensor]], said: list[list[str]]) -> str:
+    """The pictures, their views and what was drawn for each, as one HTML page."""
     lines = []
     for name, row, texts in zip(names, rows, said, strict=True):
         captions = [html.escape(name), *map(html.escape, texts)]
-        cells = (f"<td>{image(x)}<small>{caption}</small></td>" for x, caption in zip(row, captions, strict=True))
+        cells = (f"<td>{page.image(x)}<small>{caption}</small></td>" for x, caption in zip(row, captions, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     heads = "".join(f"<th>{head}</th>" for head in ("picture", *(f"view {v}" for v in range(len(said[0])))))
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1><table><tr>{heads}</tr>{''.join(lines)}</table></html>"
-    )
+    return page.document(title, f"<table><tr>{heads}</tr>{''.join(lines)}</table>")
