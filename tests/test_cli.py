@@ -333,3 +333,22 @@ def test_a_signal_outside_training_is_told_and_gives_its_code(name):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + getattr(signal, name)
     assert done.stderr == f"lookalike: stopped by {name}: the same command goes on\n"
+
+
+def test_the_same_signal_again_while_a_stopped_run_leaves_changes_nothing():
+    """As from a launcher, which hands a signal on while the ranks have already agreed to stop."""
+    script = (
+        "import atexit, os, signal, sys, lookalike.cli as cli, lookalike.pipeline as p, lookalike.signals as s\n"
+        "def again(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "def train():\n"
+        "    with s.Signals() as signals: again()\n"
+        "    again()\n"
+        "    raise s.Stopped(signals.caught, 3, 9)\n"
+        "p.recipe_schema = train; cli._leave = again; atexit.register(again)\n"
+        "sys.argv = ['lookalike', 'schema']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert (
+        done.stderr == "lookalike: stopped by SIGTERM after step 3 of 9, saved: the same command goes on from there\n"
+    )

@@ -17,7 +17,7 @@ import typer
 import lookalike
 from lookalike.errors import LOST, Error, LostError
 from lookalike.ranks import follow_launcher
-from lookalike.signals import Stopped
+from lookalike.signals import Signals, Stopped
 
 app = typer.Typer(
     help="Pretrain vision backbones without labels, then probe, fine-tune, evaluate and export them.",
@@ -195,15 +195,20 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors="backslashreplace")
-    for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & set(dir(signal)):
-        signal.signal(getattr(signal, name), _interrupt)
+    _on_signals(_interrupt)
     follow_launcher()
     code = guarded(app)
+    sys.stdout.flush()
+    _on_signals(lambda number, frame: os._exit(code))  # too late to change what the verb came to
     if code == LOST:
         # What still runs on a device or in a thread waits for the lost rank: leave without asking it.
-        sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], Any]) -> None:
+    for name in {"SIGINT", "SIGTERM", "SIGUSR1"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), handler)
 
 
 class Interrupted(BaseException):
@@ -265,8 +270,14 @@ def _lost(error: RuntimeError) -> bool:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Outside training a signal ends the work at once; the training loop has handlers of its own."""
-    raise Interrupted(number)
+    """Outside training a signal ends the work at once; the training loop has handlers of its own.
+
+    After a training that a signal has stopped only Ctrl-C still does.
+    """
+    if not Signals.heard:
+        raise Interrupted(number)
+    if number == signal.SIGINT:
+        os._exit(128 + number)
 
 
 def _leave() -> None:

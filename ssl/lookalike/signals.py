@@ -19,9 +19,11 @@ class Stopped(Exception):
 class Signals:
     """While entered, the first signal is remembered in `caught` (0: none); a second one exits at once.
 
-    Outside the main thread, where Python allows no handlers, nothing is caught.
+    Outside the main thread, where Python allows no handlers, nothing is caught. `heard`: whether any ever was in this
+    process, which then is about to leave: the same wish may reach it again, from a launcher or a shell.
     """
 
+    heard = False
     _numbers = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
     def __init__(self) -> None:
@@ -42,3 +44,4 @@ class Signals:
         if self.caught:
             os._exit(128 + number)
         self.caught = number
+        Signals.heard = True
