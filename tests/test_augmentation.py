@@ -21,7 +21,7 @@ def test_a_sequential_of_kornia_s_gives_the_view_that_its_parameters_name():
     found = augment(x)
     assert found.shape == (6, 3, 16, 16)
     drawn = {name: value[None] for name, value in augment._params[0].data.items() if name in fused.DRAWN}
-    torch.testing.assert_close(found, fused.make(x, drawn, Form(16, "bicubic", 2.0, (0.0,), (1.0,)))[0])
+    torch.testing.assert_close(found, fused.make(x, drawn, Form((16, 16), "bicubic", 2.0, (0.0,), (1.0,)))[0])
     torch.manual_seed(1)
     assert augment(x).equal(found)
     assert not augment(x).equal(found)

@@ -29,6 +29,7 @@ from lookalike.backbones import (
 from lookalike.backbones.module import IMAGENET_MEAN, IMAGENET_STD
 from lookalike.errors import BackboneError, RunError
 from lookalike.folder import MANIFEST, recover, verify, write_file, write_folder
+from lookalike.recipe import sides
 
 OWN_KEYS = "size, channels and pool have keys of their own"
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
@@ -45,6 +46,8 @@ POOLS = {
     "vit token": replace(VIT, pool="token"),
     "grey resnet": replace(RESNET, channels=1),
     "grey vit": replace(VIT, channels=1, mean=(0.3,), std=(0.2,)),
+    "tall vit": replace(VIT, size=(24, 12)),
+    "tall resnet": replace(RESNET, size=(64, 32)),
 }
 
 
@@ -61,7 +64,7 @@ def made(architecture, seed=0):
 
 
 def pictures(architecture, batch=3):
-    shape = (batch, architecture.channels, architecture.size, architecture.size)
+    shape = (batch, architecture.channels, *sides(architecture.size))
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -295,6 +295,20 @@ def test_canvas_is_the_central_square_resized_antialiased(tmp_path, height, widt
     assert difference.abs().mean() < 0.2
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (40, 20), (64, 21), (18, 90), (300, 301)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_canvas_that_is_no_square_is_the_middle_of_its_shape_or_the_whole_squashed(tmp_path, height, width, whole):
+    path = save(tmp_path / "a.png", colours(height, width))
+    found = Opened(path.read_bytes(), "a.png", 3).canvas(torch.empty(3, 24, 12, dtype=torch.uint8), whole=whole)
+    h, w = (height, width) if whole else (round(min(height, 2 * width)), round(min(height / 2, width)))
+    left, top = (width - w) // 2, (height - h) // 2
+    with Image.open(path) as image:
+        expected = np.asarray(image.crop((left, top, left + w, top + h)).resize((12, 24), Image.BICUBIC)).astype(int)
+    difference = np.abs(found.permute(1, 2, 0).numpy() - expected)
+    assert difference.max() <= 6  # where the cubic overshoots, bytes clip between the two passes
+    assert difference.mean() < 0.2
+
+
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("box", [(0, 0, 37, 53), (3, 5, 30, 12), (36, 52, 1, 1), (2, 1, 16, 16), (0, 4, 5, 40)])
 def test_a_cut_is_pillows_resize_of_the_box(mode, box):

@@ -21,7 +21,7 @@ from lookalike.backbones import Architecture, Backbone, folder_files, register_c
 from lookalike.errors import BackboneError
 from lookalike.folder import MANIFEST, verify, write_folder
 from lookalike.metric.embedding import HEAD, Embedding, embedding_files, load_model
-from lookalike.recipe import from_text
+from lookalike.recipe import from_text, sides
 from lookalike.stages import export as room
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
@@ -33,7 +33,7 @@ GREY_VIT = Architecture(
     pool="avg",
     args={"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4},
 )
-ARCHITECTURES = {"cnn": CIFAR, "vit": GREY_VIT, "embedding": RESNET}
+ARCHITECTURES = {"cnn": CIFAR, "vit": GREY_VIT, "tall": replace(GREY_VIT, size=(24, 12)), "embedding": RESNET}
 OPSET = room.Export().opset
 TOLERANCE = room.Export().tolerance
 
@@ -85,7 +85,7 @@ def onnx_session(content):
 
 def pictures(architecture, batch):
     """Other pictures than the check's own, black and white ones among them."""
-    shape = (batch, architecture.channels, architecture.size, architecture.size)
+    shape = (batch, architecture.channels, *sides(architecture.size))
     x = torch.rand(shape, generator=torch.Generator().manual_seed(77 + batch))
     x[0, :, 0], x[0, :, 1] = 0, 1
     return x
@@ -121,17 +121,17 @@ def test_the_graph_says_what_it_takes(exported, name):
     mean, std = a.normalisation()
     assert props == {
         "input": "0..1",
-        "size": a.size,
+        "size": list(a.size) if isinstance(a.size, tuple) else a.size,
         "channels": a.channels,
         "mean": list(mean),
         "std": list(std),
         "crop": a.crop,
     }
     session = onnx_session(content)
-    assert session.get_modelmeta().custom_metadata_map["size"] == str(a.size)
+    assert session.get_modelmeta().custom_metadata_map["size"] == json.dumps(a.size)
     (taken,), (given,) = session.get_inputs(), session.get_outputs()
     assert (taken.name, given.name) == ("pictures", "features")
-    assert taken.shape[1:] == [a.channels, a.size, a.size]
+    assert taken.shape[1:] == [a.channels, *sides(a.size)]
     assert isinstance(taken.shape[0], str)  # a name: any batch size
 
 
@@ -343,7 +343,7 @@ def test_the_card_tells_machines_and_people_what_the_model_is(trained, tmp_path,
     assert told["features"] == model.dim
     assert told["input"] == {
         "channels": a.channels,
-        "size": a.size,
+        "size": list(a.size) if isinstance(a.size, tuple) else a.size,
         "crop": a.crop,
         "mean": list(mean),
         "std": list(std),

@@ -49,7 +49,7 @@ def parameters(way, ids, key, height, width):
 
 def raw(size, mode="bicubic", sigma_max=2.0):
     """A form that normalises nothing: the views stay in [0, 1]."""
-    return Form(size, mode, sigma_max, (0.0,), (1.0,))
+    return Form((size, size), mode, sigma_max, (0.0,), (1.0,))
 
 
 def one_view(way, x, ids, key, size=16):
@@ -135,6 +135,19 @@ def test_test_time_view_is_torchvision_s_centre_crop_resized(shape, share):
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     expected = torchvision_crop(x, (top, left, side, side), 16, "bicubic")
     torch.testing.assert_close(resize_crop(x, 16, share), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(20, 10), (7, 21)])
+@pytest.mark.parametrize("shape", [(24, 24), (24, 40), (41, 13), (40, 20)])
+def test_a_test_time_view_that_is_no_square_is_the_largest_middle_box_of_its_shape(shape, size):
+    x = pictures(2, 3, *shape)
+    boxes = [(h, round(h * size[1] / size[0])) for h in range(1, shape[0] + 1)]
+    boxes += [(round(w * size[0] / size[1]), w) for w in range(1, shape[1] + 1)]
+    h, w = max(box for box in boxes if box[0] <= shape[0] and box[1] <= shape[1])
+    box = ((shape[0] - h) // 2, (shape[1] - w) // 2, h, w)
+    expected = torch.stack([tv.resized_crop(p, *box, list(size), MODES["bicubic"], antialias=True) for p in x])
+    torch.testing.assert_close(resize_crop(x, size), expected.clamp(0, 1), rtol=0, atol=0.05)
+    assert (resize_crop(x, size) - expected).abs().mean() < 2e-3
 
 
 # --- colour ----------------------------------------------------------------------------------------------------
@@ -273,7 +286,7 @@ def test_the_views_resampling_is_torchvision_s_on_bytes_and_the_device_s_is_near
         "sigma": torch.ones(30),
     }
     drawn |= {"factors": torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(30, 4), "order": torch.arange(4).expand(30, 4)}
-    form = Form(16, mode, 2.0, (0.0,) * channels, (1.0,) * channels)
+    form = Form((16, 16), mode, 2.0, (0.0,) * channels, (1.0,) * channels)
     found = fused.make(x, {name: value[None] for name, value in drawn.items()}, form)[0]
     for i, box in enumerate(boxes.tolist()):
         expected = tv.resized_crop(x[i], *box, [16, 16], interpolation=MODES[mode], antialias=True)
@@ -421,7 +434,7 @@ def test_the_graph_for_torch_compile_makes_the_same_views_without_a_break(cut, c
         else law(pictures, ids_B, seed=3, epoch=1, size=16, mean=MEAN[:channels], std=STD[:channels])
     )
     drawn = law.draws(ids_B, 3, 1, range(2), 24, 24)
-    form = Form(16, "bicubic", 2.0, MEAN[:channels], STD[:channels])
+    form = Form((16, 16), "bicubic", 2.0, MEAN[:channels], STD[:channels])
     torch._dynamo.reset()
     graph = torch.compile(fused.graph, fullgraph=True, dynamic=False, backend="aot_eager")
     with pytest.MonkeyPatch.context() as patch:
@@ -565,17 +578,18 @@ PALE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
 
 
 @pytest.mark.parametrize("way", [Symmetric(), MultiCrop(small=2, small_size=8), Symmetric(**PALE, views=3)])
-def test_crops_made_elsewhere_by_the_law_s_boxes_give_the_views_of_the_canvas(way):
+@pytest.mark.parametrize("side", [16, (16, 10)])
+def test_crops_made_elsewhere_by_the_law_s_boxes_give_the_views_of_the_canvas(way, side):
     x, ids_B = canvas(6, 3, 24, 30), torch.arange(6)
     sides = {"heights_B": torch.full((6,), 24), "widths_B": torch.full((6,), 30)}
-    boxes, sizes = way.boxes(ids_B, seed=3, epoch=1, **sides), way.sizes(16)
+    boxes, sizes = way.boxes(ids_B, seed=3, epoch=1, **sides), way.sizes(side)
     assert len(boxes) == len(sizes) == way.total
     how = {"interpolation": MODES["bicubic"], "antialias": True}
     crops = [
-        torch.stack([tv.resized_crop(p, *box, [size] * 2, **how) for p, box in zip(x, box_B4.tolist(), strict=True)])
+        torch.stack([tv.resized_crop(p, *box, list(size), **how) for p, box in zip(x, box_B4.tolist(), strict=True)])
         for box_B4, size in zip(boxes, sizes, strict=True)
     ]
-    for one, other in zip(views(way, x, ids_B), views(way, crops, ids_B), strict=True):
+    for one, other in zip(views(way, x, ids_B, size=side), views(way, crops, ids_B, size=side), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 

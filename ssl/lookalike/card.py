@@ -13,6 +13,7 @@ from torch import nn
 
 from lookalike.backbones import Architecture
 from lookalike.folder import recover, verify, write_folder
+from lookalike.recipe import sides
 
 _PACKAGES = ("lookalike", "torch", "timm")
 
@@ -84,7 +85,7 @@ def text(card: Mapping[str, Any]) -> str:
     head = (
         "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n---\n\n"
         f"# {card['architecture']}, {card.get('method', 'trained')} with lookalike\n\n"
-        f"Takes {picture['channels']}-channel pictures of {picture['size']} × {picture['size']} pixels "
+        f"Takes {picture['channels']}-channel pictures of {' × '.join(map(str, sides(picture['size'])))} pixels "
         f"in 0 … 1, normalised by mean {list(picture['mean'])} and std {list(picture['std'])}; "
         f"gives {card['features']} features.\n\n"
     )

@@ -24,7 +24,7 @@ from lookalike.errors import LostError, RunError
 from lookalike.health import Alarm, measure, queue_ages
 from lookalike.log import BadSamples, Meter, Metrics, Terminal
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
-from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Spec
+from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Size, Spec
 from lookalike.signals import Signals, Stopped
 from lookalike.trouble import Trouble
 from lookalike.watchdog import Watchdog
@@ -68,8 +68,8 @@ class Settings:
         precision = self.engine.args.get("precision", "fp32") if self.engine else "fp32"
         return torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def cuts(self, views: Any, size: int) -> Cuts | None:
-        """How the host crops views of `size` pixels, or None where the device does."""
+    def cuts(self, views: Any, size: Size) -> Cuts | None:
+        """How the host crops views of `size`, or None where the device does."""
         return Cuts(views, size) if self.crop_on == "host" else None
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.fold import check as check_estimator
 from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
-from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
+from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.finetune import Finetune, finetune, make_objective
@@ -244,7 +244,7 @@ def pack(
 
 def _shapes(backbone: Backbone) -> list[str]:
     a = backbone.architecture
-    shapes = f"(B, {a.channels}, {a.size}, {a.size}) -> (B, {backbone.dim})"
+    shapes = f"(B, {a.channels}, {', '.join(map(str, sides(a.size)))}) -> (B, {backbone.dim})"
     return [f"backbone    {a.timm_name}: {shapes}, {_parameters(backbone)}"]
 
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.errors import BackboneError
-from lookalike.recipe import Count, Share
+from lookalike.recipe import Share, Size, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What may stand in `args`, and so in an untrusted config.json, must not reach a file or the network.
@@ -36,12 +36,13 @@ Pool = Literal["token", "avg", "max", "gem"]
 class Architecture:
     """What a backbone is before it has weights: a timm name, input size, channels, stem and pooling; or a folder.
 
+    `size`: the side of the square it sees, or height and width.
     `crop`: the share of a picture's shorter side that the test-time view shows (timm's crop_pct); `mean` and
     `std`: of each channel, for pictures in [0, 1]; `args`: more keyword arguments of the timm model.
     """
 
     name: str = ""
-    size: Count = 224
+    size: Size = 224
     channels: Literal[1, 3] = 3
     stem: Literal["timm", "cifar"] = "timm"
     pool: Pool | None = None
@@ -149,12 +150,12 @@ class Backbone(nn.Module):
         return h.flatten(1, 2) if channels_last else h.flatten(2).transpose(1, 2)
 
     def _dry_run(self) -> int:
-        size, channels = self.architecture.size, self.architecture.channels
+        shape = (1, self.architecture.channels, *sides(self.architecture.size))
         was = self.training
         self.eval()
         try:
             with torch.no_grad():
-                h = self(torch.zeros(1, channels, size, size))
+                h = self(torch.zeros(shape))
         except Exception as error:  # whatever timm's forward meets at this size is the recipe's doing
             raise BackboneError(_cannot(self.architecture, error)) from error
         self.train(was)
@@ -186,10 +187,10 @@ def _check_patch(architecture: Architecture, model: nn.Module) -> None:
     """A patch that does not divide the picture would silently leave its edge unseen."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     for p in patch if isinstance(patch, Sequence) else ():
-        rest = architecture.size % p
-        if rest:
-            below, above = architecture.size - rest, architecture.size - rest + p
-            raise BackboneError(
-                f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide "
-                f"size {architecture.size}: take size {f'{below} or ' if below else ''}{above}, or args.patch_size"
-            )
+        for side in sides(architecture.size):
+            if rest := side % p:
+                below, above = side - rest, side - rest + p
+                raise BackboneError(
+                    f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide "
+                    f"size {side}: take size {f'{below} or ' if below else ''}{above}, or args.patch_size"
+                )

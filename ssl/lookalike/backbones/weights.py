@@ -18,6 +18,7 @@ from torch import nn
 from lookalike.backbones.module import Architecture, Backbone
 from lookalike.errors import BackboneError
 from lookalike.folder import verify
+from lookalike.recipe import sides
 
 _ARCHITECTURE = TypeAdapter(Architecture)
 
@@ -39,7 +40,7 @@ def _config(backbone: Backbone) -> dict[str, Any]:
     args = {k: v for k, v in a.timm_args().items() if k != "num_classes"}
     mean, std = a.normalisation()
     data = {
-        "input_size": [a.channels, a.size, a.size],
+        "input_size": [a.channels, *sides(a.size)],
         "interpolation": "bicubic",
         "crop_pct": a.crop,
         "crop_mode": "center",

@@ -26,6 +26,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, WebPIm
 from torch import Tensor
 
 from lookalike.data import headers
+from lookalike.views.resample import central
 
 # Imported by name: Pillow would otherwise load all its forty formats to find these two.
 RARER_FORMATS = (TiffImagePlugin, WebPImagePlugin)
@@ -81,13 +82,17 @@ class Opened:
         """uint8 (C, H, W), upright; a JPEG at 1/`shrink` (2, 4 or 8) of its sides, rounded up, if so asked."""
         return _judged(self._name, lambda: _upright(self._decoded(shrink), self._turn))
 
-    def canvas(self, out_CHW: Tensor) -> Tensor:
-        """Resizes the central square into `out_CHW` (C, S, S) and returns it."""
-        side, size = min(self.height, self.width), out_CHW.shape[1]
-        picture_CHW = self.pixels(next((s for s in SHRINKS if side >= s * size), 1))
-        height, width = picture_CHW.shape[1:]
-        side = min(height, width)
-        return cut(picture_CHW, ((height - side) // 2, (width - side) // 2, side, side), out_CHW)
+    def canvas(self, out_CHW: Tensor, *, whole: bool = False) -> Tensor:
+        """Resizes the largest central box of the shape of `out_CHW` into it, or with `whole` all, and returns it."""
+        rows, columns = out_CHW.shape[1:]
+
+        def box(height: int, width: int) -> tuple[int, int, int, int]:
+            return (0, 0, height, width) if whole else central(height, width, (rows, columns))
+
+        _, _, height, width = box(self.height, self.width)
+        room = min(height / rows, width / columns)
+        picture_CHW = self.pixels(next((s for s in SHRINKS if room >= s), 1))
+        return cut(picture_CHW, box(*picture_CHW.shape[1:]), out_CHW)
 
     def _decoded(self, shrink: int) -> Tensor:
         header = self._header

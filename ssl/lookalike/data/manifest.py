@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lookalike.data.decode import shown
 from lookalike.data.index import chosen, refusing, units
-from lookalike.data.pictures import FilePictures, Pictures
-from lookalike.data.sources import Split, canvas_for, checked, folder_at
+from lookalike.data.pictures import FilePictures, Fit, Pictures
+from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
 from lookalike.errors import DataError
+from lookalike.recipe import Size
 
 COLUMNS = ("path", "label", "camera", "split")
 _SPLITS = ("train", "test", "val")
@@ -41,14 +42,16 @@ class Manifest:
         self,
         path: str,
         root: str | None = None,
-        canvas: Annotated[int, Field(ge=1, le=4096)] | None = None,
+        canvas: Canvas | None = None,
         channels: Literal[1, 3] = 3,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+        fit: Fit = "crop",
     ) -> None:
         self.channels: int = channels
         self._path, self._root, self._canvas, self._test_fraction = path, root, canvas, test_fraction
+        self._fit: Fit = fit
 
-    def split(self, name: Split, size: int | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Pictures:
         wants_test = checked(name) == "test"
         file = Path(os.path.expanduser(self._path))  # noqa: PTH111
         with refusing(file):
@@ -64,7 +67,9 @@ class Manifest:
         rows = torch.from_numpy(mask_N)
         labels_N, cameras_N = (None if column is None else column[rows] for column in (labels_N, cameras_N))
         paths, canvas = chosen(paths, mask_N), self._canvas or canvas_for(size or 224)
-        return FilePictures(root, paths, labels_N, classes, canvas, self.channels, cameras_N, within=root)
+        return FilePictures(
+            root, paths, labels_N, classes, canvas, self.channels, cameras_N, within=root, fit=self._fit
+        )
 
     def _mask(self, file: Path, table: Table, paths: list[bytes], wants_test: bool) -> np.ndarray:
         splits = table.columns.get("split")

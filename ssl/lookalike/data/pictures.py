@@ -8,17 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lookalike.data.decode import BadPicture, Opened, contents
+from lookalike.recipe import Size, sides
 
 # Seconds an answer about a file: a local disk takes a few microseconds, a server far away a millisecond. On a local
 # disk threads only get in each other's way.
 _LATE = 300e-6
+
+
+Fit = Literal["crop", "squash"]
+"""How a picture becomes a canvas: its central box of that shape, or all of it, out of shape."""
 
 
 class Picture(Protocol):
@@ -166,11 +171,12 @@ class ArrayPictures:
 
 
 class Encoded(ABC):
-    """Pictures kept as the bytes of picture files, decoded to canvases (channels, size, size) when they are read."""
+    """Pictures kept as the bytes of picture files, decoded to canvases of `shape`, by `fit`, when they are read."""
 
     labels: Tensor | None
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    fit: Fit = "crop"
     cameras: Tensor | None = None
     roles: Roles | None = None
     pairs: Pairs | None = None
@@ -193,8 +199,9 @@ class Encoded(ABC):
         return Opened(self.contents(i), self.name(i), self.shape[0])
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
-        """Its canvas: the central square, resized, uint8 (C, S, S), in `out_CHW` if given. Raises BadPicture."""
-        return self.open(i).canvas(torch.empty(self.shape, dtype=torch.uint8) if out_CHW is None else out_CHW)
+        """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadPicture."""
+        out_CHW = torch.empty(self.shape, dtype=torch.uint8) if out_CHW is None else out_CHW
+        return self.open(i).canvas(out_CHW, whole=self.fit == "squash")
 
 
 class Names(Sequence[bytes]):
@@ -226,20 +233,21 @@ class FilePictures(Encoded):
         paths: Iterable[bytes | str],
         labels: Tensor | None,
         classes: tuple[str, ...],
-        size: int,
+        size: Size,
         channels: int,
         cameras: Tensor | None = None,
         within: str | os.PathLike[str] | None = None,
         *,
         roles: Roles | None = None,
         pairs: Pairs | None = None,
+        fit: Fit = "crop",
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
         self._paths = Names([os.fsencode(path) for path in paths])
         self.labels = labels
         self.classes = classes
-        self.shape = (channels, size, size)
+        self.shape, self.fit = (channels, *sides(size)), fit
         self.cameras, self.roles, self.pairs = cameras, roles, pairs
 
     def __len__(self) -> int:
@@ -274,7 +282,7 @@ class Rows(Encoded):
         self.roles = None if pictures.roles is None else pictures.roles.of(ids_N)
         self.pairs = None if pictures.pairs is None else pictures.pairs.of(ids_N)
         self.classes = pictures.classes
-        self.shape = pictures.shape
+        self.shape, self.fit = pictures.shape, pictures.fit
 
     def __len__(self) -> int:
         return len(self._ids_N)

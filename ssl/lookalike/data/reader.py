@@ -14,6 +14,7 @@ from lookalike import draw
 from lookalike.data.decode import SHRINKS, BadPicture, cut
 from lookalike.data.pictures import ArrayPictures, Picture, Pictures
 from lookalike.errors import DataError
+from lookalike.recipe import Size
 
 _ATTEMPTS = 100
 
@@ -32,18 +33,18 @@ class Law(Protocol):
 
     @property
     def interpolation(self) -> str: ...
-    def sizes(self, size: int) -> list[int]:
-        """The side of each view."""
+    def sizes(self, size: Size) -> list[tuple[int, int]]:
+        """Height and width of each view."""
 
     def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
         """For each view int64 (B, 4): top, left, height, width in pixels of each picture."""
 
 
 class Cuts(NamedTuple):
-    """Crops on the host from full-size pictures: by the law of the views, whose large ones have `size` pixels."""
+    """Crops on the host from full-size pictures: by the law of the views, whose large ones have `size`."""
 
     law: Law
-    size: int
+    size: Size
 
 
 class Reader:
@@ -55,8 +56,8 @@ class Reader:
     def __init__(self, pictures: Pictures, seed: int, cuts: Cuts | None = None) -> None:
         self.pictures, self.seed, self.cuts = pictures, seed, cuts
         channels = pictures.shape[0]
-        sides = [] if cuts is None else cuts.law.sizes(cuts.size)
-        self.shapes = [(channels, side, side) for side in sides] or [pictures.shape]
+        sizes = [] if cuts is None else cuts.law.sizes(cuts.size)
+        self.shapes = [(channels, height, width) for height, width in sizes] or [pictures.shape]
 
     def fill(self, epoch: int, ids: Sequence[int], parts: Sequence[Tensor]) -> list[Bad]:
         """Writes the rows of `ids` into `parts`, each uint8 (B, C, H, W); returns what was bad.
@@ -114,11 +115,11 @@ class Reader:
 
 
 def cut_views(picture: Picture, boxes: Sequence[list[int]], outs: Sequence[Tensor], interpolation: str) -> None:
-    """Resizes each box of the picture into its `outs` (C, S, S), decoding once.
+    """Resizes each box of the picture into its `outs` (C, H, W), decoding once.
 
     A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 at which no box is smaller than its view.
     """
-    room = min(min(box[2:]) / out.shape[1] for box, out in zip(boxes, outs, strict=True))
+    room = min(box[a + 1] / out.shape[a] for box, out in zip(boxes, outs, strict=True) for a in (1, 2))
     picture_CHW = picture.pixels(next((s for s in SHRINKS if s <= room), 1))
     height, width = picture_CHW.shape[1:]
     y, x = height / picture.height, width / picture.width

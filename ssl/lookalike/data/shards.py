@@ -22,10 +22,11 @@ from lookalike.data.decode import MAX_BYTES, BadPicture, shown
 from lookalike.data.index import chosen, refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing
 from lookalike.data.order import Windows
-from lookalike.data.pictures import Encoded, Names, Pictures
+from lookalike.data.pictures import Encoded, Fit, Names, Pictures
 from lookalike.data.samples import NO_LABEL, Samples, parse, samples_of
-from lookalike.data.sources import Split, canvas_for, checked
+from lookalike.data.sources import Canvas, Split, canvas_for, checked
 from lookalike.errors import DataError
+from lookalike.recipe import Size, sides
 
 # Above it random reads over all shards no longer fit a machine's memory of recent pages.
 EXACT = 50_000_000
@@ -45,7 +46,7 @@ class Shards:
     def __init__(
         self,
         path: str,
-        canvas: Annotated[int, Field(ge=1, le=4096)] | None = None,
+        canvas: Canvas | None = None,
         channels: Literal[1, 3] = 3,
         test: str | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
@@ -53,14 +54,15 @@ class Shards:
         shuffle: Literal["auto", "exact", "window"] = "auto",
         window: Annotated[int, Field(ge=1)] = 100_000,
         cache_gb: Annotated[float, Field(gt=0)] = 50.0,
+        fit: Fit = "crop",
     ) -> None:
         self.channels: int = channels
         self._path, self._test, self._test_fraction = path, test, test_fraction
-        self._canvas, self._labels = canvas, labels
+        self._canvas, self._fit, self._labels = canvas, fit, labels
         self._shuffle, self._window = shuffle, window
         self._files = remote.Files(cache_gb)
 
-    def split(self, name: Split, size: int | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Pictures:
         wanted, canvas = checked(name), self._canvas or canvas_for(size or 224)
         listed, classes = self._listed(wanted)
         shards = expanded(self._path) if listed is None else listed
@@ -70,6 +72,7 @@ class Shards:
             before = self._listed("train")[0] if wanted == "test" else None
             classes = _numbers([*found, *map(self._samples, before or ())])
         pictures = ShardPictures(shards, found, canvas, self.channels, self._files)
+        pictures.fit = self._fit
         if listed is None:
             hashes_N = units(pictures.keys(), f"shards\0{self._path}")
             pictures.keep((hashes_N < self._test_fraction) == (wanted == "test"))
@@ -140,7 +143,7 @@ class ShardPictures(Encoded):
     """
 
     def __init__(
-        self, shards: Sequence[Shard], found: Sequence[Samples], size: int, channels: int, files: remote.Files
+        self, shards: Sequence[Shard], found: Sequence[Samples], size: Size, channels: int, files: remote.Files
     ) -> None:
         self.shards = list(shards)
         self._files = files
@@ -149,7 +152,7 @@ class ShardPictures(Encoded):
         self._shard_N = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         columns = [np.concatenate([samples[k] for samples in found] or [np.zeros(0, np.int64)]) for k in range(1, 5)]
         self._offsets_N, self._sizes_N, self._crcs_N, self.numbers_N = columns
-        self.labels, self.classes, self.shape = None, (), (channels, size, size)
+        self.labels, self.classes, self.shape = None, (), (channels, *sides(size))
         self.windows: Windows | None = None
         self._open: OrderedDict[int, _Open] = OrderedDict()
 

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from lookalike.data.decode import shown
 from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
-from lookalike.data.pictures import ArrayPictures, FilePictures, Pictures, subset
+from lookalike.data.pictures import ArrayPictures, FilePictures, Fit, Pictures, subset
 from lookalike.errors import DataError
+from lookalike.recipe import Size, sides
 
 Split = Literal["train", "test"]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Canvas = Side | tuple[Side, Side]
 
 FASHION = "for Fashion-MNIST: apt-get install dataset-fashion-mnist, path /usr/share/datasets/fashion-mnist"
 CHUNK = 1 << 20
@@ -32,8 +35,8 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int: ...
-    def split(self, name: Split, size: int | None = None) -> Pictures:
-        """The train or the test set, for views of `size` pixels. Raises DataError when there is none."""
+    def split(self, name: Split, size: Size | None = None) -> Pictures:
+        """The train or the test set, for views of `size`. Raises DataError when there is none."""
 
 
 class Digits:
@@ -44,7 +47,7 @@ class Digits:
     def __init__(self, test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> None:
         self._test_fraction = test_fraction
 
-    def split(self, name: Split, size: int | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Pictures:
         # Late, because the import takes a second and nothing else in this room needs it.
         from sklearn.datasets import load_digits
 
@@ -66,7 +69,7 @@ class Idx:
         self._path = path
         self._max_bytes = max_bytes
 
-    def split(self, name: Split, size: int | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Pictures:
         folder = folder_at(self._path, FASHION)
         prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
@@ -93,19 +96,21 @@ class Folder:
     The hash keeps every picture in its split when others are added; it does not balance the classes.
     Without PATH/test, PATH/val is the test set. Subfolders with pictures are the classes, in sorted order of
     the train set; classes that only the test set has come after them. `auto` labels a set that has no picture
-    directly in its folder and at least two subfolders with pictures. Pictures are read as squares of `canvas`
-    pixels, by default 8/7 of the views' size (256 for 224).
+    directly in its folder and at least two subfolders with pictures. Pictures are read as canvases of a side,
+    or height and width, `canvas`, by default 8/7 of the views' (256 for 224): their largest central box of that shape,
+    or with `fit: squash` all of them.
     """
 
     def __init__(
         self,
         path: str,
-        canvas: Annotated[int, Field(ge=1, le=4096)] | None = None,
+        canvas: Canvas | None = None,
         channels: Literal[1, 3] = 3,
         train: str = "train",
         test: str = "test",
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         labels: Literal["auto", "folders", "none"] = "auto",
+        fit: Fit = "crop",
     ) -> None:
         self.channels: int = channels
         self._path = path
@@ -113,10 +118,10 @@ class Folder:
         self._train = train
         self._test = test
         self._test_fraction = test_fraction
-        self._labels = labels
+        self._labels, self._fit = labels, fit
         self._scanned: dict[Path, list[bytes]] = {}
 
-    def split(self, name: Split, size: int | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Pictures:
         root = folder_at(self._path, "give the folder that holds the pictures")
         canvas = self._canvas or canvas_for(size or 224)
         wants_test = checked(name) == "test"
@@ -133,7 +138,7 @@ class Folder:
         found = self._classes(folder, test, classes) if classes else ()
         return self._pictures(folder, test, found, canvas)
 
-    def _hashed(self, root: Path, wants_test: bool, canvas: int) -> Pictures:
+    def _hashed(self, root: Path, wants_test: bool, canvas: Size) -> Pictures:
         paths = self._scan(root, root)
         mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
         if not mask_N.any():
@@ -172,7 +177,7 @@ class Folder:
         folder: Path,
         paths: list[bytes],
         classes: tuple[bytes, ...],
-        canvas: int,
+        canvas: Size,
         mask_N: np.ndarray | None = None,
     ) -> Pictures:
         labels_N = np.empty(len(paths), np.int64)
@@ -184,12 +189,13 @@ class Folder:
             paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
         labels = torch.from_numpy(labels_N) if classes else None
-        return FilePictures(folder, paths, labels, names, canvas, self.channels)
+        return FilePictures(folder, paths, labels, names, canvas, self.channels, fit=self._fit)
 
 
-def canvas_for(size: int) -> int:
+def canvas_for(size: Size) -> tuple[int, int]:
     """8/7 of the views' size: what 256 is to 224, the papers' test-time resize and crop."""
-    return round(size * 8 / 7)
+    height, width = sides(size)
+    return round(height * 8 / 7), round(width * 8 / 7)
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:

@@ -18,7 +18,19 @@ from lookalike.recipe.check import Choice
 from lookalike.recipe.json_schema import schema
 from lookalike.recipe.nodes import Node, Position
 from lookalike.recipe.recipes import Recipe, from_text, load
-from lookalike.recipe.values import Count, Fraction, Index, NonNegative, Positive, Share, Spec, Width, Widths
+from lookalike.recipe.values import (
+    Count,
+    Fraction,
+    Index,
+    NonNegative,
+    Positive,
+    Share,
+    Size,
+    Spec,
+    Width,
+    Widths,
+    sides,
+)
 from lookalike.recipe.yaml12 import read
 
 __all__ = [
@@ -32,6 +44,7 @@ __all__ = [
     "Positive",
     "Recipe",
     "Share",
+    "Size",
     "Spec",
     "Width",
     "Widths",
@@ -39,4 +52,5 @@ __all__ = [
     "load",
     "read",
     "schema",
+    "sides",
 ]

@@ -16,8 +16,16 @@ Count = Annotated[int, Field(ge=1, le=2**40)]
 Index = Annotated[int, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Widths = Annotated[Sequence[Width], Field(min_length=1)]
+Size = Count | tuple[Count, Count]
+"""Of a picture: the side of a square, or height and width."""
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a Size."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 @dataclass(frozen=True)

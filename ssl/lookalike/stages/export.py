@@ -18,7 +18,7 @@ from lookalike.backbones import Architecture, Backbone, folder_files
 from lookalike.errors import BackboneError
 from lookalike.log import say
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
-from lookalike.recipe import NonNegative, Recipe
+from lookalike.recipe import NonNegative, Recipe, sides
 
 BATCHES = (1, 2, 5)
 
@@ -75,7 +75,7 @@ class WithNormalisation(nn.Module):
 
 def example(architecture: Architecture, batch: int) -> Tensor:
     """Random pictures in 0 … 1, always the same."""
-    shape = (batch, architecture.channels, architecture.size, architecture.size)
+    shape = (batch, architecture.channels, *sides(architecture.size))
     return torch.rand(shape, generator=torch.Generator().manual_seed(batch))
 
 

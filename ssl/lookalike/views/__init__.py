@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike import draw
-from lookalike.recipe import Count, Fraction, Positive, Share
+from lookalike.recipe import Count, Fraction, Positive, Share, Size, sides
 from lookalike.views import fused
 from lookalike.views.fused import Form, channels_last
 from lookalike.views.resample import ATTEMPTS, Interpolation, crop_boxes, resize_crop
@@ -88,18 +88,18 @@ class Symmetric:
         *,
         seed: int,
         epoch: int,
-        size: int,
+        size: Size,
         mean: Sequence[float],
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, size, size) of `dtype`.
+        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, *size) of `dtype`.
 
-        Instead of one canvas V uint8 crops (B, C, size, size) may come, already cut by `boxes`.
+        Instead of one canvas V uint8 crops (B, C, *size) may come, already cut by `boxes`.
         """
         first = pictures if isinstance(pictures, Tensor) else pictures[0]
         draws = self.draws(ids_B, seed, epoch, range(self.views), *first.shape[2:])
-        return self._plan(pictures, draws, Form(size, self.interpolation, self.blur_sigma[1], mean, std, dtype))
+        return self._plan(pictures, draws, Form(sides(size), self.interpolation, self.blur_sigma[1], mean, std, dtype))
 
     @property
     def _plan(self) -> Callable[[Tensor | Sequence[Tensor], fused.Draws, Form], list[Tensor]]:
@@ -134,9 +134,9 @@ class Symmetric:
             "solarize": happens("solarize", self.solarize),
         }
 
-    def sizes(self, size: int) -> list[int]:
-        """The side of each view where the large ones have `size` pixels."""
-        return [size] * self.views
+    def sizes(self, size: Size) -> list[tuple[int, int]]:
+        """Height and width of each view where the large ones have `size`."""
+        return [sides(size)] * self.views
 
     def each(
         self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
@@ -167,7 +167,7 @@ class MultiCrop(Asymmetric):
 
     crop: tuple[Share, Share] = (0.4, 1.0)
     small: Count = 8
-    small_size: Count = 96
+    small_size: Size = 96
     small_crop: tuple[Share, Share] = (0.05, 0.4)
     small_blur: Fraction = 0.5
     small_solarize: Fraction = 0.0
@@ -185,19 +185,19 @@ class MultiCrop(Asymmetric):
         return self.views + self.small
 
     def __call__(
-        self, pictures: Tensor | Sequence[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: int, **how: Any
+        self, pictures: Tensor | Sequence[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: Size, **how: Any
     ) -> list[Tensor]:
         """As Symmetric; the small views follow the large ones."""
         large, small = (pictures, pictures) if isinstance(pictures, Tensor) else (pictures[:2], pictures[2:])
         made = super().__call__(large, ids_B, seed=seed, epoch=epoch, size=size, **how)
         law, first = self._small(), small if isinstance(small, Tensor) else small[0]
         draws = law.draws(ids_B, seed, epoch, range(self.views, self.total), *first.shape[2:])
-        form = Form(self.small_size, self.interpolation, self.blur_sigma[1], **how)
+        form = Form(sides(self.small_size), self.interpolation, self.blur_sigma[1], **how)
         return made + self._plan(small, draws, form)
 
-    def sizes(self, size: int) -> list[int]:
+    def sizes(self, size: Size) -> list[tuple[int, int]]:
         """As Symmetric; the small views follow the large ones."""
-        return super().sizes(size) + [self.small_size] * self.small
+        return super().sizes(size) + [sides(self.small_size)] * self.small
 
     def each(
         self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor

@@ -6,6 +6,7 @@ device, for the draws are known on the host. `make_compiled` has no groups: one 
 what was not drawn is computed as nothing.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ _NEVER = 4  # the turn of the hue where there is no jitter
 
 
 class Form(NamedTuple):
-    """What the views are besides what is drawn for them."""
+    """What the views are besides what is drawn for them; `sides`: height and width."""
 
-    size: int
+    sides: tuple[int, int]
     interpolation: Interpolation
     sigma_max: float
     mean: Sequence[float]
@@ -36,19 +37,19 @@ class Form(NamedTuple):
 
 
 def make(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> list[Tensor]:
-    """V views (B, C, size, size), normalised, channels-last, of `form.dtype`.
+    """V views (B, C, *sides), normalised, channels-last, of `form.dtype`.
 
     pictures: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8 tensors
-    (B, C, size, size) already cut.
+    (B, C, *sides) already cut.
     draws_VB: each (V, B, …), on the host.
     """
     first = pictures if isinstance(pictures, Tensor) else pictures[0]
     (views, batch), channels, device = draws_VB["flip"].shape, first.shape[1], first.device
     draws = flat(draws_VB, channels)
-    shape = (views * batch, form.size, form.size, channels)
+    shape = (views * batch, *form.sides, channels)
     out_MCHW = torch.empty(shape, dtype=form.dtype, device=device).permute(0, 3, 1, 2)
     mean_C11, std_C11 = (torch.tensor(v, device=device)[:, None, None] for v in (form.mean, form.std))
-    limit = views * batch if device.type != "cpu" else max(1, _CACHED // (channels * form.size**2))
+    limit = views * batch if device.type != "cpu" else max(1, _CACHED // (channels * math.prod(form.sides)))
     for rows in groups(draws, limit):
         chosen = {name: value[rows] for name, value in draws.items()}
         x = colours(cut(pictures, rows, chosen, form), chosen, form.sigma_max).sub_(mean_C11).div_(std_C11)
@@ -89,7 +90,7 @@ def put(out_MCHW: Tensor, rows: Tensor, x: Tensor) -> None:
 
 
 def cut(pictures: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: Form) -> Tensor:
-    """(n, C, size, size) floats in [0, 1] of the views `rows` (view · batch + picture), flipped where drawn."""
+    """(n, C, *sides) floats in [0, 1] of the views `rows` (view · batch + picture), flipped where drawn."""
     if not isinstance(pictures, Tensor):
         return _ready(pictures, rows, chosen["flip"])
     picture = rows % len(pictures)
@@ -102,16 +103,15 @@ def cut(pictures: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: 
     )
     x = pictures.index_select(0, picture)
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
-    return crop_resize(x, box, form.size, flip_B=flip, interpolation=form.interpolation)
+    return crop_resize(x, box, form.sides, flip_B=flip, interpolation=form.interpolation)
 
 
 def _native(canvas_BCHW: Tensor, picture: list[int], box: list[list[int]], flip: list[bool], form: Form) -> Tensor:
     """By torch's own antialiased resampling of bytes, which reads each box once and is the fastest on a CPU."""
-    size = (form.size, form.size)
-    x_NCHW = torch.empty(len(picture), canvas_BCHW.shape[1], *size)
+    x_NCHW = torch.empty(len(picture), canvas_BCHW.shape[1], *form.sides)
     for x, i, (top, left, height, width), mirrored in zip(x_NCHW, picture, box, flip, strict=True):
         cut = canvas_BCHW[i : i + 1, :, top : top + height, left : left + width]
-        made = F.interpolate(cut, size, mode=form.interpolation, antialias=True)
+        made = F.interpolate(cut, form.sides, mode=form.interpolation, antialias=True)
         x.copy_(made[0].flip(2) if mirrored else made[0])
     return x_NCHW.div_(255)
 
@@ -180,7 +180,7 @@ def make_compiled(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Fo
     """As `make`, by one graph that torch.compile has made."""
     first = pictures if isinstance(pictures, Tensor) else pictures[0]
     draws = flat(draws_VB, first.shape[1])
-    radius = colour.reach(form.sigma_max, form.size)
+    radius = colour.reach(form.sigma_max, min(form.sides))
     draws["taps"] = colour.taps(torch.where(draws["blur"], draws["sigma"], 1e-3), radius)
     sent = {name: send(value, first.device) for name, value in draws.items()}
     x_MCHW = torch.cat(list(pictures)) if not isinstance(pictures, Tensor) else pictures
@@ -194,11 +194,11 @@ def _compiled() -> Any:
 
 
 def graph(pictures: Tensor, draws: Draws, form: Form, uncut: bool) -> Tensor:
-    """(M, C, size, size): every operation on every view, with numbers that mean nothing where it was not drawn."""
+    """(M, C, *sides): every operation on every view, with numbers that mean nothing where it was not drawn."""
     x, n = pictures.float().div(255), len(draws["flip"])
     if uncut:
         x = x.repeat(n // len(x), 1, 1, 1)
-        x = crop_resize(x, draws["box"], form.size, flip_B=draws["flip"], interpolation=form.interpolation)
+        x = crop_resize(x, draws["box"], form.sides, flip_B=draws["flip"], interpolation=form.interpolation)
     else:
         x = torch.where(_wide(draws["flip"]), x.flip(3), x)
     on, off = (torch.tensor(abc, device=x.device) for abc in (colour.GREY, colour.AS_IT_IS))

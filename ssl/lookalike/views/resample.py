@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lookalike.recipe import Size, sides
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 ATTEMPTS = 10
@@ -43,19 +45,20 @@ def weights(start_B: Tensor, extent_B: Tensor, n_in: int, n_out: int, interpolat
 def crop_resize(
     x_BCHW: Tensor,
     box_B4: Tensor,
-    size: int,
+    size: Size,
     *,
     flip_B: Tensor | None = None,
     interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """Cuts box (top, left, height, width; whole pixels) from each picture, resizes it to size × size, flips it.
+    """Cuts box (top, left, height, width; whole pixels) from each picture, resizes it to `size`, flips it.
 
-    x_BCHW: float in [0, 1]; returns (B, C, size, size) in [0, 1]: the cubic overshoots and is
+    x_BCHW: float in [0, 1]; returns (B, C, *size) in [0, 1]: the cubic overshoots and is
     clamped after each axis, width first, as Pillow and torch's resampling of bytes do.
     """
     top, left, height, width = box_B4.to(x_BCHW.device).unbind(1)
-    y_BOH = weights(top, height, x_BCHW.shape[2], size, interpolation)
-    x_BOW = weights(left, width, x_BCHW.shape[3], size, interpolation)
+    rows, columns = sides(size)
+    y_BOH = weights(top, height, x_BCHW.shape[2], rows, interpolation)
+    x_BOW = weights(left, width, x_BCHW.shape[3], columns, interpolation)
     if flip_B is not None:
         x_BOW = torch.where(flip_B.to(x_BCHW.device)[:, None, None], x_BOW.flip(1), x_BOW)
     wide = (x_BCHW @ x_BOW.transpose(1, 2)[:, None]).clamp_(0, 1)
@@ -107,9 +110,15 @@ def _central(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tenso
     return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=-1)
 
 
-def resize_crop(x_BCHW: Tensor, size: int, crop: float = 1.0, interpolation: Interpolation = "bicubic") -> Tensor:
-    """The test-time view: the central square of share `crop` of the shorter side, resized to size × size."""
-    height, width = x_BCHW.shape[2:]
-    side = max(1, round(min(height, width) * crop))
-    box = torch.tensor([[(height - side) // 2, (width - side) // 2, side, side]])
+def central(height: int, width: int, like: Size, share: float = 1.0) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a picture's middle: `share` of the sides of the largest box shaped as `like`."""
+    rows, columns = sides(like)
+    whole = min(height, width * rows / columns)
+    h, w = max(1, round(whole * share)), max(1, round(whole * columns / rows * share))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resize_crop(x_BCHW: Tensor, size: Size, crop: float = 1.0, interpolation: Interpolation = "bicubic") -> Tensor:
+    """The test-time view: the central share `crop` of the largest box of that shape, resized to `size`."""
+    box = torch.tensor([central(x_BCHW.shape[2], x_BCHW.shape[3], size, crop)])
     return crop_resize(x_BCHW, box.expand(len(x_BCHW), 4), size, interpolation=interpolation)
