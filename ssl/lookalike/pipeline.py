@@ -12,8 +12,9 @@ from lookalike import comm, fault
 from lookalike.backbones import Architecture, Backbone, make_backbone
 from lookalike.checkpoint import refuse_other
 from lookalike.data import SOURCES
+from lookalike.data.loader import cores
 from lookalike.data.order import Order
-from lookalike.data.pack import Packing, cores
+from lookalike.data.pack import Packing
 from lookalike.data.pack import pack as write_shards
 from lookalike.data.pictures import Pictures
 from lookalike.data.sources import Folder

@@ -1,6 +1,7 @@
 """How the samples of each step reach it: worker processes decode into shared memory, in the order of the plan."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -131,8 +132,8 @@ def _stream(
         return
     # Under way are `workers` × _AHEAD batches; one is the consumer's, and the one before it.
     slots = Slots(workers * _AHEAD + 2, len(first.ids), shapes)
-    sent = _Sent(_chain(first, keys), slots.count)
-    loader = _loader(_Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD)
+    sent = _Sent(itertools.chain([first], keys), slots.count)
+    loader = one_by_one(_Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD)
     try:
         if pin:
             slots.pin()
@@ -147,11 +148,6 @@ def _stream(
         raise RunError(_obituary(str(error), loader, sent)) from error
     finally:
         slots.close()
-
-
-def _chain(first: Key, keys: Iterator[Key]) -> Iterator[Key]:
-    yield first
-    yield from keys
 
 
 class _Sent(Sampler[tuple[int, Key]]):
@@ -196,8 +192,8 @@ def _obituary(text: str, loader: Any, sent: _Sent) -> str:
     )
 
 
-def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
-    """One item a batch. The user or workers_for chose the number of workers: torch's own advice stays out.
+def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
+    """A DataLoader's items, not batched. Who calls chose the number of workers: torch's own advice stays out.
 
     A generator of its own keeps torch from drawing the workers' seeds from the one that dropout draws from.
     """
@@ -225,9 +221,9 @@ def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:
         return asked
     if isinstance(pictures, ArrayPictures):
         return 0
-    return max(1, min(16, _cores() // max(1, world)))
+    return max(1, min(16, cores() // max(1, world)))
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

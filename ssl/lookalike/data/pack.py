@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -27,6 +27,7 @@ from lookalike.data import cache
 from lookalike.data.decode import BadPicture, decode, shown
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
+from lookalike.data.loader import one_by_one
 from lookalike.data.pictures import Encoded, Pictures
 from lookalike.data.samples import NO_LABEL, Samples, parse, parts
 from lookalike.data.sources import Source, Split
@@ -99,11 +100,6 @@ def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     write_file(target / LISTING, json.dumps(listing, indent=1).encode())
     counts = ", ".join(f"{sum(s['samples'] for s in shards)} {split}" for split, shards in listed.items())
     say(f"pack: {counts} pictures in {target}; {len(bad)} bad ones left out, see {BAD}")
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sets(source: Source) -> Iterator[tuple[Split, Pictures]]:
@@ -208,12 +204,8 @@ def _next(stream: Iterator[Packed]) -> Packed:
 
 def _encoded(pictures: Pictures, start: int, how: Packing, workers: int) -> Iterator[Packed]:
     """The samples from `start` on, in order, made by `workers` processes (0: in this one)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        order = range(start, len(pictures))
-        ahead = 8 if workers else None
-        loader = DataLoader(_Encoder(pictures, how), None, sampler=order, num_workers=workers, prefetch_factor=ahead)
-        return iter(loader)
+    order, ahead = range(start, len(pictures)), 8 if workers else None
+    return one_by_one(_Encoder(pictures, how), sampler=order, num_workers=workers, prefetch_factor=ahead)
 
 
 class _Encoder(Dataset[Packed]):
