@@ -187,14 +187,14 @@ def test_workers_hand_over_a_slot_and_no_pixels(monkeypatch):
     """All that crosses the pipe of a large batch is a few bytes."""
     pictures = ArrayPictures(torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
     answers = []
-    original = loader._loader
+    original = loader.one_by_one
 
     def spying(*arguments, **how):
         for answer in original(*arguments, **how):
             answers.append(answer)
             yield answer
 
-    monkeypatch.setattr(loader, "_loader", spying)
+    monkeypatch.setattr(loader, "one_by_one", spying)
     assert len(stream(pictures, 2)) == 12
     assert answers == [[]] * 12
 

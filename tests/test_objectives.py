@@ -417,6 +417,21 @@ def test_a_miners_tuple_decides_which_pairs_count():
     assert float(constellation(z, labels, triplets)) == pytest.approx(wanted, rel=1e-9)
 
 
+def test_a_miners_triplets_are_the_hinges_that_count():
+    z, y = rows(12), LABELS["ordinary"]
+    triplets = [(0, 3, 1), (0, 3, 7), (6, 11, 4), (2, 9, 10), (1, 10, 2)]
+    chosen = tuple(torch.tensor(column) for column in zip(*triplets, strict=True))
+    u = units(z)
+    facenet = [float((u[a] - u[p]).square().sum() - (u[a] - u[n]).square().sum()) + 0.5 for a, p, n in triplets]
+    sentence = [float((z[a] - z[p]).norm() - (z[a] - z[n]).norm()) + 0.5 for a, p, n in triplets]
+    assert min(facenet) < 0
+    assert min(sentence) < 0
+    found = make("FaceNetLoss", margin=0.5)(u, torch.tensor(y), chosen)
+    assert found.item() == pytest.approx(mean([v for v in facenet if v > 0]), rel=1e-9)
+    found = make("SentenceTripletLoss", margin=0.5)(z, torch.tensor(y), chosen)
+    assert found.item() == pytest.approx(mean([max(0.0, v) for v in sentence]), rel=1e-9)
+
+
 def test_random_negatives_are_one_of_each_of_k_classes_and_change_with_the_seed():
     y = torch.tensor(LABELS["ordinary"])
     negative = masks(None, y, y).negative_BR

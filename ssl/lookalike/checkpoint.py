@@ -56,24 +56,31 @@ _CHANGED = "choose another --out, or go on all the same with --accept-changes"
 def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
     """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every default.
 
-    Raises RunError when the folder holds something else, or a run whose backbone came from another recipe, unless
-    `accept_changes`.
+    Raises RunError as `refuse_other` does, or while another process writes there.
     """
     if comm.rank() == 0:
-        if out.exists() and not out.is_dir():
-            raise RunError(f"{out}: is a file: choose another --out")
-        if (out / RECIPE).exists():
-            # Where nothing was trained yet any recipe may begin.
-            if (out / "checkpoints").exists() or (out / "backbone").exists():
-                _refuse_other(out / RECIPE, recipe, accept_changes)
-        elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
-            raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
+        refuse_other(out, recipe, accept_changes)
         out.mkdir(parents=True, exist_ok=True)
         _lock(out)
         if not (accept_changes and (out / RECIPE).exists()):
             write_recipe(out, recipe)
     comm.barrier()
     return out
+
+
+def refuse_other(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
+    """Raises RunError when `out` holds something else, or a run whose backbone came from another recipe.
+
+    `accept_changes` makes a warning of the last.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file: choose another --out")
+    if (out / RECIPE).exists():
+        # Where nothing was trained yet any recipe may begin.
+        if (out / "checkpoints").exists() or (out / "backbone").exists():
+            _refuse_other_recipe(out / RECIPE, recipe, accept_changes)
+    elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
+        raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
@@ -98,7 +105,7 @@ def _lock(out: Path) -> None:
     _LOCKS[out.resolve()] = file
 
 
-def _refuse_other(path: Path, recipe: Recipe, accept: bool) -> None:
+def _refuse_other_recipe(path: Path, recipe: Recipe, accept: bool) -> None:
     try:
         earlier = read(path.read_text(), str(path)).plain()
     except (OSError, UnicodeDecodeError, RecipeError) as error:
@@ -108,7 +115,7 @@ def _refuse_other(path: Path, recipe: Recipe, accept: bool) -> None:
         raise RunError(f"{path}: is no recipe: choose another --out")
     changed = [line for key in _FIXED for line in _differences(key, earlier.get(key), now.get(key))]
     if changed and accept:
-        warnings.warn(f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=3)
+        warnings.warn(f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=4)
     elif changed:
         raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): {_CHANGED}")
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -18,6 +19,9 @@ import lookalike
 from lookalike.errors import LOST, Error, LostError
 from lookalike.ranks import follow_launcher
 from lookalike.signals import Signals, Stopped
+
+# How torch's allocators, which raise a plain RuntimeError, and the system say that there is no memory left.
+_NO_MEMORY = re.compile("DefaultCPUAllocator|out of memory|Cannot allocate memory|unable to allocate shared memory")
 
 app = typer.Typer(
     help="Pretrain vision backbones without labels, then probe, fine-tune, evaluate and export them.",
@@ -234,18 +238,18 @@ def guarded(verb: Callable[[], Any]) -> int:
     except Error as error:
         return _refused(error, str(error))
     except RuntimeError as error:
-        if not _lost(error):
-            if "allocate" in str(error) or "out of memory" in str(error):
-                reason = " ".join(str(error).split())[-200:]
-                return _refused(error, f"not enough memory ({reason}): lower the batch, the heads or the queue")
-            raise
-        reason = str(error).split("]", 1)[-1].split(". ")[0].strip() or type(error).__name__
-        return _refused(
-            error,
-            f"another rank has ended or hangs ({reason[:160]}): see the first error above or in its log; the same "
-            "command goes on from the last checkpoint",
-            LOST,
-        )
+        if _lost(error):
+            reason = str(error).split("]", 1)[-1].split(". ")[0].strip() or type(error).__name__
+            return _refused(
+                error,
+                f"another rank has ended or hangs ({reason[:160]}): see the first error above or in its log; the same "
+                "command goes on from the last checkpoint",
+                LOST,
+            )
+        if _NO_MEMORY.search(str(error)):
+            reason = " ".join(str(error).split())[-200:]
+            return _refused(error, f"not enough memory ({reason}): lower the batch, the heads or the queue")
+        raise
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
         return _refused(error, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where")
     finally:

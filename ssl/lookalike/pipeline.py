@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from lookalike import checkpoint, comm, fault
+from lookalike import comm, fault
 from lookalike.backbones import Architecture, Backbone, make_backbone
+from lookalike.checkpoint import refuse_other
 from lookalike.data import SOURCES
+from lookalike.data.loader import cores
 from lookalike.data.order import Order
-from lookalike.data.pack import Packing, cores
+from lookalike.data.pack import Packing
 from lookalike.data.pack import pack as write_shards
 from lookalike.data.pictures import Pictures
 from lookalike.data.sources import Folder
-from lookalike.errors import DataError, RecipeError, RunError
+from lookalike.errors import DataError, RecipeError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import of_classes, split_classes
@@ -105,7 +107,9 @@ def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int
         comm.timeout(1.0)
     else:
         comm.environment()
-    judge_run(out, recipe, accept_changes)
+    with warnings.catch_warnings(action="ignore"):  # the run itself says what it goes on with
+        refuse_other(out, recipe, accept_changes)
+    refuse_unwritable(out)
     preflight(recipe, ranks or comm.world_size())
     if recipe.values["pretrain"]:
         check_pretrain(recipe)
@@ -121,19 +125,6 @@ def _given(recipe: Recipe) -> str:
             f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one"
         )
     return folder
-
-
-def judge_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
-    """Raises what checkpoint.open_run would raise for this folder, and makes nothing."""
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out}: is a file: choose another --out")
-    if (out / checkpoint.RECIPE).exists():
-        if (out / "checkpoints").exists() or (out / "backbone").exists():
-            with warnings.catch_warnings(action="ignore"):  # the run itself says what it goes on with
-                checkpoint._refuse_other(out / checkpoint.RECIPE, recipe, accept_changes)
-    elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
-        raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
-    refuse_unwritable(out)
 
 
 def preflight(recipe: Recipe, ranks: int = 1) -> None:

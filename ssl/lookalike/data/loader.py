@@ -1,6 +1,7 @@
 """How the samples of each step reach it: worker processes decode into shared memory, in the order of the plan."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +71,7 @@ def batches(
     reader = Reader(pictures, order.seed, cuts)
     micro_batches = order.micro_batches(first_step, last_step)
     keys = (Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches)
-    with contextlib.closing(_stream(_Filled(reader), reader.shapes, keys, workers, pin)) as stream:
+    with contextlib.closing(_stream(partial(_fill, reader), reader.shapes, keys, workers, pin)) as stream:
         for key, parts, bad in stream:
             pixels = parts[0] if cuts is None else parts
             yield Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), pixels, bad)
@@ -84,36 +86,26 @@ def in_order(
     """
     starts = range(0, len(pictures), batch)
     keys = (Key(0, list(range(start, min(start + batch, len(pictures))))) for start in starts)
-    with contextlib.closing(_stream(_Readable(pictures), [pictures.shape], keys, workers, pin)) as stream:
+    with contextlib.closing(_stream(partial(_fill_readable, pictures), [pictures.shape], keys, workers, pin)) as stream:
         yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
 
 
-class _Filled:
+def _fill(reader: Reader, key: Key, parts: list[Tensor]) -> list[Bad]:
     """Fills a batch with a reader; returns what was bad."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __call__(self, key: Key, parts: list[Tensor]) -> list[Bad]:
-        return self.reader.fill(key.epoch, key.ids, parts)
+    return reader.fill(key.epoch, key.ids, parts)
 
 
-class _Readable:
+def _fill_readable(pictures: Pictures, key: Key, parts: list[Tensor]) -> list[int]:
     """Fills a batch with the pictures that can be read, without gaps; returns their ids."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
-
-    def __call__(self, key: Key, parts: list[Tensor]) -> list[int]:
-        if isinstance(self.pictures, ArrayPictures):
-            self.pictures.read_many(key.ids, parts[0])
-            return key.ids
-        found: list[int] = []
-        for i in key.ids:
-            with contextlib.suppress(BadPicture):
-                self.pictures.read(i, parts[0][len(found)])
-                found.append(i)
-        return found
+    if isinstance(pictures, ArrayPictures):
+        pictures.read_many(key.ids, parts[0])
+        return key.ids
+    found: list[int] = []
+    for i in key.ids:
+        with contextlib.suppress(BadPicture):
+            pictures.read(i, parts[0][len(found)])
+            found.append(i)
+    return found
 
 
 def _stream(
@@ -131,8 +123,8 @@ def _stream(
         return
     # Under way are `workers` × _AHEAD batches; one is the consumer's, and the one before it.
     slots = Slots(workers * _AHEAD + 2, len(first.ids), shapes)
-    sent = _Sent(_chain(first, keys), slots.count)
-    loader = _loader(_Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD)
+    sent = _Sent(itertools.chain([first], keys), slots.count)
+    loader = one_by_one(_Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD)
     try:
         if pin:
             slots.pin()
@@ -147,11 +139,6 @@ def _stream(
         raise RunError(_obituary(str(error), loader, sent)) from error
     finally:
         slots.close()
-
-
-def _chain(first: Key, keys: Iterator[Key]) -> Iterator[Key]:
-    yield first
-    yield from keys
 
 
 class _Sent(Sampler[tuple[int, Key]]):
@@ -196,8 +183,8 @@ def _obituary(text: str, loader: Any, sent: _Sent) -> str:
     )
 
 
-def _loader(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
-    """One item a batch. The user or workers_for chose the number of workers: torch's own advice stays out.
+def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
+    """A DataLoader's items, not batched. Who calls chose the number of workers: torch's own advice stays out.
 
     A generator of its own keeps torch from drawing the workers' seeds from the one that dropout draws from.
     """
@@ -225,9 +212,9 @@ def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:
         return asked
     if isinstance(pictures, ArrayPictures):
         return 0
-    return max(1, min(16, _cores() // max(1, world)))
+    return max(1, min(16, cores() // max(1, world)))
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

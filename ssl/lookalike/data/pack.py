@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
@@ -27,11 +27,12 @@ from lookalike.data import cache
 from lookalike.data.decode import BadPicture, decode, shown
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
+from lookalike.data.loader import one_by_one
 from lookalike.data.pictures import Encoded, Pictures
-from lookalike.data.samples import NO_LABEL, Samples, parse, parts
+from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
 from lookalike.errors import DataError, RunError
-from lookalike.folder import write_file
+from lookalike.folder import appearing, write_file
 from lookalike.log import say
 
 PLAN = "pack.json"
@@ -101,11 +102,6 @@ def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     say(f"pack: {counts} pictures in {target}; {len(bad)} bad ones left out, see {BAD}")
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _sets(source: Source) -> Iterator[tuple[Split, Pictures]]:
     yield "train", source.split("train")
     try:
@@ -150,38 +146,31 @@ def _shards(split: str, pictures: Pictures, target: Path, how: Packing, workers:
 def _finished(path: Path, start: int) -> dict[str, Any] | None:
     """What the index beside a shard says, if both are whole and the shard begins with the sample `start`."""
     try:
-        found = parse(cache.unseal(Path(f"{path}.idx").read_bytes()), {"bytes": path.stat().st_size})
-    except (OSError, ValueError):
+        found = unsealed(Path(f"{path}.idx").read_bytes(), {"bytes": path.stat().st_size})
+    except OSError:
         return None
     return dict(found.about) if found and found.about.get("first") == start < found.about["next"] else None
 
 
 def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed], how: Packing) -> dict[str, Any]:
     """One shard and its index; `stream` gives the pictures from `start` on."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     rows: list[tuple[bytes, int, int, int, int]] = []
     bad, at, crc, i = [], 0, 0, start
-    try:
-        with temporary.open("wb") as file:
-            while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
-                packed = _next(stream)
-                if packed.reason:
-                    bad.append({"sample": i, "path": shown(pictures.name(i)), "reason": packed.reason})
-                else:
-                    name = f"{i:09d}{packed.suffix}"
-                    label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
-                    rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
-                    members = member(name, packed.data)
-                    members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
-                    file.write(members)
-                    at, crc = at + len(members), zlib.crc32(members, crc)
-                i += 1
-            file.write(_END)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path) as file:
+        while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
+            packed = _next(stream)
+            if packed.reason:
+                bad.append({"sample": i, "path": shown(pictures.name(i)), "reason": packed.reason})
+            else:
+                name = f"{i:09d}{packed.suffix}"
+                label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
+                rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
+                members = member(name, packed.data)
+                members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
+                file.write(members)
+                at, crc = at + len(members), zlib.crc32(members, crc)
+            i += 1
+        file.write(_END)
     about = {"name": path.name, "bytes": at + len(_END), "crc32": zlib.crc32(_END, crc), "samples": len(rows)}
     about |= {"first": start, "next": i, "bad": bad}
     columns = [np.array([row[k] for row in rows], np.int64) for k in range(1, 5)]
@@ -208,12 +197,8 @@ def _next(stream: Iterator[Packed]) -> Packed:
 
 def _encoded(pictures: Pictures, start: int, how: Packing, workers: int) -> Iterator[Packed]:
     """The samples from `start` on, in order, made by `workers` processes (0: in this one)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        order = range(start, len(pictures))
-        ahead = 8 if workers else None
-        loader = DataLoader(_Encoder(pictures, how), None, sampler=order, num_workers=workers, prefetch_factor=ahead)
-        return iter(loader)
+    order, ahead = range(start, len(pictures)), 8 if workers else None
+    return one_by_one(_Encoder(pictures, how), sampler=order, num_workers=workers, prefetch_factor=ahead)
 
 
 class _Encoder(Dataset[Packed]):

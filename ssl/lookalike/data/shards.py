@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lookalike.data import cache, remote
+from lookalike.data import remote
 from lookalike.data.decode import MAX_BYTES, BadPicture, shown
 from lookalike.data.index import chosen, refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing
 from lookalike.data.order import Windows
 from lookalike.data.pictures import Encoded, Fit, Names, Pictures
-from lookalike.data.samples import NO_LABEL, Samples, parse, samples_of
+from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
 from lookalike.data.sources import Canvas, Split, canvas_for, checked
 from lookalike.errors import DataError
 from lookalike.recipe import Size, sides
@@ -78,16 +78,14 @@ class Shards:
             pictures.keep((hashes_N < self._test_fraction) == (wanted == "test"))
         if not len(pictures):
             what = f"no pictures in the {wanted} set of its {len(shards)} shards"
-            raise DataError(
-                f"{remote.redacted(shown(self._path))}: {what}: check the path, or set test or test_fraction"
-            )
+            raise DataError(f"{remote.redacted(self._path)}: {what}: check the path, or set test or test_fraction")
         return self._finished(pictures, classes)
 
     def _finished(self, pictures: "ShardPictures", classes: tuple[str, ...]) -> Pictures:
         has_N = pictures.numbers_N != NO_LABEL
         if self._labels == "auto" and has_N.all():
             if int(pictures.numbers_N.max()) >= len(classes):
-                raise DataError(f"{remote.redacted(shown(self._path))}: labels beyond its classes: pack again")
+                raise DataError(f"{remote.redacted(self._path)}: labels beyond its classes: pack again")
             pictures.classes = classes
             pictures.labels = torch.from_numpy(pictures.numbers_N.copy())
         elif self._labels == "auto" and has_N.any():
@@ -104,7 +102,7 @@ class Shards:
         """The shards of the split and the classes; None where a hash splits."""
         if listing := read_listing(self._path):
             if wanted not in listing:
-                raise DataError(f"{remote.redacted(shown(self._path))}: holds no {wanted} set: pack one")
+                raise DataError(f"{remote.redacted(self._path)}: holds no {wanted} set: pack one")
             return listing[wanted]
         if self._test is not None:
             return expanded(self._path if wanted == "train" else self._test), ()
@@ -124,11 +122,7 @@ class Shards:
             return samples_of(shard.place)
         beside = remote.read(f"{shard.place}.idx")
         if beside is not None:
-            try:
-                found = parse(cache.unseal(beside), {} if shard.size is None else {"bytes": shard.size})
-            except ValueError:
-                found = None
-            if found:
+            if found := unsealed(beside, {} if shard.size is None else {"bytes": shard.size}):
                 return found
             warnings.warn(
                 f"{remote.redacted(shard.place)}.idx: damaged, the shard is fetched: pack it again", stacklevel=2
@@ -252,4 +246,4 @@ def _tell_ignored(place: str, found: Sequence[Samples]) -> None:
         counts.update({str(why): int(count) for why, count in samples.ignored.items()})
     if counts:
         listed = ", ".join(f"{count} × {shown(why)}" for why, count in counts.most_common(10))
-        warnings.warn(f"{remote.redacted(shown(place))}: passed over, never opened: {listed}", stacklevel=3)
+        warnings.warn(f"{remote.redacted(place)}: passed over, never opened: {listed}", stacklevel=3)

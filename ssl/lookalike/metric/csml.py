@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
 from lookalike.blocks import unit
-from lookalike.metric.tuples import masks
+from lookalike.metric.tuples import masks, number
 from lookalike.recipe import NonNegative
 
 
@@ -71,4 +71,4 @@ class CSMLLoss(BaseMetricLossFunction):  # type: ignore[misc]
         value = csml(x_BK @ y_RK.T, chosen.positive_BR, chosen.negative_BR, self.form)
         if ref_emb is embeddings:
             value = value + self.beta * (self.a_KD - self.initial_KD).square().sum()
-        return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+        return {"loss": number(value)}

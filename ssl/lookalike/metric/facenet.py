@@ -6,14 +6,11 @@ arXiv 1503.03832, equations 1 to 4.
 
 from typing import Any
 
-import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
-from lookalike.metric.hinges import triplet_hinges
-from lookalike.metric.tuples import masks
+from lookalike.metric.tuples import hinges, number
 from lookalike.recipe import Positive
 
 
@@ -33,11 +30,5 @@ class FaceNetLoss(BaseMetricLossFunction):  # type: ignore[misc]
     ) -> Any:
         """As the library asks: one number."""
         d_BR = self.distance(embeddings, ref_emb)
-        if indices_tuple is None:
-            positive_BR, negative_BR, _ = masks(None, labels, ref_labels)
-            value = triplet_hinges(d_BR, positive_BR, negative_BR, self.margin, semihard=True).mean_of_active()
-        else:
-            a, p, n = lmu.convert_to_triplets(indices_tuple, labels, ref_labels)
-            hinge_T = torch.relu(d_BR[a, p] - d_BR[a, n] + self.margin)
-            value = hinge_T.sum() / (hinge_T > 0).sum().clamp(min=1)
-        return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+        found = hinges(indices_tuple, labels, ref_labels, d_BR, self.margin, semihard=True)
+        return {"loss": number(found.mean_of_active())}

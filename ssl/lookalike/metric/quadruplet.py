@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
-from lookalike.metric.tuples import Masks, classes, dissimilarity, masks
+from lookalike.metric.tuples import Masks, classes, dissimilarity, masks, number
 
 
 def quadruplet_all(
@@ -101,7 +101,7 @@ class QuadrupletLoss(BaseMetricLossFunction):  # type: ignore[misc]
         found = self.zero_losses()
         if self.form == "all":
             for name, value in zip(found, quadruplet_all(d_BR, y_B, y_R, chosen, margins), strict=False):
-                found[name] = {"losses": value, "indices": None, "reduction_type": "already_reduced"}
+                found[name] = number(value)
             return found
         a, p, n, left, k = hardest(d_BR, y_B, y_R, chosen)
         if not len(a):

@@ -7,15 +7,12 @@ section 3: softmax(W [u; v; |u - v|]), (cos(u, v) - y)², [‖a - p‖ - ‖a - 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
-from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor, nn
 
 from lookalike.blocks import unit
-from lookalike.metric.hinges import triplet_hinges
-from lookalike.metric.tuples import Masks, masks
+from lookalike.metric.tuples import Masks, hinges, masks, number
 
 
 def alike(u_BD: Tensor, v_RD: Tensor, weight_2E: Tensor) -> Tensor:
@@ -107,10 +104,4 @@ class SentenceTripletLoss(BaseMetricLossFunction):  # type: ignore[misc]
     ) -> Any:
         """As the library asks: one number."""
         d_BR = self.distance(embeddings, ref_emb)
-        if indices_tuple is None:
-            positive_BR, negative_BR, _ = masks(None, labels, ref_labels)
-            value = triplet_hinges(d_BR, positive_BR, negative_BR, self.margin).mean()
-        else:
-            a, p, n = lmu.convert_to_triplets(indices_tuple, labels, ref_labels)
-            value = F.relu(d_BR[a, p] - d_BR[a, n] + self.margin).sum() / max(1, len(a))
-        return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+        return {"loss": number(hinges(indices_tuple, labels, ref_labels, d_BR, self.margin).mean())}

@@ -1,4 +1,5 @@
-"""What a miner or the labels say about pairs, as masks: which reference is a positive, which a negative of an anchor.
+"""What a miner or the labels say about pairs, as masks: which reference is a positive, which a negative of an anchor;
+about triplets, as a sum of hinges.
 
 B² booleans instead of lists of B³ triplets.
 """
@@ -8,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
+
+from lookalike.metric.hinges import Hinges, triplet_hinges
 
 
 class Masks(NamedTuple):
@@ -43,6 +46,18 @@ def masks(indices_tuple: Any, labels_B: Tensor, labels_R: Tensor) -> Masks:
     return Masks(positive_BR, negative_BR)
 
 
+def hinges(
+    indices_tuple: Any, labels_B: Tensor, labels_R: Tensor, d_BR: Tensor, margin: float, *, semihard: bool = False
+) -> Hinges:
+    """[d(a,p) - d(a,n) + margin]₊ of a miner's triplets; where there are none, of all, or all `semihard` ones."""
+    if indices_tuple is None:
+        positive_BR, negative_BR, _ = masks(None, labels_B, labels_R)
+        return triplet_hinges(d_BR, positive_BR, negative_BR, margin, semihard=semihard)
+    a, p, n = lmu.convert_to_triplets(indices_tuple, labels_B, labels_R)
+    hinge_T = torch.relu(d_BR[a, p] - d_BR[a, n] + margin)
+    return Hinges(hinge_T.sum(), (hinge_T > 0).sum(), torch.tensor(len(a), device=d_BR.device))
+
+
 def classes(labels_B: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
     """The same classes counted from 0 in the order of their labels: (B,) and (R,)."""
     if labels_R is labels_B:
@@ -56,3 +71,8 @@ def dissimilarity(distance: Any, z_BD: Tensor, ref_RD: Tensor) -> Tensor:
     """(B, R) by one of the library's distances, larger the further apart; similarities change their sign."""
     mat_BR: Tensor = distance(z_BD, ref_RD)
     return -mat_BR if distance.is_inverted else mat_BR
+
+
+def number(value: Tensor) -> dict[str, Any]:
+    """A loss that is one number already, as the library takes it."""
+    return {"losses": value, "indices": None, "reduction_type": "already_reduced"}

@@ -43,11 +43,14 @@ def points(query_QD: Tensor, gallery_ND: Tensor, normalize: bool) -> tuple[Tenso
 
 def nearness(from_BD: Tensor, to_ND: Tensor, normalize: bool) -> Tensor:
     """Cosine similarity or negated Euclidean distance of rows made by `points`, in whole `STEP`s, int32 `(B, N)`."""
-    near_BN = from_BD @ to_ND.T
-    if not normalize:
-        near_BN.mul_(-2).add_(from_BD.square().sum(1)[:, None]).add_(torch.linalg.vector_norm(to_ND, dim=1).square())
-        near_BN.clamp_min_(0).sqrt_().neg_()
+    near_BN = from_BD @ to_ND.T if normalize else squares(from_BD, to_ND).sqrt_().neg_()
     return near_BN.div_(STEP).round_().clamp_min_(-FARTHEST).int()
+
+
+def squares(a_BD: Tensor, b_ND: Tensor) -> Tensor:
+    """Squared Euclidean distances, `(B, N)`, never below 0."""
+    d_BN = (a_BD @ b_ND.T).mul_(-2)
+    return d_BN.add_(a_BD.square().sum(1)[:, None]).add_(torch.linalg.vector_norm(b_ND, dim=1).square()).clamp_min_(0)
 
 
 def of_distances(distance_QN: Tensor) -> Tensor:

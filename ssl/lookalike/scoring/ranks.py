@@ -9,6 +9,7 @@ Re-identification: A Benchmark", ICCV 2015 (Market-1501). INP: Ye et al., "Deep 
 Re-identification", PAMI 2021, arXiv 2001.04193, equation 7.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,9 @@ ABSENT = -(2**31) + 1
 
 COUNTED = 32
 """With at most so many relevant items a query, wrong ones are counted for each; with more, rows are sorted."""
+
+PAIRS = 2**24
+"""Similarities in memory at once, each taking about 20 bytes."""
 
 BLOCK = 2**19
 """Similarities ranked at once: what a processor's cache holds."""
@@ -32,13 +36,30 @@ class PerQuery(NamedTuple):
     dropped: int
 
 
+def measured(
+    lists: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    measures: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    relevant_Q: Tensor,
+    chunk: int,
+) -> PerQuery:
+    """The measures of all queries that have something to find, of which there is one, `chunk` at a time.
+
+    `lists`: near, right and absent, as `places` takes them, of the queries of these numbers; `measures`: values `(B,)`
+    from places and numbers of relevant items; relevant: how many each query has, int64.
+    """
+    query_Q, width = relevant_Q.nonzero()[:, 0], int(relevant_Q.max())
+    parts = [measures(places(*lists(row_B), width), relevant_Q[row_B]) for row_B in torch.split(query_Q, chunk)]
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return PerQuery(query_Q, values, len(relevant_Q) - len(query_Q))
+
+
 def summary(found: PerQuery) -> dict[str, float]:
     """The mean of each measure, `queries` averaged over, `dropped` ones that had nothing to find."""
     means = {name: float(value_Q.mean()) for name, value_Q in found.values.items()}
     return means | {"queries": float(len(found.row_Q)), "dropped": float(found.dropped)}
 
 
-def places(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor | None, width: int) -> Tensor:
+def places(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
     """The place of each query's relevant items, ascending, int64 `(B, width)`, 0 behind the last.
 
     near: int32, larger is nearer, of size at most 2³⁰ - 2; right: bool, what is relevant; absent: bool, what is not
@@ -49,7 +70,7 @@ def places(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor | None, width: i
     parts = []
     for start in range(0, len(near_BN), rows):
         part = slice(start, start + rows)
-        parts.append(ranked(near_BN[part], right_BN[part], None if absent_BN is None else absent_BN[part], width))
+        parts.append(ranked(near_BN[part], right_BN[part], absent_BN[part], width))
     return torch.cat(parts)
 
 
@@ -62,11 +83,11 @@ def _padded(value_K: Tensor, row_K: Tensor, rows: int, width: int, fill: int) ->
     return out_BR
 
 
-def _counted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor | None, width: int) -> Tensor:
+def _counted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
     """By a comparison of the row with each relevant item: width × N steps of a vector unit."""
     row_K, column_K = right_BN.nonzero(as_tuple=True)
     level_BR = _padded(near_BN[row_K, column_K], row_K, len(near_BN), width, ABSENT).sort(1, descending=True).values
-    wrong_BN = near_BN.masked_fill(right_BN if absent_BN is None else right_BN | absent_BN, ABSENT)
+    wrong_BN = near_BN.masked_fill(right_BN | absent_BN, ABSENT)
     place_BR = torch.arange(1, width + 1, device=near_BN.device).repeat(len(near_BN), 1)
     ahead_BN = torch.empty_like(right_BN)
     for m in range(width):
@@ -75,11 +96,9 @@ def _counted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor | None, width:
     return place_BR.masked_fill_(level_BR == ABSENT, 0)
 
 
-def _sorted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor | None, width: int) -> Tensor:
+def _sorted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
     """By sorting 2 * nearness + (1 if wrong): items of one key are interchangeable, so any sort will do."""
-    key_BN = (near_BN * 2).add_(~right_BN)
-    if absent_BN is not None:
-        key_BN.masked_fill_(absent_BN, ABSENT)
+    key_BN = (near_BN * 2).add_(~right_BN).masked_fill_(absent_BN, ABSENT)
     if key_BN.device.type == "cpu":
         key_BN.numpy().sort(axis=1)  # several times faster than torch's
     else:

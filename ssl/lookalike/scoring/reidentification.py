@@ -17,15 +17,12 @@ from lookalike.errors import Error
 from lookalike.scoring import ranks
 from lookalike.scoring.knn import check
 from lookalike.scoring.nearness import nearness, of_distances, points
-from lookalike.scoring.ranks import PerQuery, places
+from lookalike.scoring.ranks import PerQuery
 
 AP = Literal["step", "trapezoid"]
 
 SKIPPED = -1
 """The identity of pictures that are left out."""
-
-PAIRS = 2**24
-"""Similarities in memory at once, each taking about 20 bytes."""
 
 
 @torch.no_grad()
@@ -150,25 +147,24 @@ def _each(
     ap: AP,
     chunk: int | None,
 ) -> PerQuery:
-    """Chunk by chunk: what is right, what is junk, the places, the measures."""
+    """What is right, what is junk, and the measures; `near`: of some queries."""
     if (chunk is not None and chunk < 1) or not ks or min(ks) < 1 or ap not in get_args(AP):
         names = " or ".join(get_args(AP))
         raise Error(f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, ap {names}")
     relevant_Q = _relevant(ids_Q, cameras_Q, ids_N, cameras_N)
-    query_Q = relevant_Q.nonzero()[:, 0]
-    if not len(query_Q):
+    if not bool(relevant_Q.any()):
         raise Error("re-identification: no query has a picture by another camera in the gallery; check the identities")
     precision = ranks.average_precision if ap == "step" else ranks.trapezoid_precision
-    width, parts = int(relevant_Q.max()), []
-    for row_B in torch.split(query_Q, chunk or max(1, PAIRS // len(ids_N))):
+
+    def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         same_BN, seen_BN = ids_Q[row_B][:, None] == ids_N, cameras_Q[row_B][:, None] == cameras_N
-        place_BR, relevant_B = places(near(row_B), same_BN & ~seen_BN, same_BN & seen_BN, width), relevant_Q[row_B]
-        part = {f"cmc@{k}": ranks.found_within(place_BR, k) for k in ks}
-        part["map"], part["minp"] = precision(place_BR, relevant_B), ranks.inverse_penalty(place_BR, relevant_B)
-        parts.append(part)
-    return PerQuery(
-        query_Q, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, len(ids_Q) - len(query_Q)
-    )
+        return near(row_B), same_BN & ~seen_BN, same_BN & seen_BN
+
+    def measures(place_BR: Tensor, relevant_B: Tensor) -> dict[str, Tensor]:
+        cmc = {f"cmc@{k}": ranks.found_within(place_BR, k) for k in ks}
+        return cmc | {"map": precision(place_BR, relevant_B), "minp": ranks.inverse_penalty(place_BR, relevant_B)}
+
+    return ranks.measured(lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N)))
 
 
 def _relevant(ids_Q: Tensor, cameras_Q: Tensor, ids_N: Tensor, cameras_N: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
-from lookalike.scoring.nearness import points
+from lookalike.scoring.nearness import points, squares
 
 ENTRIES = 2**22
 """Numbers in one temporary."""
@@ -55,12 +55,6 @@ def distances(
     return _mixed(sets, row_ND, largest_N, queries, weight)
 
 
-def _squares(a_BD: Tensor, b_ND: Tensor) -> Tensor:
-    """Squared Euclidean distances, `(B, N)`."""
-    d_BN = (a_BD @ b_ND.T).mul_(-2)
-    return d_BN.add_(a_BD.square().sum(1)[:, None]).add_(torch.linalg.vector_norm(b_ND, dim=1).square()).clamp_min_(0)
-
-
 def _chunks(rows: int, each: int, device: torch.device) -> tuple[Tensor, ...]:
     """The numbers 0 … rows-1 in parts whose temporaries, `each` entries a row, stay within `ENTRIES`."""
     return torch.split(torch.arange(rows, device=device), max(1, ENTRIES // each))
@@ -70,7 +64,7 @@ def _neighbours(row_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest rows of each, itself first, `(N, k)`, and its largest squared distance, `(N,)`."""
     nearest, largest = [], []
     for row_B in _chunks(len(row_ND), len(row_ND), row_ND.device):
-        d_BN = _squares(row_ND[row_B], row_ND)
+        d_BN = squares(row_ND[row_B], row_ND)
         largest.append(d_BN.amax(1))
         d_BN.scatter_(1, row_B[:, None], -1)
         nearest.append(d_BN.topk(k, dim=1, largest=False).indices)
@@ -160,6 +154,6 @@ def _mixed(sets: _Sets, row_ND: Tensor, largest_N: Tensor, queries: int, weight:
         least_BN = least_P.new_zeros(len(row_B) * gallery)
         least_BN.index_add_(0, of_E[pair_P] * gallery + owner_K[hit_P], least_P)
         least_BN = least_BN.view(len(row_B), gallery)
-        d_BN = _squares(row_ND[row_B], row_ND[queries:]) / largest_N[row_B][:, None]
+        d_BN = squares(row_ND[row_B], row_ND[queries:]) / largest_N[row_B][:, None]
         out_QN[row_B] = ((1 - weight) * (1 - least_BN / (2 - least_BN)) + weight * d_BN).float()
     return out_QN

@@ -6,6 +6,7 @@ first. See `ranks` for the measures, `nearness` for what equally near means.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,10 +15,7 @@ from lookalike.errors import Error
 from lookalike.scoring import ranks
 from lookalike.scoring.knn import check
 from lookalike.scoring.nearness import nearness, points
-from lookalike.scoring.ranks import PerQuery, places
-
-PAIRS = 2**24
-"""Similarities in memory at once, each taking about 20 bytes."""
+from lookalike.scoring.ranks import PerQuery
 
 
 @torch.no_grad()
@@ -50,17 +48,15 @@ def each(
     check(gallery_MD, "gallery", gallery_labels_M)
     own_N = _own(own_N, labels_N, len(gallery_MD))
     class_N, class_M, relevant_N = _relevant(labels_N, gallery_labels_M, own_N)
-    query_Q = relevant_N.nonzero()[:, 0]
-    if not len(query_Q):
+    if not bool(relevant_N.any()):
         raise Error("retrieval labels: no query has a match (no class has two rows); pass more per class")
     from_ND, to_MD = points(embeddings_ND, gallery_MD, normalize)
-    width, parts = int(relevant_N.max()), []
-    for row_B in torch.split(query_Q, chunk or max(1, PAIRS // len(to_MD))):
-        near_BM = nearness(from_ND[row_B], to_MD, normalize)
-        place_BR = _places(near_BM, class_N[row_B], class_M, own_N[row_B], width)
-        parts.append(_measures(place_BR, relevant_N[row_B], ks))
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return PerQuery(query_Q, values, len(labels_N) - len(query_Q))
+
+    def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        right_BM, absent_BM = _marks(class_N[row_B], class_M, own_N[row_B])
+        return nearness(from_ND[row_B], to_MD, normalize), right_BM, absent_BM
+
+    return ranks.measured(lists, partial(_measures, ks=ks), relevant_N, chunk or max(1, ranks.PAIRS // len(to_MD)))
 
 
 def scores(
@@ -108,13 +104,13 @@ def _relevant(labels_N: Tensor, gallery_labels_M: Tensor, own_N: Tensor) -> tupl
     return class_N.int(), class_M.int(), size_C[class_N] - itself_N.long()
 
 
-def _places(near_BM: Tensor, class_B: Tensor, class_M: Tensor, own_B: Tensor, width: int) -> Tensor:
-    """Places of the matches in lists without the query's own row, `(B, width)`."""
+def _marks(class_B: Tensor, class_M: Tensor, own_B: Tensor) -> tuple[Tensor, Tensor]:
+    """What matches, and the query's own row, which is not in its list; bool `(B, M)` both."""
     right_BM = class_B[:, None] == class_M
     absent_BM = torch.zeros_like(right_BM)
     has_H = (own_B >= 0).nonzero()[:, 0]
     absent_BM[has_H, own_B[has_H]] = True
-    return places(near_BM, right_BM & ~absent_BM, absent_BM, width)
+    return right_BM & ~absent_BM, absent_BM
 
 
 def _measures(place_BR: Tensor, relevant_B: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:

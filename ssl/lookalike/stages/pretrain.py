@@ -1,7 +1,7 @@
 """Pretraining: pictures without labels -> a backbone folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,12 +100,23 @@ def pretrain(
     inputs = partial(make_inputs, law, module.backbone.architecture, seed, labels_N)
     fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
     fixed["method"] = about["method"] if method else None
-    job = Job("pretrain", folder, module, pictures, order, inputs, fixed, settings.pieces)
-    job = replace(job, cuts=settings.cuts(views, size), accept_changes=accept_changes)
-    job = replace(job, resumed=partial(write_recipe, folder, recipe))
-    if settings.knn_every_epochs:
-        judge = make_judge(module.backbone, pictures, source.split("test", size), seed)
-        job = replace(job, judge=judge, judge_every=settings.knn_every_epochs * order.steps_per_epoch)
+    every = settings.knn_every_epochs * order.steps_per_epoch
+    judge = make_judge(module.backbone, pictures, source.split("test", size), seed) if every else dict
+    job = Job(
+        "pretrain",
+        folder,
+        module,
+        pictures,
+        order,
+        inputs,
+        fixed,
+        pieces=settings.pieces,
+        cuts=settings.cuts(views, size),
+        judge=judge,
+        judge_every=every,
+        accept_changes=accept_changes,
+        resumed=partial(write_recipe, folder, recipe),
+    )
     train(job, settings)
     if comm.rank() == 0:
         about |= {"epochs": settings.epochs, "data": pictures.fingerprint}
