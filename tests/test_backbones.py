@@ -45,6 +45,7 @@ FAMILIES = {"resnet": RESNET, "cifar": replace(RESNET, stem="cifar"), "vit": VIT
 POOLS = {
     **{f"{name} {pool}": replace(a, pool=pool) for name, a in FAMILIES.items() for pool in (None, "avg", "max", "gem")},
     "vit token": replace(VIT, pool="token"),
+    "vit cls_gem": replace(VIT, pool="cls_gem"),
     "grey resnet": replace(RESNET, channels=1),
     "grey vit": replace(VIT, channels=1, mean=(0.3,), std=(0.2,)),
     "tall vit": replace(VIT, size=(24, 12)),
@@ -121,7 +122,7 @@ def test_timm_loads_the_folder_and_computes_the_same_bits(name, tmp_path):
     x = pictures(architecture)
     assert toy.same_weights(theirs, backbone.model)
     with torch.no_grad():
-        if architecture.pool == "gem":
+        if architecture.pool in ("gem", "cls_gem"):
             unpooled = theirs(x)
             assert unpooled.dim() > 2
             assert unpooled.equal(backbone.model(x))

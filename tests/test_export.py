@@ -269,6 +269,15 @@ def test_a_spoilt_folder_is_not_exported(trained, tmp_path, recipe):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content", [None, b"{}", b"[1]", b'{"input": 3, "architecture": 4, "features": "x"}'])
+def test_a_card_that_is_missing_or_wrong_does_not_keep_a_model_from_its_export(content, tmp_path, recipe):
+    write_folder(tmp_path / "x", {**files(made("cnn")), **({"card.json": content} if content else {})})
+    out = room.export(tmp_path / "x", recipe, tmp_path / "out")
+    found = json.loads((out / "card.json").read_text())
+    assert (found["architecture"], found["features"], found["input"]["size"]) == ("resnet18_cifar", 32, 16)
+    assert "gives 32 features" in (out / "README.md").read_text()
+
+
 # --- embedding -------------------------------------------------------------------------------------------------
 
 

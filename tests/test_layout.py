@@ -31,7 +31,11 @@ PML_ROOMS += ["cross_entropy"]
 WALLS = {
     "deepspeed": {"engine/zero.py"},
     "kornia": {"views/augmentation.py"},
-    "timm": {"backbones/cifar.py", "backbones/module.py", "backbones/weights.py", "optim.py", "stages/export.py"},
+    "timm": {
+        *(f"backbones/{name}.py" for name in ("cifar", "layers", "module", "weights")),
+        "optim.py",
+        "stages/export.py",
+    },
     "pytorch_metric_learning": {f"metric/{name}.py" for name in PML_ROOMS},
     "onnx": {"stages/export.py"},
     "onnxruntime": {"stages/export.py"},

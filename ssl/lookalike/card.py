@@ -53,9 +53,9 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def facts(architecture: Architecture, dim: int, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model is, how it came to be (`about`), and what made it."""
+    """What the model is, how it came to be (`about`, which has no say in what it is), and what made it."""
     mean, std = architecture.normalisation()
-    return {
+    model = {
         "architecture": architecture.timm_name,
         "features": dim,
         "pool": architecture.pool or "timm's own",
@@ -66,10 +66,9 @@ def facts(architecture: Architecture, dim: int, about: Mapping[str, Any]) -> dic
             "mean": mean,
             "std": std,
         },
-        **about,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "licence": "Apache-2.0",
     }
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    return {**model, "versions": versions, "licence": "Apache-2.0", **about, **model}
 
 
 def _version(package: str) -> str:

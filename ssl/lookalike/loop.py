@@ -202,7 +202,7 @@ def begin(engine: Engine, settings: Settings, factor: float, moment: Moment, see
     Returns the largest rate.
     """
     torch.manual_seed(draw.seed(seed, "step", moment.step, comm.rank()))
-    rates = set_rates(engine.optimizer, factor)
+    rates = set_rates(engine.optimizer, factor, moment.epoch)
     if settings.final_weight_decay is not None:
         set_weight_decay(engine.optimizer, settings.final_weight_decay, moment.progress)
     for part in engine.module.modules():

@@ -18,28 +18,48 @@ from lookalike.recipe import Fraction, NonNegative, Positive
 Groups = list[dict[str, Any]]
 
 
+class Pace(NamedTuple):
+    """How a parameter's rate differs from the recipe's: `scale` times that, and 0 before epoch `starts`."""
+
+    scale: float = 1.0
+    starts: float = 0.0
+
+
 def parameter_groups(module: nn.Module) -> Groups:
     """Trainable parameters as `weights` (matrices and kernels) and `biases and norms` (vectors, and whatever a
-    module below names in timm's `no_weight_decay()`); apart from both what a module names in `constant_rate()`.
+    module below names in timm's `no_weight_decay()`); apart from both what a module names in `constant_rate()`, and
+    what it gives another Pace by name in `paces()`.
 
-    Raises RunError when nothing is trainable, or when a parameter would be in no group or in two.
+    Raises RunError when nothing is trainable.
     """
-    exempt, constant = _named_by(module, "no_weight_decay"), _named_by(module, "constant_rate")
-    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    groups: Groups = []
-    for rate, suffix in ((False, ""), (True, ", constant rate")):
-        for vectors, name in ((False, "weights"), (True, "biases and norms")):
-            params = [
-                p for p in named.values() if (p.ndim <= 1 or id(p) in exempt) == vectors and (id(p) in constant) == rate
-            ]
-            if params:
-                groups.append({"name": name + suffix, "params": params, "vectors": vectors, "constant": rate})
-    held = [id(p) for group in groups for p in group["params"]]
+    exempt, constant, paces = _named_by(module, "no_weight_decay"), _named_by(module, "constant_rate"), _paces(module)
+    held: dict[tuple[bool, Pace, bool], list[nn.Parameter]] = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            kind = (id(p) in constant, paces.get(id(p), Pace()), p.ndim <= 1 or id(p) in exempt)
+            held.setdefault(kind, []).append(p)
     if not held:
         raise RunError("optimizer: no parameter is trainable: unfreeze the backbone or give it a head")
-    if sorted(held) != sorted({id(p) for p in named.values()}):
-        raise RunError("optimizer: a parameter is in no group or in two: tied weights need one name")
-    return groups
+    return [
+        {"name": _name(*kind), "params": held[kind], "vectors": kind[2], "constant": kind[0], **kind[1]._asdict()}
+        for kind in sorted(held)
+    ]
+
+
+def _name(constant: bool, pace: Pace, vectors: bool) -> str:
+    scaled = f", rate × {pace.scale:g}" if pace.scale != 1 else ""
+    waits = f", from epoch {pace.starts:g}" if pace.starts else ""
+    return ("biases and norms" if vectors else "weights") + (", constant rate" if constant else "") + scaled + waits
+
+
+def _paces(module: nn.Module) -> dict[int, Pace]:
+    """What modules below answer to `paces()`, by the id of the parameter."""
+    named: dict[str, Pace] = {}
+    for prefix, child in module.named_modules():
+        asked = getattr(child, "paces", None)
+        if callable(asked):
+            named |= {f"{prefix}.{name}".lstrip("."): pace for name, pace in asked().items()}
+    return {id(p): named[n] for n, p in module.named_parameters(remove_duplicate=False) if n in named}
 
 
 def _named_by(module: nn.Module, question: str) -> set[int]:
@@ -56,7 +76,7 @@ def _set_rates(groups: Groups, lr: float, bias_lr: float | None, weight_decay: f
     """`base_lr` is what the schedule multiplies; biases and norms know no weight decay."""
     for group in groups:
         vectors = group["vectors"]
-        group["base_lr"] = group["lr"] = bias_lr if vectors and bias_lr is not None else lr
+        group["base_lr"] = group["lr"] = (bias_lr if vectors and bias_lr is not None else lr) * group["scale"]
         group["base_weight_decay"] = group["weight_decay"] = 0.0 if vectors else weight_decay
     return groups
 
@@ -139,11 +159,15 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
-def set_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
-    """Sets every group's rate to factor × its base rate, or to that itself where it is constant; by group name."""
+def set_rates(optimizer: Optimizer, factor: float, epoch: float = math.inf) -> dict[str, float]:
+    """Sets every group's rate to factor × its base rate, or to that itself where it is constant; by group name.
+
+    0 where the group starts after `epoch`.
+    """
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:
-        group["lr"] = rates[group["name"]] = group["base_lr"] * (1.0 if group.get("constant") else factor)
+        wanted = group["base_lr"] * (1.0 if group.get("constant") else factor)
+        group["lr"] = rates[group["name"]] = wanted if epoch >= group.get("starts", 0.0) else 0.0
     return rates
 
 

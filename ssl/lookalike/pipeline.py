@@ -2,14 +2,16 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from lookalike import comm, fault
-from lookalike.backbones import Architecture, Backbone, make_backbone
+from lookalike.backbones import Architecture, Backbone, make_backbone, repooled
 from lookalike.checkpoint import refuse_other
 from lookalike.data import SOURCES
 from lookalike.data.loader import cores
@@ -28,7 +30,7 @@ from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
-from lookalike.stages.finetune import Finetune, finetune, make_objective
+from lookalike.stages.finetune import Finetune, build_system, finetune
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
@@ -175,10 +177,16 @@ def _preflight_finetune(settings: Finetune, train: Pictures, recipe: Recipe) -> 
     seen, _ = split_classes(len(train.classes), settings.held_out)
     labels_N = of_classes(train, seen)[1]
     if settings.estimator:
-        check_estimator(settings.estimator, make_backbone(recipe.values["backbone"]).dim, len(torch.unique(labels_N)))
+        check_estimator(settings.estimator, _tuned(recipe).dim, len(torch.unique(labels_N)))
         return
     PKOrder(labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
-    make_objective(settings, len(seen), recipe.values["seed"])
+    parameter_groups(build_system(_tuned(recipe), settings, len(seen), recipe.values["seed"]))
+
+
+def _tuned(recipe: Recipe) -> Backbone:
+    """The backbone as fine-tuning would begin with it, without published weights."""
+    bare = replace(recipe.values["backbone"], pretrained=False)
+    return repooled(make_backbone(bare), recipe.section(Finetune).pool)
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
@@ -217,6 +225,8 @@ def show(recipe: Recipe) -> str:
         lines += _training(recipe, len(pictures))
     else:
         lines += _shapes(make_backbone(recipe.values["backbone"]))
+    if recipe.values["finetune"]:
+        lines += _tuning(recipe, pictures)
     return "\n".join(lines)
 
 
@@ -250,15 +260,45 @@ def _training(recipe: Recipe, pictures: int) -> list[str]:
     lines.append(
         f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} pictures"
     )
+    return lines + _groups(optimizer, module, settings.optimizer.name)
+
+
+def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
+    settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], _tuned(recipe)
+    seen, unseen = split_classes(len(pictures.classes), settings.held_out)
+    labels_N = of_classes(pictures, seen)[1]
+    classes = f"{len(labels_N)} pictures of {len(seen)} classes, {len(unseen)} held out"
+    if settings.estimator:
+        return [f"finetune    {settings.estimator.name} on features (B, {backbone.dim}): {classes}"]
+    system = build_system(backbone, settings, len(seen), seed)
+    order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
+    chosen: Any = settings.optimizer
+    optimizer = chosen.build(parameter_groups(system))
+    shapes = f"(B, {backbone.dim}) -> (B, {system.model.dim})"
+    steps = settings.epochs * order.steps_per_epoch
+    return [
+        f"finetune    {settings.objective.name}: {classes}",
+        f"embedding   {shapes}, {_parameters(system)} with the objective's",
+        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {order.batch} pictures",
+        *_groups(optimizer, system, chosen.name),
+    ]
+
+
+def _groups(optimizer: Optimizer, module: nn.Module, name: str) -> list[str]:
+    lines = []
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         lines.append(
             f"group       {group['name']}: {len(group['params'])} tensors, {count:,} numbers, "
             f"lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}"
         )
-    size = _mebibytes(module, settings.optimizer.name)
-    lines.append(f"memory      {size} MiB of weights, gradient and optimizer state, without activations")
-    return lines
+    frozen = [p.numel() for p in module.parameters() if not p.requires_grad]
+    if frozen:
+        lines.append(f"frozen      {len(frozen)} tensors, {sum(frozen):,} numbers")
+    return [
+        *lines,
+        f"memory      {_mebibytes(module, name)} MiB of weights, gradient and optimizer state, without activations",
+    ]
 
 
 def _parameters(module: nn.Module) -> str:
@@ -266,6 +306,6 @@ def _parameters(module: nn.Module) -> str:
 
 
 def _mebibytes(module: nn.Module, optimizer: str) -> int:
-    """fp32 weights and gradient, and one (momentum) or two (Adam) moments."""
-    copies = 4 if optimizer == "adamw" else 3
-    return round(4 * copies * sum(p.numel() for p in module.parameters()) / 2**20)
+    """fp32 weights and, of those that are trained, the gradient and one (momentum) or two (Adam) moments."""
+    more = 3 if optimizer == "adamw" else 2
+    return round(4 * sum((1 + more * p.requires_grad) * p.numel() for p in module.parameters()) / 2**20)

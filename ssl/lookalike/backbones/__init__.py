@@ -1,20 +1,25 @@
 """Backbones: any timm model, or a backbone folder, as a module from pictures to features; the one room for timm.
 
-module.py: Architecture and Backbone; cifar.py: the stem for small pictures; weights.py: backbone folders.
+module.py: Architecture and Backbone; cifar.py: the stem for small pictures; weights.py: backbone folders; layers.py:
+how deep each parameter lies.
 """
 
 from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems
-from lookalike.backbones.module import Architecture, Backbone, GeM
-from lookalike.backbones.weights import folder_files, load_backbone, make_backbone, open_backbone
+from lookalike.backbones.layers import layers
+from lookalike.backbones.module import Architecture, Backbone, GeM, Pool
+from lookalike.backbones.weights import folder_files, load_backbone, make_backbone, open_backbone, repooled
 
 __all__ = [
     "CIFAR_STEMS",
     "Architecture",
     "Backbone",
     "GeM",
+    "Pool",
     "folder_files",
+    "layers",
     "load_backbone",
     "make_backbone",
     "open_backbone",
     "register_cifar_stems",
+    "repooled",
 ]

@@ -29,7 +29,10 @@ _FORBIDDEN = (
     "global_pool",
 )
 
-Pool = Literal["token", "avg", "max", "gem"]
+# `token` the class token, `avg` and `max` timm's over the places, `gem` GeM over them, `cls_gem` the class token
+# beside GeM of the patches, twice as wide.
+Pool = Literal["token", "avg", "max", "gem", "cls_gem"]
+_OURS = ("gem", "cls_gem")
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Architecture:
         """The keyword arguments with which timm makes this architecture."""
         args = {**self.args, "in_chans": self.channels, "num_classes": 0}
         if self.pool:
-            args["global_pool"] = "" if self.pool == "gem" else self.pool
+            args["global_pool"] = "" if self.pool in _OURS else self.pool
         if timm.get_pretrained_cfg(self.name).fixed_input_size:
             args["img_size"] = self.size
         return args
@@ -102,7 +105,11 @@ class Architecture:
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling with a learned power (Radenović, Tolias & Chum, TPAMI 2019, arXiv 1711.02512)."""
+    """Generalised-mean pooling with a learned power (Radenović, Tolias & Chum, TPAMI 2019, arXiv 1711.02512).
+
+    What is below `eps` counts as `eps`: nothing is lost of a map after ReLU, but the negative half of a row of tokens,
+    or of a map that a norm or GELU made.
+    """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
@@ -125,7 +132,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.model = _create(architecture)
-        self.gem = GeM() if architecture.pool == "gem" else None
+        self.gem = GeM() if architecture.pool in _OURS else None
         self.pieces = 1
         self.dim = self._dry_run()
 
@@ -140,7 +147,10 @@ class Backbone(nn.Module):
 
     def _features(self, x_BCHW: Tensor) -> Tensor:
         h: Tensor = self.model(x_BCHW)
-        return h if self.gem is None else self.gem(self._places(h))
+        if self.gem is None:
+            return h
+        pooled_BD: Tensor = self.gem(self._places(h))
+        return torch.cat([h[:, 0], pooled_BD], dim=1) if self.architecture.pool == "cls_gem" else pooled_BD
 
     def _places(self, h: Tensor) -> Tensor:
         """A feature map or a row of tokens as (B, N, D), prefix tokens left out."""
@@ -180,6 +190,7 @@ def _create(architecture: Architecture) -> nn.Module:
     except Exception as error:  # timm raises whatever its constructors meet: all of it is the recipe's doing
         raise BackboneError(_cannot(architecture, error)) from error
     _check_patch(architecture, model)
+    _check_pool(architecture, model)
     return model
 
 
@@ -194,3 +205,9 @@ def _check_patch(architecture: Architecture, model: nn.Module) -> None:
                     f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide "
                     f"size {side}: take size {f'{below} or ' if below else ''}{above}, or args.patch_size"
                 )
+
+
+def _check_pool(architecture: Architecture, model: nn.Module) -> None:
+    classified = getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
+    if architecture.pool == "cls_gem" and not classified:
+        raise BackboneError(f"backbone.pool: cls_gem: {architecture.name} has no class token: take gem")

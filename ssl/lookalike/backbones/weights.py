@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save
 from torch import nn
 
-from lookalike.backbones.module import Architecture, Backbone
+from lookalike.backbones.module import Architecture, Backbone, Pool
 from lookalike.errors import BackboneError
 from lookalike.folder import verify
 from lookalike.recipe import sides
@@ -24,7 +24,7 @@ _ARCHITECTURE = TypeAdapter(Architecture)
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
-    """The files of the backbone's folder: `config.json`, `model.safetensors`, and `pool.safetensors` for GeM."""
+    """The files of the backbone's folder: `config.json`, `model.safetensors`, GeM's power in `pool.safetensors`."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.model.state_dict().items()}
     files = {
         "config.json": json.dumps(_config(backbone), indent=2).encode(),
@@ -100,6 +100,27 @@ def open_backbone(what: "Backbone | str | Path", like: Architecture) -> Backbone
     if not Path(what).exists() and timm.is_model(str(what)):
         return Backbone(replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)).eval()
     return load_backbone(what)
+
+
+def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
+    """The same weights with another pooling of timm's or ours; the backbone itself where it has that, or for None.
+
+    A last norm that timm has after one pooling and before another moves with its weights; what only the old pooling
+    had goes. Raises BackboneError when the model cannot be pooled so.
+    """
+    if pool is None or pool == backbone.architecture.pool:
+        return backbone
+    made = Backbone(replace(backbone.architecture, pool=pool, pretrained=False))
+    wanted, given = made.model.state_dict(), dict(backbone.model.state_dict())
+    for here, there in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
+        for name in [name for name in given if name.startswith(here) and name not in wanted]:
+            given[name.replace(here, there, 1)] = given.pop(name)
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise BackboneError(f"pool: {pool}: {backbone.architecture.name} has no weights for it ({missing[0]})")
+    made.model.load_state_dict({name: given[name] for name in wanted})
+    if made.gem and backbone.gem:
+        made.gem.load_state_dict(backbone.gem.state_dict())
+    return made.train(backbone.training)
 
 
 def _read_architecture(path: Path) -> Architecture:

@@ -1,7 +1,8 @@
-"""An embedding model: a backbone, a linear head and the unit sphere; its folder is a backbone folder with a head."""
+"""An embedding model: a backbone, a head and perhaps the unit sphere; its folder is a backbone folder with a head."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +19,19 @@ HEAD = "head.safetensors"
 class Embedding(nn.Module):
     """Pictures (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them without `unit`.
 
-    Without, nearness is the Euclidean distance, not the cosine. The head begins as an orthogonal map, so that
-    fine-tuning starts from the backbone's own angles.
+    Without, nearness is the Euclidean distance, not the cosine. The head is a linear layer, begun as an orthogonal map,
+    so that fine-tuning starts from the backbone's own angles, or nothing where `dim` is None; then, with `batchnorm`,
+    a BatchNorm, which a folder holds as part of the linear layer.
     """
 
-    def __init__(self, backbone: Backbone, dim: int, *, unit: bool = True) -> None:
+    def __init__(self, backbone: Backbone, dim: int | None, *, unit: bool = True, batchnorm: bool = False) -> None:
         super().__init__()
-        self.backbone, self.dim, self.unit = backbone, dim, unit
-        self.head = nn.Linear(backbone.dim, dim)
-        nn.init.orthogonal_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.backbone, self.dim, self.unit = backbone, dim or backbone.dim, unit
+        self.head = None if dim is None else nn.Linear(backbone.dim, dim)
+        if self.head is not None:
+            nn.init.orthogonal_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+        self.norm: nn.Module | None = nn.BatchNorm1d(self.dim) if batchnorm else None
         self.architecture = backbone.architecture
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -36,23 +40,44 @@ class Embedding(nn.Module):
 
     def raw(self, x_BCHW: Tensor) -> Tensor:
         """The same before it is brought to length 1, for objectives to which lengths say something."""
-        found: Tensor = self.head(self.backbone(x_BCHW)).float()
-        return found
+        h_BD: Tensor = self.backbone(x_BCHW)
+        z_BD = (h_BD if self.head is None else self.head(h_BD)).float()
+        return z_BD if self.norm is None else self.norm(z_BD)
+
+    @torch.no_grad()
+    def linear(self) -> tuple[Tensor, Tensor] | None:
+        """(W, b) of the head as it is in eval mode, BatchNorm inside, computed in fp64; None where there is no head."""
+        found = None if self.head is None else (self.head.weight, self.head.bias)
+        if self.norm is None:
+            return found
+        norm: Any = self.norm
+        slope_D = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+        return _after(found, slope_D.diag(), norm.bias.double() - slope_D * norm.running_mean.double())
 
     @torch.no_grad()
     def fold(self, weight_KD: Tensor, bias_K: Tensor) -> None:
-        """Appends x -> W x + b to the head; `dim` becomes K."""
-        old, self.dim = self.head, len(bias_K)
-        self.head = nn.Linear(self.backbone.dim, self.dim, device=old.weight.device)
-        self.head.weight.copy_(weight_KD @ old.weight)
-        self.head.bias.copy_(weight_KD @ old.bias + bias_K)
+        """Appends x -> W x + b to the head, and makes one linear layer of all of it; `dim` becomes K."""
+        weight_KH, bias_K = _after(self.linear(), weight_KD, bias_K)
+        self.dim, self.norm = len(bias_K), None
+        self.head = nn.Linear(self.backbone.dim, self.dim, device=weight_KH.device)
+        self.head.weight.copy_(weight_KH)
+        self.head.bias.copy_(bias_K)
+
+
+def _after(first: tuple[Tensor, Tensor] | None, weight_KD: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:
+    """W (A x + a) + b as one map."""
+    if first is None:
+        return weight_KD, bias_K
+    return weight_KD.double() @ first[0].double(), weight_KD.double() @ first[1].double() + bias_K.double()
 
 
 def embedding_files(model: Embedding) -> dict[str, bytes]:
-    """The backbone's files and `head.safetensors`: weight, bias, and `unit` where it is false."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in model.head.state_dict().items()}
+    """The backbone's files and `head.safetensors`: weight and bias where there is a head, `unit` where it is false."""
+    tensors: dict[str, Tensor] = {}
+    if (linear := model.linear()) is not None:
+        tensors = {n: t.detach().float().cpu().clone() for n, t in zip(("weight", "bias"), linear, strict=True)}
     if not model.unit:
-        tensors["unit"] = torch.tensor(False)
+        tensors["unit"] = torch.tensor(model.unit)
     return {**folder_files(model.backbone), HEAD: save(tensors)}
 
 
@@ -65,8 +90,9 @@ def load_model(folder: str | Path) -> Backbone | Embedding:
     try:
         tensors = load_file(path)
         unit = bool(tensors.pop("unit", True))
-        model = Embedding(backbone, len(tensors["bias"]), unit=unit)
-        model.head.load_state_dict(tensors)
+        model = Embedding(backbone, len(tensors["bias"]) if tensors else None, unit=unit)
+        if model.head is not None:
+            model.head.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BackboneError(
             f"{path}: the head does not fit its backbone of {backbone.dim} features: export it again"

@@ -58,8 +58,6 @@ def folded(backbone: Backbone, estimator: Spec, h_ND: Tensor, labels_N: Tensor, 
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         say(f"finetune.estimator: {text}")
     weight_PD = torch.from_numpy(learner.components_) / scale
-    model = Embedding(backbone.cpu(), len(weight_PD), unit=learner.cosine)
-    with torch.no_grad():
-        model.head.weight.copy_(weight_PD)
-        model.head.bias.copy_(-weight_PD @ (mean_D + scale * torch.from_numpy(learner.mean_)))
+    model = Embedding(backbone.cpu(), None, unit=learner.cosine)
+    model.fold(weight_PD, -weight_PD @ (mean_D + scale * torch.from_numpy(learner.mean_)))
     return model.eval()

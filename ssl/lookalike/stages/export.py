@@ -40,7 +40,7 @@ def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str,
     settings, source = recipe.section(Export), Path(model)
     opened = load_model(source).cpu()
     files = embedding_files(opened) if isinstance(opened, Embedding) else folder_files(opened)
-    facts = {**card.read(source), "scores": scores or {}}
+    facts = card.facts(opened.architecture, opened.dim, {**card.read(source), "scores": scores or {}})
     if settings.onnx:
         content = to_onnx(opened, settings.opset)
         facts["onnx"] = {

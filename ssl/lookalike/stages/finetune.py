@@ -9,11 +9,10 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import card, comm, draw
-from lookalike.backbones import Backbone, open_backbone
-from lookalike.blocks import Loss
+from lookalike.backbones import Backbone, Pool, open_backbone, repooled
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, workers_for
 from lookalike.data.pictures import Pictures
@@ -26,13 +25,14 @@ from lookalike.metric.fold import ESTIMATOR, folded
 from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
-from lookalike.recipe import Choice, Count, NonNegative, Recipe, Spec, Width
+from lookalike.metric.system import System
+from lookalike.recipe import Choice, Count, Index, NonNegative, Positive, Recipe, Share, Spec, Width
 from lookalike.statistics import global_batchnorm
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)
 # What fine-tuning by an estimator knows; gradients know everything but the estimator.
-_OF_ESTIMATORS = ("estimator", "held_out", "workers", "timeout")
+_OF_ESTIMATORS = ("estimator", "held_out", "pool", "workers", "timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,15 @@ class Finetune(Settings):
     """Metric learning on the first classes; the share `held_out` of the classes is never shown.
 
     A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory` compares it
-    with earlier ones; `freeze` trains the head alone. `estimator` learns the head on features of the frozen backbone
-    instead, without gradients: then there is no optimizer, and only `held_out` and `workers` beside it.
+    with earlier ones. `estimator` learns the head on features of the frozen backbone instead, without gradients: then
+    there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
+
+    `pool`: another pooling than the backbone's own. The head is a linear layer to `dim`, null for none; `batchnorm`
+    adds a BatchNorm over all ranks, folded into it afterwards; without `unit` vectors keep their lengths and are
+    compared by Euclidean distance. `train_blocks`: how many of the backbone's last blocks are trained, with what
+    follows them; by default all of it, 0: the head alone. `layer_decay`: a layer's rate as a share of the next one's;
+    `head_epochs`: how long the backbone waits for the head; `proxy_lr_factor`: the rate of what the objective owns, in
+    rates of the rest.
     """
 
     optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
@@ -54,9 +61,15 @@ class Finetune(Settings):
     warmup_epochs: NonNegative = 1.0
     classes_per_batch: Count = 8
     per_class: Count = 8
-    dim: Width = 128
+    pool: Pool | None = None
+    dim: Width | None = 128
+    batchnorm: bool = False
+    unit: bool = True
+    train_blocks: Index | None = None
+    layer_decay: Share = 1.0
+    head_epochs: NonNegative = 0.0
+    proxy_lr_factor: Positive = 1.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    freeze: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,19 +78,11 @@ class Finetune(Settings):
         for key in fields(self) if self.estimator else ():
             if key.name not in _OF_ESTIMATORS and getattr(self, key.name) != key.default:
                 raise ValueError(f"{key.name}: not for an estimator, which is learned without gradients: delete it")
-
-
-class System(nn.Module):
-    """What fine-tuning trains: the embedding model and its objective, which may own parameters (proxies)."""
-
-    def __init__(self, model: Embedding, objective: Objective) -> None:
-        super().__init__()
-        self.model, self.objective = model, objective
-
-    def forward(self, view_BCHW: Tensor, labels_B: Tensor) -> Loss:
-        """One view of each picture and its class -> the loss over all ranks."""
-        loss: Loss = self.objective(self.model.raw(view_BCHW), labels_B)
-        return loss
+        for name, idle in (("layer_decay", 1.0), ("head_epochs", 0.0)):
+            if self.train_blocks == 0 and getattr(self, name) != idle:
+                raise ValueError(f"{name}: the backbone is not trained (train_blocks: 0): delete one of the two")
+        if self.head_epochs > self.epochs:
+            raise ValueError(f"head_epochs {self.head_epochs:g} is longer than epochs {self.epochs}: lower it")
 
 
 def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -> Path:
@@ -85,7 +90,7 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     settings, seed = recipe.section(Finetune), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
     folder = open_run(Path(out), recipe) / "finetune"
-    opened = open_backbone(backbone, recipe.values["backbone"])
+    opened = repooled(open_backbone(backbone, recipe.values["backbone"]), settings.pool)
     about = {"recipe": recipe.digest("seed", "data", "finetune"), "backbone": card.weights_digest(opened)}
     target = folder / "embedding"
     if card.is_done(target, about):
@@ -110,8 +115,14 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     cuts = settings.cuts(views, opened.architecture.size)
     train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts), settings)
     if comm.rank() == 0:
-        facts = {**about, "method": settings.objective.name, "epochs": settings.epochs, "classes": len(seen)}
         model = system.model
+        facts = {
+            **about,
+            "method": settings.objective.name,
+            "distance": distance(model),
+            "epochs": settings.epochs,
+            "classes": len(seen),
+        }
         if folded := system.objective.affine():
             model.fold(*folded)
         card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
@@ -138,7 +149,7 @@ def learn(
     facts = {
         **about,
         "method": estimator.name,
-        "distance": "cosine" if model.unit else "euclidean",
+        "distance": distance(model),
         "classes": len(torch.unique(labels_N)),
         "rows": len(labels_N),
         "dropped": dropped,
@@ -146,6 +157,11 @@ def learn(
     target = out / "finetune" / "embedding"
     card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
     say(f"finetune: embedding model in {target}")
+
+
+def distance(model: Embedding) -> str:
+    """What says how near two of its vectors are."""
+    return "cosine" if model.unit else "euclidean"
 
 
 def set_aside(folder: Path, about: dict[str, Any]) -> None:
@@ -163,16 +179,28 @@ def set_aside(folder: Path, about: dict[str, Any]) -> None:
 
 def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:
     """The embedding model and its objective on this rank's device; head and proxies drawn by the seed alone."""
+    return global_batchnorm(build_system(backbone, settings, classes, seed).train()).to(comm.device())
+
+
+def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> System:
+    """The same before it knows of ranks and devices. Raises RunError or BackboneError when its parts do not fit."""
     torch.manual_seed(draw.seed(seed, "finetune", "weights"))
-    backbone.requires_grad_(not settings.freeze)
-    system = System(Embedding(backbone, settings.dim), make_objective(settings, classes, seed))
-    return global_batchnorm(system.train()).to(comm.device())
-
-
-def make_objective(settings: Finetune, classes: int, seed: int) -> Objective:
-    """The section's objective with its miner and memory. Raises RunError when they do not fit one another."""
-    chosen = (settings.objective, settings.miner)
-    return Objective(*chosen, num_classes=classes, embedding_size=settings.dim, seed=seed, memory=settings.memory)
+    model = Embedding(backbone, settings.dim, unit=settings.unit, batchnorm=settings.batchnorm)
+    return System(
+        model,
+        Objective(
+            settings.objective,
+            settings.miner,
+            num_classes=classes,
+            embedding_size=model.dim,
+            seed=seed,
+            memory=settings.memory,
+        ),
+        train_blocks=settings.train_blocks,
+        layer_decay=settings.layer_decay,
+        head_epochs=settings.head_epochs,
+        proxy_lr_factor=settings.proxy_lr_factor,
+    )
 
 
 def make_inputs(
