@@ -171,3 +171,37 @@ def test_a_hundred_thousand_rows_take_a_moment(tmp_path):
     assert time.process_time() - began < 3
     assert len(train.classes) == 1000
     assert all(int(train.name(i).split("picture")[1][:-4]) % 1000 == train.labels[i] for i in range(0, 80_000, 997))
+
+
+def manifest(root, *lines: str) -> Manifest:
+    (root / "m.csv").write_text("".join(f"{line}\n" for line in lines))
+    return Manifest(str(root / "m.csv"))
+
+
+def test_a_manifest_says_which_rows_ask_and_which_are_searched(tmp_path):
+    rows = ("a.png,train,,", "b.png,test,true,0", "c.png,test,1,TRUE", "d.png,test,False,1", "e.png,test,0,false")
+    source = manifest(tmp_path, "path,split,is_query,is_gallery", *rows)
+    assert source.split("train").roles is None
+    roles = source.split("test").roles
+    assert roles.query_N.tolist() == [True, True, False, False]
+    assert roles.gallery_N.tolist() == [False, True, True, False]
+    assert subset(source.split("test"), [3, 1]).roles.gallery_N.tolist() == [False, True]
+    for column, asks in (("is_query", [True, False]), ("is_gallery", [False, True])):
+        roles = manifest(tmp_path, f"path,split,{column}", "a.png,test,1", "b.png,test,0").split("test").roles
+        assert roles.query_N.tolist() == asks
+        assert roles.gallery_N.tolist() == [not each for each in asks]
+
+
+def test_a_parquets_roles_may_be_booleans(tmp_path):
+    columns = {"path": ["a", "b", "c"], "split": ["test", "train", "test"], "is_query": [True, False, False]}
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    assert Manifest(str(tmp_path / "m.parquet")).split("test").roles.query_N.tolist() == [True, False]
+
+
+def test_a_manifests_roles_that_are_wrong_are_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"m.csv:3: is_query 'yes' is none of true, false, 1, 0: mend it"):
+        manifest(tmp_path, "path,split,is_query", "a,train,", "b,test,yes").split("test")
+    with pytest.raises(DataError, match=r"m.csv: no row of the test set is a query: say so in is_query"):
+        manifest(tmp_path, "path,split,is_query", "a,train,1", "b,test,0").split("test")
+    with pytest.raises(DataError, match=r"m.csv: no row of the test set is searched: say so in is_gallery"):
+        manifest(tmp_path, "path,split,is_query", "b,test,1").split("test")

@@ -233,3 +233,25 @@ def test_two_ranks_run_every_stage_as_one_does(ranks, tmp_path):
         written = [json.loads((tmp_path / n / name).read_text()) for n in ("one", "two")]
         assert written[0].keys() == written[1].keys()
     assert (tmp_path / "one/backbone/config.json").read_text() == (tmp_path / "two/backbone/config.json").read_text()
+
+
+def test_a_recipe_without_pretraining_may_go_on_from_published_weights(tmp_path, monkeypatch):
+    """Published weights as timm gives them, without the network: drawn from a seed of their own."""
+    asked, create = [], timm.create_model
+
+    def published(name, pretrained=False, **how):
+        asked.append(pretrained)
+        torch.manual_seed(11 if pretrained else 12)
+        return create(name, **how)
+
+    monkeypatch.setattr(timm, "create_model", published)
+    recipe = toy.recipe("pretrain=null", "probe=null", "finetune=null", "backbone.pretrained=true", "export=null")
+    run = lookalike.run(recipe, tmp_path / "run")
+    torch.manual_seed(11)
+    expected = create("resnet18", **recipe.values["backbone"].timm_args()).state_dict()
+    found = lookalike.load_backbone(run / "backbone").model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert asked.count(True) == 1
+    assert json.loads((run / "backbone/card.json").read_text())["method"] == "published weights"
+    lookalike.run(recipe, run)
+    assert asked.count(True) == 1

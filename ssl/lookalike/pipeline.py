@@ -30,6 +30,7 @@ from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
+from lookalike.stages.fetch import fetch
 from lookalike.stages.finetune import Finetune, build_system, finetune
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
@@ -81,7 +82,7 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
     if wanted["pretrain"]:
         backbone = pretrain(recipe, folder, accept_changes=accept_changes)
     else:
-        backbone = _given(recipe)
+        backbone = _given(recipe) or fetch(recipe, folder)
     scores: dict[str, Any] = {}
     if wanted["probe"] and comm.rank() == 0:
         scores |= probe(backbone, recipe, folder)
@@ -119,14 +120,15 @@ def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int
         _given(recipe)
 
 
-def _given(recipe: Recipe) -> str:
-    """The backbone folder that a recipe without pretraining works on."""
-    folder: str | None = recipe.values["backbone"].folder
-    if folder is None:
+def _given(recipe: Recipe) -> str | None:
+    """The backbone folder that a recipe without pretraining works on, None for published weights."""
+    architecture: Architecture = recipe.values["backbone"]
+    if architecture.folder is None and not architecture.pretrained:
         raise RecipeError(
-            f"{recipe.name}: neither pretrain: nor backbone.folder: there is no backbone to work on: add one"
+            f"{recipe.name}: neither pretrain: nor backbone.folder nor backbone.pretrained: there is no backbone to "
+            "work on: add one"
         )
-    return folder
+    return architecture.folder
 
 
 def preflight(recipe: Recipe, ranks: int = 1) -> None:

@@ -1,6 +1,13 @@
 """Pictures from a source, read by number and decoded to uint8 canvases, in a purely computed order."""
 
 from lookalike.data.manifest import Manifest
+from lookalike.data.published.cars196 import Cars196
+from lookalike.data.published.cub import Cub
+from lookalike.data.published.in_shop import InShop
+from lookalike.data.published.lfw import LFW
+from lookalike.data.published.market1501 import DukeMTMC, Market1501
+from lookalike.data.published.msmt17 import MSMT17
+from lookalike.data.published.sop import StanfordOnlineProducts
 from lookalike.data.shards import Shards
 from lookalike.data.sources import Digits, Folder, Idx, Source
 
@@ -10,4 +17,12 @@ SOURCES: dict[str, type[Source]] = {
     "folder": Folder,
     "shards": Shards,
     "manifest": Manifest,
+    "cub": Cub,
+    "cars196": Cars196,
+    "sop": StanfordOnlineProducts,
+    "in_shop": InShop,
+    "market1501": Market1501,
+    "duke_mtmc": DukeMTMC,
+    "msmt17": MSMT17,
+    "lfw": LFW,
 }

@@ -106,6 +106,17 @@ def _leads_inside(top: bytes, link: bytes, home: bytes) -> bool:
     return inside and os.path.isfile(target)  # noqa: PTH113 (Path takes no bytes)
 
 
+def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
+    """A path that the line `place` of somebody's list gives, relative to `root`.
+
+    Raises DataError for one that leaves it; where links lead is seen when the picture is read.
+    """
+    if not path or path[0] == "/" or "\0" in path or (".." in path and ".." in path.split("/")):
+        what = "empty" if not path else "absolute" if path[0] == "/" else "one that leaves root"
+        raise DataError(f"{place}: the path {shown(path)[:80]!r} is {what}: give it relative to {shown(root)}")
+    return os.fsencode(path)
+
+
 @contextmanager
 def refusing(place: str | os.PathLike[str]) -> Iterator[None]:
     """Turns the system's refusal to list or read `place` into a DataError."""

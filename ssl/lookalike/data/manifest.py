@@ -1,4 +1,4 @@
-"""Pictures that a table lists: CSV or Parquet with a path and, where they are known, label, camera and split."""
+"""Pictures that a table lists: CSV or Parquet with a path and, where known, label, camera, split, query or gallery."""
 
 import csv
 import os
@@ -12,14 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data.decode import shown
-from lookalike.data.index import chosen, refusing, units
-from lookalike.data.pictures import FilePictures, Fit, Pictures
+from lookalike.data.index import below, chosen, refusing, units
+from lookalike.data.pictures import FilePictures, Fit, Pictures, Roles
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
 from lookalike.errors import DataError
 from lookalike.recipe import Size
 
-COLUMNS = ("path", "label", "camera", "split")
+COLUMNS = ("path", "label", "camera", "split", "is_query", "is_gallery")
 _SPLITS = ("train", "test", "val")
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 _MOST = 200_000_000
 
 
@@ -31,11 +32,14 @@ class Table(NamedTuple):
 
 
 class Manifest:
-    """A CSV (with a header line, UTF-8) or Parquet file with columns path, and perhaps label, camera, split.
+    """A CSV (with a header line, UTF-8) or Parquet file with columns path, and perhaps label, camera, split, is_query,
+    is_gallery.
 
     Paths are relative to `root`, by default the file's folder, and may not leave it. `split` is train, test or val
     (the test set where no row says test); without the column a hash of each path splits. Labels and cameras are any
-    words or numbers; their sorted values are the classes, and the numbering of `cameras`.
+    words or numbers; their sorted values are the classes, and the numbering of `cameras`. `is_query` and `is_gallery`
+    (true, false, 1, 0) say which rows of the test set ask and which are searched; of one alone the other is the
+    opposite. Elsewhere they are not read.
     """
 
     def __init__(
@@ -67,9 +71,9 @@ class Manifest:
         rows = torch.from_numpy(mask_N)
         labels_N, cameras_N = (None if column is None else column[rows] for column in (labels_N, cameras_N))
         paths, canvas = chosen(paths, mask_N), self._canvas or canvas_for(size or 224)
-        return FilePictures(
-            root, paths, labels_N, classes, canvas, self.channels, cameras_N, within=root, fit=self._fit
-        )
+        roles = _roles(file, table, mask_N) if wants_test else None
+        more: dict[str, Any] = {"within": root, "roles": roles, "fit": self._fit}
+        return FilePictures(root, paths, labels_N, classes, canvas, self.channels, cameras_N, **more)
 
     def _mask(self, file: Path, table: Table, paths: list[bytes], wants_test: bool) -> np.ndarray:
         splits = table.columns.get("split")
@@ -156,14 +160,39 @@ def _known(file: Path, header: Sequence[str]) -> list[str]:
 
 
 def _paths(file: Path, table: Table, root: Path) -> Iterator[bytes]:
-    """The paths below `root`. Raises DataError for one that leaves it; where links lead is seen when they are read."""
+    """The paths below `root`. Raises DataError for one that leaves it."""
+    name = shown(file)
     for line, path in zip(table.lines, table.columns["path"], strict=True):
-        if not path or path[0] == "/" or "\0" in path or (".." in path and ".." in path.split("/")):
-            what = "empty" if not path else "absolute" if path[0] == "/" else "one that leaves root"
-            raise DataError(
-                f"{shown(file)}:{line}: the path {shown(path)[:80]!r} is {what}: give it relative to {shown(root)}"
-            )
-        yield os.fsencode(path)
+        yield below(root, path, f"{name}:{line}")
+
+
+def _roles(file: Path, table: Table, mask_N: np.ndarray) -> Roles | None:
+    """Which rows of the mask ask and which are searched, or None where no column says so.
+
+    Raises DataError where a column says neither true nor false, or leaves none that asks or none that is searched.
+    """
+    asks, searched = (_truths(file, table, name, mask_N) for name in ("is_query", "is_gallery"))
+    if asks is None and searched is None:
+        return None
+    query_N = ~searched if asks is None else asks  # type: ignore[operator]
+    gallery_N = ~asks if searched is None else searched  # type: ignore[operator]
+    for what, name, some in (("a query", "is_query", query_N), ("searched", "is_gallery", gallery_N)):
+        if not some.any():
+            raise DataError(f"{shown(file)}: no row of the test set is {what}: say so in {name}")
+    return Roles(query_N, gallery_N)
+
+
+def _truths(file: Path, table: Table, name: str, mask_N: np.ndarray) -> Tensor | None:
+    """The column's true and false in the rows of the mask, bool."""
+    if name not in table.columns:
+        return None
+    words, found = table.columns[name], []
+    for row in np.flatnonzero(mask_N).tolist():
+        if (truth := _TRUTHS.get(words[row].lower())) is None:
+            what = f"{name} {words[row][:40]!r} is none of true, false, 1, 0"
+            raise DataError(f"{shown(file)}:{table.lines[row]}: {what}: mend it")
+        found.append(truth)
+    return torch.tensor(found)
 
 
 def _numbered(file: Path, table: Table, name: str) -> tuple[Tensor | None, tuple[str, ...]]:

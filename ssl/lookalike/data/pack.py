@@ -85,6 +85,7 @@ def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     Raises DataError when the folder holds the shards of other pictures or options.
     """
     sets = dict(_sets(source))
+    _tell_lost(sets)
     plan = {"format": FORMAT, **asdict(how), "data": {split: pictures.fingerprint for split, pictures in sets.items()}}
     with refusing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -110,6 +111,14 @@ def _sets(source: Source) -> Iterator[tuple[Split, Pictures]]:
         warnings.warn(f"no test set is packed: {error}", stacklevel=2)
         return
     yield "test", test
+
+
+def _tell_lost(sets: dict[Split, Pictures]) -> None:
+    """One line for what the pictures have and shards do not keep."""
+    kinds = ("cameras", "roles", "pairs")
+    lost = [kind for kind in kinds if any(getattr(pictures, kind) is not None for pictures in sets.values())]
+    if lost:
+        warnings.warn(f"shards keep no {', '.join(lost)}: score from the pictures themselves", stacklevel=3)
 
 
 def _agree(target: Path, plan: dict[str, Any]) -> None:

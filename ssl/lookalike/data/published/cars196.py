@@ -1,0 +1,57 @@
+"""Cars196: cars of 196 makes, models and years (Krause et al., 3D Object Representations, ICCV workshops 2013)."""
+
+from pathlib import Path
+
+from lookalike.data.decode import shown
+from lookalike.data.index import refusing
+from lookalike.data.published import Layout, Listing, Protocol, Published, file_in
+from lookalike.data.published.matlab import variable
+from lookalike.data.sources import Canvas
+from lookalike.errors import DataError
+
+ZERO_SHOT = {"train pictures": 8054, "train classes": 98, "test pictures": 8131, "test classes": 98}
+CLOSED_SET = {"train pictures": 8144, "train classes": 196, "test pictures": 8041, "test classes": 196}
+TRAIN, TEST = "devkit/cars_train_annos.mat", "devkit/cars_test_annos_withlabels.mat"
+
+
+class Cars196(Published):
+    """`cars_train/`, `cars_test/`, their annotations in `devkit/`; `devkit/cars_meta.mat`, if there, names the classes.
+
+    `cars_test_annos_withlabels.mat` may lie beside `devkit`. Classes 1 to 98 of both folders are the train set, 99 to
+    196 the test set; under `protocol: closed_set` the folders are.
+    """
+
+    layout = Layout("Cars196", "Stanford Cars, 3D Object Representations 2013", ZERO_SHOT)
+
+    def __init__(
+        self,
+        path: str,
+        canvas: Canvas | None = None,
+        protocol: Protocol = "zero_shot",
+    ) -> None:
+        super().__init__(path, canvas)
+        self._closed = protocol == "closed_set"
+        self.layout = self.layout._replace(counts=CLOSED_SET if self._closed else ZERO_SHOT)
+
+    def listing(self, root: Path) -> Listing:
+        listing = Listing(root, ("train", "test"))
+        train = file_in(root, self.layout, TRAIN)
+        test = file_in(root, self.layout, TEST, "cars_test_annos_withlabels.mat")
+        for file, folder, part in ((train, "cars_train", "train"), (test, "cars_test", "test")):
+            annotations = f"{shown(file)}:annotations"
+            for row, record in enumerate(variable(file, "annotations", "fname", "class"), 1):
+                if not (isinstance(record, dict) and {"fname", "class"} <= record.keys()):
+                    raise DataError(f"{shown(file)}: annotations has no fname and class: fetch the file again")
+                place, name, number = f"{annotations}({row})", record["fname"], record["class"]
+                if not (isinstance(name, str) and isinstance(number, int | float) and number in range(1, 197)):
+                    what = "a file name and a class from 1 to 196 belong here"
+                    raise DataError(f"{place}: {what}: fetch the file again")
+                zero_shot = "train" if number <= 98 else "test"
+                listing.add(part if self._closed else zero_shot, folder, name, int(number), place)
+        meta = root / "devkit" / "cars_meta.mat"
+        with refusing(root):
+            named = meta.is_file()
+        if named:
+            names = enumerate(variable(meta, "class_names"), 1)
+            listing.names |= {number: shown(name) for number, name in names if isinstance(name, str)}
+        return listing
