@@ -20,6 +20,7 @@ FLOORS = [
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
     {"health", "trouble"},
     {"methods", "metric", "features", "loop", "doctor", "page"},
+    {"search"},
     {"stages"},
     {"pipeline"},
     {"__init__", "__main__", "cli"},
@@ -51,6 +52,7 @@ WALLS = {
     "PIL": {"data/decode.py", "data/pack.py"},
     "fsspec": {"data/remote.py"},
     "pyarrow": {"data/manifest.py"},
+    "faiss": {"scoring/cells.py"},
 }
 
 

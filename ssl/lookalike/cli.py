@@ -177,6 +177,47 @@ def pack(
 
 
 @app.command()
+def search(
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that this verb writes: pictures, embedded.")],
+    queries: Annotated[
+        list[str] | None, typer.Argument(metavar="[QUERY]...", help="Picture files; -: paths on stdin, one a line.")
+    ] = None,
+    *,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="FOLDER|RECIPE", help="Make INDEX of these, or bring it up to date.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="FOLDER|NAME", help="Which embeds; default: INDEX's own.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="How many of the nearest.")] = 10,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Look at one picture in 16, the likely ones; needs faiss once.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--show", metavar="FILE.html|.png", help="The pictures themselves, too.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each query.")] = False,
+) -> None:
+    """The nearest pictures of a folder, by a model's embedding."""
+    from lookalike.search import answers as said
+
+    said.refuse(k, out)
+    if source is None:  # the pipeline would import for two seconds what only training needs
+        from lookalike.stages.search import search_index
+
+        opened = search_index(index, None, model, approximate=approximate)
+    else:
+        from lookalike.pipeline import open_search
+
+        opened = open_search(index, source, model, approximate=approximate)
+    if queries == ["-"]:
+        answers = said.ask_lines(opened, sys.stdin.buffer, k, approximate=approximate)
+    else:
+        answers = said.ask(opened, queries or (), k, approximate=approximate)
+    said.report(opened, answers, as_json, out)
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of recipes, for editors."""
     from lookalike import pipeline

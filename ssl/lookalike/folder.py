@@ -135,14 +135,15 @@ def _manifest(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:
 
 def verify(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
     """The manifest, after every file it names was found whole. Raises `kind` naming the file and the remedy."""
-    manifest = _read_manifest(folder, kind)
+    manifest = read_manifest(folder, kind)
     for name, entry in manifest["files"].items():
         for problem in _problems(folder / name, entry):
             raise kind(f"{folder / name}: {problem}: restore it or write the folder again")
     return manifest
 
 
-def _read_manifest(folder: Path, kind: type[Error]) -> dict[str, Any]:
+def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
+    """The manifest, before any file it names is looked at. Raises `kind` when it is none, or a later format's."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise kind(f"{folder}: no such folder: pretrain first, or name another")

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -235,6 +235,33 @@ class BadSamples:
                 f"data: {self.count} pictures could not be read, more than the {self.limit} allowed: "
                 f"see {self.path}, mend them or raise pretrain.max_bad"
             )
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function to be told how many of `total` are done: on stderr a bar, or in a pipe a line every ten seconds."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn(title), BarColumn(20), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    said = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _EVERY:
+            said = time.monotonic()
+            note(f"{title}: {done} of {total}")
+
+    yield tell
+
+
+def note(text: str) -> None:
+    """One line beside the answer, on stderr: what is printed may go into a pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

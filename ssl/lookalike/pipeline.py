@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from lookalike.metric.fold import check as check_estimator
 from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
+from lookalike.search.index import SearchIndex
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.fetch import fetch
@@ -35,6 +37,7 @@ from lookalike.stages.finetune import Finetune, build_system, finetune
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
+from lookalike.stages.search import in_folder, in_source, search_index
 
 SECTIONS: dict[str, Any] = {
     "seed": (Index, 0),
@@ -243,6 +246,15 @@ def pack(
     else:
         made = load_recipe(source, overrides).values["data"].build()
     write_shards(made, target, Packing(**options), cores() if workers is None else workers)
+
+
+def open_search(index: Path, source: str, model: str | None, *, approximate: bool = False) -> SearchIndex:
+    """The index, brought up to date with a folder of pictures, or with what a recipe's `data:` names."""
+    if Path(source).is_dir():
+        return search_index(index, partial(in_folder, Path(source)), model, approximate=approximate)
+    values = load_recipe(source).values
+    find = partial(in_source, values["data"].build())
+    return search_index(index, find, model, like=values["backbone"], approximate=approximate)
 
 
 def _shapes(backbone: Backbone) -> list[str]:

@@ -90,14 +90,15 @@ def make_backbone(architecture: Architecture) -> Backbone:
     return load_backbone(architecture.folder) if architecture.folder else architecture.build()
 
 
-def open_backbone(what: "Backbone | str | Path", like: Architecture) -> Backbone:
+def open_backbone(what: "Backbone | str | Path", like: Architecture | None) -> Backbone:
     """A backbone as every stage takes it: one in memory, a folder, or a timm name with published weights.
 
-    A timm name gets size, channels and normalisation of `like`, the recipe's architecture.
+    A timm name gets size, channels and normalisation of `like`, the recipe's architecture; without, its publisher's.
     """
     if isinstance(what, Backbone):
         return what
     if not Path(what).exists() and timm.is_model(str(what)):
+        like = like or _published(str(what))
         return Backbone(replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)).eval()
     return load_backbone(what)
 
@@ -121,6 +122,12 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
     if made.gem and backbone.gem:
         made.gem.load_state_dict(backbone.gem.state_dict())
     return made.train(backbone.training)
+
+
+def _published(name: str) -> Architecture:
+    """Size, crop and normalisation with which timm's weights of this name were trained."""
+    config = timm.get_pretrained_cfg(name)
+    return Architecture(name, size=config.input_size[-1], crop=config.crop_pct, mean=config.mean, std=config.std)
 
 
 def _read_architecture(path: Path) -> Architecture:

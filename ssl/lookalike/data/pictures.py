@@ -312,8 +312,14 @@ def subset(pictures: Pictures, ids: Sequence[int] | Tensor) -> Pictures:
 
 
 def file_sizes(root: str, paths: Sequence[bytes]) -> list[int]:
-    """Bytes of each file below `root`, -1 where there is none. Every file is asked: an image replaced in place
-    leaves no trace in its folder. Where the first answers come late, as from a remote file system, sixteen threads ask.
+    """Bytes of each file below `root`, -1 where there is none."""
+    return [size for size, _ in file_states(root, paths)]
+
+
+def file_states(root: str, paths: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Bytes and mtime (nanoseconds) of each file below `root`, -1 where there is none. Every file is asked: an image
+    replaced in place leaves no trace in its folder. Where the first answers come late, as from a remote file system,
+    sixteen threads ask.
     """
     if not paths:
         return []
@@ -321,8 +327,8 @@ def file_sizes(root: str, paths: Sequence[bytes]) -> list[int]:
     flags = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
     handle = os.open(root, flags) if os.stat in os.supports_dir_fd else None
 
-    def ask(part: Sequence[bytes]) -> list[int]:
-        return [_file_size(path, root, handle) for path in part]
+    def ask(part: Sequence[bytes]) -> list[tuple[int, int]]:
+        return [_file_state(path, root, handle) for path in part]
 
     try:
         began = time.perf_counter()
@@ -335,9 +341,10 @@ def file_sizes(root: str, paths: Sequence[bytes]) -> list[int]:
             os.close(handle)
 
 
-def _file_size(path: bytes, root: str, handle: int | None) -> int:
+def _file_state(path: bytes, root: str, handle: int | None) -> tuple[int, int]:
     try:
         # A short path from an open folder: half the time of a long one.
-        return os.stat(path if handle is not None else os.fsencode(root) + b"/" + path, dir_fd=handle).st_size
+        status = os.stat(path if handle is not None else os.fsencode(root) + b"/" + path, dir_fd=handle)
     except OSError:
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

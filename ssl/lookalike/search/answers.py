@@ -1,0 +1,140 @@
+"""Pictures ask an index: the answers as lines, as JSON, as one HTML page or one PNG."""
+
+import html
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lookalike import page
+from lookalike.data.decode import BadPicture, Opened, contents, shown
+from lookalike.errors import DataError, Error
+from lookalike.folder import write_file
+from lookalike.log import note, say
+from lookalike.search.index import SearchIndex
+
+AT_ONCE = 64
+"""Queries that go through the model together."""
+
+SIDE = 128
+"""Pixels of a picture on a page."""
+
+
+class Answer(NamedTuple):
+    """The rows nearest to a picture, nearest first, and how near: cosine similarity or Euclidean distance."""
+
+    query: str
+    rows: list[int]
+    near: list[float]
+
+
+def ask(index: SearchIndex, queries: Iterable[str], k: int = 10, *, approximate: bool = False) -> Iterator[Answer]:
+    """The k nearest of each picture file. Raises DataError for one that is no picture, Error for k below 1."""
+    waiting = iter(queries)
+    while some := list(islice(waiting, AT_ONCE)):
+        row_Qk, near_Qk = index.nearest(index.embed(some), k, approximate=approximate)
+        yield from (Answer(*each) for each in zip(some, row_Qk.tolist(), near_Qk.tolist(), strict=True))
+
+
+def ask_lines(
+    index: SearchIndex, lines: Iterable[bytes], k: int = 10, *, approximate: bool = False
+) -> Iterator[Answer]:
+    """The same for paths that come one a line, each answered at once. Raises DataError at the end if one was none."""
+    count = failed = 0
+    for path in (os.fsdecode(line.rstrip(b"\r\n")) for line in lines):
+        count += 1
+        try:
+            yield from ask(index, [path], k, approximate=approximate)
+        except DataError as error:
+            failed += 1
+            note(f"lookalike: {error}")
+    if failed:
+        raise DataError(f"{failed} of {count} queries could not be read")
+
+
+def refuse(k: int, show: Path | None) -> None:
+    """Raises Error, before any work, for what `report` could not say."""
+    if k < 1:
+        raise Error(f"-k {k}: ask for at least 1")
+    if show and show.suffix.lower() not in (".png", ".html"):
+        raise Error(f"{shown(show)}: answers are shown as .png or .html: name it so")
+
+
+def report(index: SearchIndex, answers: Iterable[Answer], as_json: bool = False, show: Path | None = None) -> None:
+    """Says each answer as it comes, for people or as a line of JSON; all of them go to `show`, .html or .png."""
+    kept = []
+    for answer in answers:
+        say(line_of_json(index, answer) if as_json else listing(index, answer))
+        if show:
+            kept.append(answer)
+    if show and kept:
+        write_file(show, sheet(index, kept) if show.suffix.lower() == ".png" else document(index, kept).encode())
+        note(f"written to {shown(show)}")
+
+
+def listing(index: SearchIndex, answer: Answer) -> str:
+    """The query, and a line for each picture: place, similarity or distance, path; tabs between."""
+    pairs = zip(answer.near, answer.rows, strict=True)
+    lines = [f"{n}\t{near:.4f}\t{shown(index.path(row))}" for n, (near, row) in enumerate(pairs, 1)]
+    return "\n".join([shown(answer.query), *lines])
+
+
+def line_of_json(index: SearchIndex, answer: Answer) -> str:
+    """The same for machines: paths as they are, stray bytes as lone surrogates."""
+    word = "similarity" if index.unit else "distance"
+    pairs = zip(answer.near, answer.rows, strict=True)
+    return json.dumps(
+        {"query": answer.query, "nearest": [{"path": index.path(row), word: near} for near, row in pairs]}
+    )
+
+
+def look(path: str) -> Tensor | str:
+    """What the model sees of a picture file, uint8 (3, H, W), small; or why it cannot be shown."""
+    try:
+        opened = Opened(contents(path), path, 3)
+        side = min(SIDE, opened.height, opened.width)
+        return page.tile(opened.canvas(torch.empty(3, side, side, dtype=torch.uint8)))
+    except BadPicture as error:
+        return error.reason
+
+
+def sheet(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
+    """A PNG, a row an answer: the query, then the nearest; grey where a picture cannot be shown."""
+    width = max(len(answer.rows) for answer in answers)
+    grey, white = (torch.full((3, SIDE, SIDE), value, dtype=torch.uint8) for value in (200, 255))
+    rows = []
+    for answer in answers:
+        looks = [look(path) for path in (answer.query, *map(index.path, answer.rows))]
+        tiles = [grey if isinstance(seen, str) else seen for seen in looks]
+        rows.append(tiles + [white] * (width + 1 - len(tiles)))
+    return page.grid(rows)
+
+
+def document(index: SearchIndex, answers: Sequence[Answer]) -> str:
+    """One HTML page of the queries and their nearest."""
+    style = (
+        "section{display:flex;flex-wrap:wrap;gap:12px;border-top:1px solid #ccc;padding:12px 0}figure{margin:0;"
+        f"width:{SIDE}px}}figcaption{{font-size:12px;overflow-wrap:anywhere}}.query{{padding-right:12px;"
+        f"border-right:3px solid #222}}.none{{width:{SIDE}px;height:{SIDE}px;background:#ddd;color:#555}}"
+    )
+    parts = []
+    for answer in answers:
+        pairs = zip(answer.near, answer.rows, strict=True)
+        cells = [figure(answer.query, "query", "query")]
+        cells += [figure(index.path(row), f"{near:.4f}") for near, row in pairs]
+        parts.append(f"<section>{''.join(cells)}</section>")
+    what = "cosine similarity" if index.unit else "Euclidean distance"
+    return page.document(f"The nearest of {len(index)} pictures, by {what}", "".join(parts), style)
+
+
+def figure(path: str, caption: str, kind: str = "") -> str:
+    """One picture with its caption and the end of its path; all of it on the mouse."""
+    seen, name = look(path), shown(path)
+    picture = f'<div class="none">{html.escape(seen)}</div>' if isinstance(seen, str) else page.image(seen, name)
+    words = f"<b>{caption}</b><br>{html.escape(Path(name).name)}"
+    return f'<figure class="{kind}" title="{html.escape(name)}">{picture}<figcaption>{words}</figcaption></figure>'

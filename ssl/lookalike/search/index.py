@@ -1,0 +1,192 @@
+"""Pictures embedded once, to be searched: a folder with their embeddings, their names and the model itself.
+
+`embeddings.npy`, float32 (N, D), is mapped and not loaded; `names.json` and `seen.json` say whose rows they are and of
+which state of the pictures; `cells.safetensors` is there for approximate search. The other files are the model's own,
+so that queries go through the very weights of the pictures: the folder is a model's folder as well.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from lookalike import comm
+from lookalike.backbones import Backbone, folder_files
+from lookalike.card import weights_digest
+from lookalike.data.decode import BadPicture, contents, decode, shown
+from lookalike.errors import DataError, NewerError, RunError
+from lookalike.features import embed
+from lookalike.folder import read_manifest, recover, write_folder
+from lookalike.metric.embedding import Embedding, embedding_files, load_model
+from lookalike.scoring.cells import Cells, find_cells, nearest_in_cells
+from lookalike.scoring.search import nearest
+
+FORMAT = 1
+ROWS, NAMES, SEEN, CELLS = "embeddings.npy", "names.json", "seen.json", "cells.safetensors"
+
+Model = Backbone | Embedding
+
+
+class Seen(NamedTuple):
+    """What the pictures were when they were embedded: the state of each row's, and those that could not be read.
+
+    A state is a word that changes when a picture does; `bad` has state and reason of each name.
+    """
+
+    states: list[str]
+    bad: dict[str, tuple[str, str]]
+
+
+class SearchIndex:
+    """Embedded pictures: x_ND float32 (N, D) with N names, and the model, in eval mode, that made them of canvases.
+
+    `root`: the folder below which the names are, or empty; `digest`: stands for the model it was built with.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        x_ND: Tensor,
+        names: Sequence[str],
+        *,
+        canvas: int,
+        root: str = "",
+        digest: str = "",
+        cells: Cells | None = None,
+    ) -> None:
+        self.model, self.x_ND, self.names, self.cells = model, x_ND, names, cells
+        self.canvas, self.root, self.digest = canvas, root, digest or model_digest(model)
+        # Off the unit sphere nearness is the Euclidean distance.
+        self.unit: bool = getattr(model, "unit", True)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def path(self, row: int) -> str:
+        """Where the picture of this row lies, or lay."""
+        return f"{self.root}/{self.names[row]}" if self.root else self.names[row]
+
+    @torch.inference_mode()
+    def embed(self, paths: Sequence[str]) -> Tensor:
+        """Picture files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no picture."""
+        channels, device = self.model.architecture.channels, comm.device()
+        try:
+            canvases = [decode(contents(p), p, size=self.canvas, channels=channels) for p in paths]
+        except BadPicture as error:
+            raise DataError(f"{error}: a query is a picture file") from error
+        function = embed(self.model.to(device), self.model.architecture)
+        return function(torch.stack(canvases).to(device)).float().cpu()
+
+    def nearest(self, query_QD: Tensor, k: int = 10, *, approximate: bool = False) -> tuple[Tensor, Tensor]:
+        """Rows (Q, k) and cosine similarity, or distance off the unit sphere; see `scoring.search.nearest`."""
+        if not approximate:
+            return nearest(query_QD, self.x_ND, k, normalize=self.unit)
+        if self.cells is None:
+            self.cells = find_cells(self.x_ND, self.unit)
+        return nearest_in_cells(query_QD, self.x_ND, k, self.cells, normalize=self.unit)
+
+
+def model_digest(model: Model) -> str:
+    """A word that stands for the model's embeddings."""
+    return f"{weights_digest(model)}{'' if getattr(model, 'unit', True) else ' not unit'}"
+
+
+def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
+    """The folder of an index, whole or not at all. Raises RunError as write_folder does."""
+    rows = io.BytesIO()
+    np.save(rows, index.x_ND.numpy(), allow_pickle=False)
+    files = embedding_files(index.model) if isinstance(index.model, Embedding) else folder_files(index.model)
+    files |= {ROWS: rows.getvalue(), NAMES: json.dumps(index.names).encode(), SEEN: json.dumps(seen._asdict()).encode()}
+    if index.cells is not None:
+        files[CELLS] = save(index.cells._asdict())
+    about = {"format": FORMAT, "canvas": index.canvas, "root": index.root, "model": index.digest}
+    write_folder(folder, files, {"index": about})
+
+
+def open_index(folder: str | Path) -> SearchIndex:
+    """The index in a folder, after every file was found whole.
+
+    Raises RunError when it is none, of a later format or inconsistent, BackboneError when a file is not as written.
+    """
+    folder = Path(folder)
+    recover(folder)
+    if not folder.exists():
+        raise RunError(f"{shown(folder)}: no such index: --from FOLDER --model FOLDER|NAME would make it")
+    manifest = read_manifest(folder)
+    about, files = manifest.get("index"), manifest["files"]
+    if not isinstance(about, dict) or not {ROWS, NAMES, SEEN} <= files.keys():
+        raise RunError(f"{shown(folder)}: not an index that `lookalike search` wrote: name another folder")
+    if about.get("format") != FORMAT:
+        written = shown(str(about.get("format"))[:20])
+        raise NewerError(f"{shown(folder)}: index format {written}, this version reads {FORMAT}: update lookalike")
+    model = load_model(folder)
+    try:
+        index = SearchIndex(
+            model,
+            _mapped(folder / ROWS),
+            json.loads((folder / NAMES).read_bytes()),
+            canvas=_checked(about["canvas"], int),
+            root=_checked(about["root"], str),
+            digest=_checked(about["model"], str),
+            cells=Cells(**load_file(folder / CELLS)) if CELLS in files else None,
+        )
+        _check(index)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise RunError(f"{shown(folder)}: not a whole index ({reason}): build it again") from error
+    return index
+
+
+def read_seen(folder: Path, count: int) -> Seen:
+    """Of which state of its `count` pictures an opened index is. Raises RunError when that is not to be understood."""
+    try:
+        found = json.loads((folder / SEEN).read_bytes())
+        bad = {str(name): (str(state), str(reason)) for name, (state, reason) in found["bad"].items()}
+        states = [_checked(state, str) for state in found["states"]]
+        if len(states) != count:
+            raise ValueError(f"{len(states)} states")
+        return Seen(states, bad)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{shown(folder / SEEN)}: not as `lookalike search` writes it: build the index again") from error
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{kind.__name__} wanted, not {type(value).__name__}")
+    return value
+
+
+def _mapped(path: Path) -> Tensor:
+    """A matrix of float32 in a file, of which only what is looked at is read; changing it does not change the file."""
+    rows = np.load(path, mmap_mode="c", allow_pickle=False)
+    if rows.dtype != np.dtype("<f4") or rows.ndim != 2 or 0 in rows.shape or not rows.flags.c_contiguous:
+        raise ValueError(f"{path.name} is no matrix of float32")
+    return torch.from_numpy(rows)
+
+
+def _check(index: SearchIndex) -> None:
+    """Raises ValueError or TypeError unless the parts fit each other."""
+    count, width = index.x_ND.shape
+    if _checked(index.names, list) and not all(type(name) is str for name in index.names):
+        raise TypeError("a name is no text")
+    if len(index.names) != count or index.model.dim != width:
+        raise ValueError(f"{len(index.names)} names, {index.model.dim} features for a matrix of {count} x {width}")
+    if not 1 <= index.canvas <= 4096:
+        raise ValueError(f"canvas {index.canvas}")
+    if index.cells is None:
+        return
+    centre_CD, row_N, start_C1 = index.cells
+    whole = row_N.dtype == start_C1.dtype == torch.int64 and centre_CD.dtype == torch.float32
+    if not whole or centre_CD.ndim != 2 or centre_CD.shape[1] != width or start_C1.shape != (len(centre_CD) + 1,):
+        raise ValueError("cells of another matrix")
+    if row_N.shape != (count,) or not torch.equal(row_N.sort().values, torch.arange(count)):
+        raise ValueError("cells do not hold every row once")
+    if int(start_C1[0]) != 0 or int(start_C1[-1]) != count or bool((start_C1.diff() < 0).any()):
+        raise ValueError("cells do not follow one another")

@@ -1,0 +1,196 @@
+"""Search: pictures embedded once into an index, which is brought up to date when they or the model change."""
+
+import os
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lookalike import comm
+from lookalike.backbones import Architecture, open_backbone
+from lookalike.data.decode import BadPicture, shown
+from lookalike.data.index import SUFFIXES, scan
+from lookalike.data.loader import in_order, workers_for
+from lookalike.data.pictures import FilePictures, Pictures, file_states, subset
+from lookalike.data.sources import Source, canvas_for, folder_at
+from lookalike.errors import DataError, Error, RunError
+from lookalike.features import embed
+from lookalike.folder import recover
+from lookalike.log import note, progress
+from lookalike.metric.embedding import load_model
+from lookalike.scoring.cells import find_cells
+from lookalike.search.index import (
+    SEEN,
+    Model,
+    SearchIndex,
+    Seen,
+    model_digest,
+    open_index,
+    read_seen,
+    write_index,
+)
+
+BATCH = 256
+SAID = 5
+"""Of so many bad pictures the terminal hears; the index names them all."""
+
+
+class Found(NamedTuple):
+    """Pictures to be embedded, set after set, with a name and a state (see `Seen`) of each; `root` as of the index."""
+
+    sets: list[Pictures]
+    names: list[str]
+    states: list[str]
+    root: str
+
+
+def in_folder(folder: Path, architecture: Architecture) -> Found:
+    """Every picture file below a folder; its state is its bytes and mtime. Raises DataError where there is none."""
+    root = os.path.abspath(folder_at(folder, "give the folder that holds the pictures"))  # noqa: PTH100 (as it is named)
+    paths = scan(Path(root), Path(root))
+    if not paths:
+        raise DataError(f"{shown(folder)}: no pictures in it or below; looked for {b' '.join(SUFFIXES).decode()}")
+    states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
+    pictures = FilePictures(root, paths, None, (), canvas_for(architecture.size), architecture.channels)
+    return Found([pictures], [os.fsdecode(path) for path in paths], states, root)
+
+
+def in_source(source: Source, architecture: Architecture) -> Found:
+    """Train and test pictures of a recipe's `data`; their state is that of their whole set."""
+    if source.channels != architecture.channels:
+        raise Error(f"data: pictures of {source.channels} channels, the model takes {architecture.channels}")
+    sets = [source.split(name, architecture.size) for name in ("train", "test")]
+    names = [pictures.name(i) for pictures in sets for i in range(len(pictures))]
+    return Found(sets, names, [pictures.fingerprint[:16] for pictures in sets for _ in range(len(pictures))], "")
+
+
+def search_index(
+    folder: str | Path,
+    find: Callable[[Architecture], Found] | None = None,
+    model: str | Path | None = None,
+    *,
+    like: Architecture | None = None,
+    approximate: bool = False,
+) -> SearchIndex:
+    """The index in `folder`; with `find` made, or brought up to date with the pictures found and with the model.
+
+    Only what is new or changed is embedded, all where the model is another. `like`: see open_backbone. `approximate`:
+    with cells. Raises what open_index raises, DataError when no picture can be read, Error when there is no model.
+    """
+    folder = Path(folder)
+    recover(folder)
+    old = open_index(folder) if folder.exists() or find is None else None
+    if old is None and model is None:
+        raise Error(
+            f"{shown(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the pictures"
+        )
+    opened = old.model if old and model is None else open_model(str(model), like)
+    digest = old.digest if old and model is None else model_digest(opened)
+    if find is None:
+        assert old is not None
+        if digest != old.digest:
+            raise RunError(f"{shown(folder)}: made by another model than {shown(str(model))}: add --from to embed anew")
+        return with_cells(folder, old) if approximate and old.cells is None else old
+    return update(folder, old, find(opened.architecture), opened, digest, approximate)
+
+
+def open_model(model: str, like: Architecture | None) -> Model:
+    """An embedding or backbone folder, or a timm name."""
+    if (Path(model) / "manifest.json").exists():
+        return load_model(model)
+    return open_backbone(model, like).eval()
+
+
+def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
+    """The same index, its cells found and kept."""
+    index.cells = find_cells(index.x_ND, index.unit)
+    write_index(folder, index, read_seen(folder, len(index)))
+    return index
+
+
+def update(
+    folder: Path, old: SearchIndex | None, found: Found, model: Model, digest: str, approximate: bool
+) -> SearchIndex:
+    """The index of what was found: rows of `old` that still hold, and the other pictures embedded."""
+    canvas = found.sets[0].shape[1]
+    usable = old is not None and (old.digest, old.canvas) == (digest, canvas)
+    before = read_seen(folder, len(old)) if old and usable else Seen([], {})
+    wanted = list(zip(found.names, found.states, strict=True))
+    rows = {named: row for row, named in enumerate(zip(old.names if old else (), before.states, strict=False))}
+    kept = {i: rows[named] for i, named in enumerate(wanted) if named in rows}
+    bad = {name: before.bad[name] for name, state in wanted if before.bad.get(name, ("",))[0] == state}
+    asked = [i for i, (name, _) in enumerate(wanted) if i not in kept and name not in bad]
+    if old and usable and not asked and (len(kept), len(bad), found.root) == (len(old), len(before.bad), old.root):
+        note(f"{shown(folder)}: {len(old)} pictures, as before")
+        return with_cells(folder, old) if approximate and old.cells is None else old
+    fresh, x_MD = embedded(model, found.sets, asked)
+    bad |= {found.names[i]: (found.states[i], reason(found.sets, i)) for i in sorted(set(asked).difference(fresh))}
+    ids = sorted([*kept, *fresh])
+    if not ids:
+        first, (_, why) = next(iter(bad.items()))
+        raise DataError(f"{shown(first)}: {why}; not one of {len(bad)} pictures could be read")
+    place, x_ND = {i: n for n, i in enumerate(ids)}, torch.empty(len(ids), model.dim)
+    x_ND[[place[i] for i in fresh]] = x_MD
+    if old and kept:
+        x_ND[[place[i] for i in kept]] = old.x_ND[list(kept.values())]
+    index = SearchIndex(model, x_ND, [found.names[i] for i in ids], canvas=canvas, root=found.root, digest=digest)
+    index.cells = find_cells(x_ND, index.unit) if approximate else None
+    write_index(folder, index, Seen([found.states[i] for i in ids], bad))
+    if old is None:
+        what = "embedded"
+    elif not usable:
+        what = "embedded anew, for the model or its size is another"
+    else:
+        what = f"{len(fresh)} embedded, {len(kept)} kept, {len(old) - len(kept)} changed or gone"
+    tell(folder, len(ids), what, bad)
+    return open_index(folder)
+
+
+def embedded(model: Model, sets: Sequence[Pictures], asked: list[int]) -> tuple[list[int], Tensor]:
+    """Which of the pictures asked for could be read, ascending, and their embeddings, float32 (M, D).
+
+    Raises Error where an embedding is no number.
+    """
+    device, ids, parts, start = comm.device(), [], [torch.empty(0, model.dim)], 0
+    function = embed(model.to(device), model.architecture)
+    with progress("embedding", len(asked)) as tell_done, torch.inference_mode():
+        for pictures in sets:
+            here = [i - start for i in asked if start <= i < start + len(pictures)]
+            some = subset(pictures, here)
+            workers = workers_for(some, 0 if len(some) <= BATCH else None)
+            for read, canvas_BCHW in in_order(some, BATCH, workers, pin=device.type == "cuda"):
+                x_BD = function(canvas_BCHW.to(device)).float().cpu()
+                if not bool(x_BD.isfinite().all()):
+                    row = int((~x_BD.isfinite().all(1)).nonzero()[0])
+                    name = shown(some.name(read[row]))
+                    raise Error(f"{name}: its embedding is NaN or Inf; check the weights of the model")
+                parts.append(x_BD)
+                ids += [start + here[i] for i in read]
+                tell_done(len(ids))
+            start += len(pictures)
+    return ids, torch.cat(parts)
+
+
+def reason(sets: Sequence[Pictures], i: int) -> str:
+    """Why the i-th picture cannot be read."""
+    for pictures in sets:
+        if i < len(pictures):
+            try:
+                pictures.read(i)
+            except BadPicture as error:
+                return error.reason
+            return "could not be read a moment ago"
+        i -= len(pictures)
+    raise IndexError(i)
+
+
+def tell(folder: Path, count: int, what: str, bad: dict[str, tuple[str, str]]) -> None:
+    """What was done, and which pictures could not be read."""
+    note(f"{shown(folder)}: {count} pictures, {what}")
+    for name, (_, why) in islice(bad.items(), SAID):
+        note(f"  cannot be read: {shown(name)}: {why}")
+    if len(bad) > SAID:
+        note(f"  … and {len(bad) - SAID} more: see {shown(folder / SEEN)}")
