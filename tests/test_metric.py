@@ -1,4 +1,4 @@
-"""Metric learning: P × K batches, objectives over ranks, embedding folders, class splits."""
+"""Metric learning: P × K batches, objectives over ranks, embedding folders."""
 
 import inspect
 
@@ -11,7 +11,6 @@ from lookalike import comm
 from lookalike.backbones import Architecture
 from lookalike.errors import BackboneError, DataError
 from lookalike.folder import write_folder
-from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
 from lookalike.metric.objectives import MINER, MINERS, OBJECTIVE, OBJECTIVES, Objective
 from lookalike.metric.sampler import PKOrder
@@ -54,27 +53,6 @@ def test_every_class_and_sample_gets_its_turn():
 def test_more_classes_than_there_are_is_refused_with_the_remedy():
     with pytest.raises(DataError, match=r"classes_per_batch: 6 classes a batch, but only 5"):
         PKOrder(LABELS, 6, 2, seed=0)
-
-
-@pytest.mark.parametrize(("held_out", "seen"), [(0.5, 5), (0.3, 7), (0.8, 2)])
-def test_the_first_classes_are_seen_and_the_last_are_not(held_out, seen):
-    first, last = split_classes(10, held_out)
-    assert (first, last) == (range(seen), range(seen, 10))
-
-
-@pytest.mark.parametrize(("count", "held_out"), [(10, 0.9), (10, 0.05), (3, 0.5), (0, 0.5)])
-def test_a_split_that_leaves_one_class_on_a_side_is_refused(count, held_out):
-    with pytest.raises(DataError, match="fewer than 2 on one side"):
-        split_classes(count, held_out)
-
-
-def test_pictures_of_classes_are_those_with_labels_counted_from_the_first():
-    from lookalike.data.sources import Digits
-
-    digits = Digits().split("test")
-    pictures, labels = of_classes(digits, range(5, 10))
-    assert torch.equal(pictures.labels, labels + 5)
-    assert len(pictures) == int((digits.labels >= 5).sum())
 
 
 def batch() -> tuple[Tensor, Tensor]:

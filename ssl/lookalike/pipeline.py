@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from torch import nn
 
 from lookalike import checkpoint, comm, fault
@@ -19,7 +18,7 @@ from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
-from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.classes import split_classes
 from lookalike.metric.fold import check as check_estimator
 from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
@@ -157,7 +156,7 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
                 "data: no labels, which probe, finetune and evaluate need: use class folders, or remove them"
             )
     if wanted["finetune"]:
-        _preflight_finetune(wanted["finetune"], train, recipe)
+        _preflight_finetune(wanted["finetune"], train, test, recipe)
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
 
@@ -180,14 +179,13 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
             )
 
 
-def _preflight_finetune(settings: Finetune, train: Pictures, recipe: Recipe) -> None:
-    seen, _ = split_classes(len(train.classes), settings.held_out)
-    labels_N = of_classes(train, seen)[1]
+def _preflight_finetune(settings: Finetune, train: Pictures, test: Pictures, recipe: Recipe) -> None:
+    divided = split_classes(train, test, settings.held_out)
     if settings.estimator:
-        check_estimator(settings.estimator, make_backbone(recipe.values["backbone"]).dim, len(torch.unique(labels_N)))
+        check_estimator(settings.estimator, make_backbone(recipe.values["backbone"]).dim, divided.classes)
         return
-    PKOrder(labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
-    make_objective(settings, len(seen), recipe.values["seed"])
+    PKOrder(divided.labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
+    make_objective(settings, divided.classes, recipe.values["seed"])
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:

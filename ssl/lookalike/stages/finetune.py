@@ -20,7 +20,7 @@ from lookalike.data.pictures import Pictures
 from lookalike.features import cached, embed, extract
 from lookalike.log import say
 from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
-from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.classes import split_classes
 from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.fold import ESTIMATOR, folded
 from lookalike.metric.memory import MemorySettings
@@ -37,11 +37,12 @@ _OF_ESTIMATORS = ("estimator", "held_out", "workers", "timeout")
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Settings):
-    """Metric learning on the first classes; the share `held_out` of the classes is never shown.
+    """Metric learning on the train pictures; where test has the same classes, on the first, and never on the others.
 
-    A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory` compares it
-    with earlier ones; `freeze` trains the head alone. `estimator` learns the head on features of the frozen backbone
-    instead, without gradients: then there is no optimizer, and only `held_out` and `workers` beside it.
+    `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train and test share no
+    class already. A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory`
+    compares it with earlier ones; `freeze` trains the head alone. `estimator` learns the head on features of the frozen
+    backbone instead, without gradients: then there is no optimizer, and only `held_out` and `workers` beside it.
     """
 
     optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
@@ -55,7 +56,7 @@ class Finetune(Settings):
     classes_per_batch: Count = 8
     per_class: Count = 8
     dim: Width = 128
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     freeze: bool = False
 
     def __post_init__(self) -> None:
@@ -90,9 +91,9 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     target = folder / "embedding"
     if card.is_done(target, about):
         return target
-    everything = recipe.values["data"].build().split("train", opened.architecture.size)
-    seen, _ = split_classes(len(everything.classes), settings.held_out)
-    pictures, labels_N = of_classes(everything, seen)
+    source, size = recipe.values["data"].build(), opened.architecture.size
+    divided = split_classes(source.split("train", size), source.split("test", size), settings.held_out)
+    pictures, labels_N, _ = divided
     if settings.estimator:
         if comm.rank() == 0:
             set_aside(folder, about)
@@ -100,17 +101,17 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
         comm.patient_barrier()
         return target
     order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
-    system = make_system(opened, settings, len(seen), seed)
+    system = make_system(opened, settings, divided.classes, seed)
     views = settings.views.build()
     inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
     if comm.rank() == 0:
         set_aside(folder, about)
     comm.barrier()
     fixed = {"data": pictures.fingerprint, "batch": order.batch, **about}
-    cuts = settings.cuts(views, opened.architecture.size)
+    cuts = settings.cuts(views, size)
     train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts), settings)
     if comm.rank() == 0:
-        facts = {**about, "method": settings.objective.name, "epochs": settings.epochs, "classes": len(seen)}
+        facts = {**about, "method": settings.objective.name, "epochs": settings.epochs, "classes": divided.classes}
         model = system.model
         if folded := system.objective.affine():
             model.fold(*folded)
