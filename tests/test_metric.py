@@ -1,4 +1,4 @@
-"""Metric learning: P × K batches, objectives over ranks, embedding folders."""
+"""Metric learning: objectives of the library by name and over ranks, embedding folders."""
 
 import inspect
 
@@ -9,50 +9,10 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.backbones import Architecture
-from lookalike.errors import BackboneError, DataError
+from lookalike.errors import BackboneError
 from lookalike.folder import write_folder
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
 from lookalike.metric.objectives import MINER, MINERS, OBJECTIVE, OBJECTIVES, Objective
-from lookalike.metric.sampler import PKOrder
-
-LABELS = torch.tensor([0] * 9 + [1] * 5 + [2] * 2 + [3] * 30 + [4] * 4)
-
-
-def steps(order: PKOrder, first: int, last: int) -> list[list[int]]:
-    return [ids.tolist() for _, ids in order.micro_batches(first, last)]
-
-
-def test_a_batch_holds_k_pictures_of_each_of_p_classes():
-    for ids in steps(PKOrder(LABELS, classes=3, per_class=4, seed=0), 0, 40):
-        classes, counts = LABELS[ids].unique(return_counts=True)
-        assert len(classes) == 3
-        assert (counts == 4).all()
-
-
-def test_a_small_class_gives_all_it_has_before_it_repeats():
-    order = PKOrder(LABELS, classes=5, per_class=4, seed=0)
-    for ids in steps(order, 0, 20):
-        of_2 = [i for i in ids if LABELS[i] == 2]
-        assert sorted(of_2) == [14, 14, 15, 15]
-        for c in (0, 1, 3, 4):
-            chosen = [i for i in ids if LABELS[i] == c]
-            assert len(set(chosen)) == 4
-
-
-def test_batches_are_a_pure_function_of_seed_and_step():
-    order = PKOrder(LABELS, 3, 4, seed=0)
-    assert steps(order, 7, 12) == steps(order, 0, 12)[7:]
-    assert steps(order, 0, 12) != steps(PKOrder(LABELS, 3, 4, seed=1), 0, 12)
-
-
-def test_every_class_and_sample_gets_its_turn():
-    seen = {i for ids in steps(PKOrder(LABELS, 3, 4, seed=0), 0, 400) for i in ids}
-    assert seen == set(range(len(LABELS)))
-
-
-def test_more_classes_than_there_are_is_refused_with_the_remedy():
-    with pytest.raises(DataError, match=r"classes_per_batch: 6 classes a batch, but only 5"):
-        PKOrder(LABELS, 6, 2, seed=0)
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -20,12 +20,11 @@ from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
 from lookalike.metric.fold import check as check_estimator
-from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
-from lookalike.stages.finetune import Finetune, finetune, make_objective
+from lookalike.stages.finetune import Finetune, finetune, make_objective, make_order
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
@@ -184,7 +183,7 @@ def _preflight_finetune(settings: Finetune, train: Pictures, test: Pictures, rec
     if settings.estimator:
         check_estimator(settings.estimator, make_backbone(recipe.values["backbone"]).dim, divided.classes)
         return
-    PKOrder(divided.labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
+    make_order(settings, divided.seen, divided.labels_N, recipe.values["seed"])
     make_objective(settings, divided.classes, recipe.values["seed"])
 
 

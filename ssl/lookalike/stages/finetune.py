@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from lookalike.blocks import Loss
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, workers_for
 from lookalike.data.pictures import Pictures
+from lookalike.errors import DataError
 from lookalike.features import cached, embed, extract
 from lookalike.log import say
 from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
@@ -40,9 +41,10 @@ class Finetune(Settings):
     """Metric learning on the train pictures; where test has the same classes, on the first, and never on the others.
 
     `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train and test share no
-    class already. A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory`
-    compares it with earlier ones; `freeze` trains the head alone. `estimator` learns the head on features of the frozen
-    backbone instead, without gradients: then there is no optimizer, and only `held_out` and `workers` beside it.
+    class already. A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `cameras`
+    distinct: of each class no two of one camera, as far as it has so many; `memory` compares it with earlier ones;
+    `freeze` trains the head alone. `estimator` learns the head on features of the frozen backbone instead, without
+    gradients: then there is no optimizer, and only `held_out` and `workers` beside it.
     """
 
     optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
@@ -55,6 +57,7 @@ class Finetune(Settings):
     warmup_epochs: NonNegative = 1.0
     classes_per_batch: Count = 8
     per_class: Count = 8
+    cameras: Literal["any", "distinct"] = "any"
     dim: Width = 128
     held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     freeze: bool = False
@@ -100,7 +103,9 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
             learn(settings.estimator, opened, pictures, about, Path(out), seed, settings.workers)
         comm.patient_barrier()
         return target
-    order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
+    order = make_order(settings, pictures, labels_N, seed)
+    if order.left_out and comm.rank() == 0:
+        say(f"finetune: classes of one picture, which has no positive, are left out of all batches: {order.left_out}")
     system = make_system(opened, settings, divided.classes, seed)
     views = settings.views.build()
     inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
@@ -160,6 +165,14 @@ def set_aside(folder: Path, about: dict[str, Any]) -> None:
             free = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
             folder.rename(folder.with_name(f"{folder.name}.{free}"))
             say(f"finetune: the earlier one, of another recipe or backbone, is now {folder.name}.{free}")
+
+
+def make_order(settings: Finetune, pictures: Pictures, labels_N: Tensor, seed: int) -> PKOrder:
+    """The section's P × K batches. Raises DataError where there are too few classes, or no cameras to be distinct."""
+    cameras_N = pictures.cameras if settings.cameras == "distinct" else None
+    if settings.cameras == "distinct" and cameras_N is None:
+        raise DataError("finetune.cameras: distinct, but these pictures name no cameras: remove it")
+    return PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed, cameras_N=cameras_N)
 
 
 def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:
