@@ -9,12 +9,12 @@ import torch
 from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor
 
-from lookalike.errors import RecipeError, RunError
+from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.metric.constellation import random_negatives
 from lookalike.metric.csml import csml
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
 from lookalike.metric.n_pair import n_pair, pairs
-from lookalike.metric.objectives import MINER, OBJECTIVE, OWN, Objective
+from lookalike.metric.objectives import MINER, OBJECTIVE, OWN, SINGLE, Objective, required
 from lookalike.metric.quadruplet import QuadrupletLoss, adaptive_margins
 from lookalike.metric.sentence import alike
 from lookalike.metric.tuples import classes, masks
@@ -465,6 +465,33 @@ def test_an_embedding_that_is_no_number_makes_the_loss_none(name, bad):
     z = rows(12)
     z[4, 2] = bad
     assert objective(z.float(), torch.tensor(LABELS["ordinary"])).value.isnan()
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore:__array_wrap__ must accept")  # the library's
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_no_objective_takes_two_labels_that_are_one_in_fp32_for_one_class(name):
+    """2²⁴ and 2²⁴ + 1; a loss with a row for each class refuses what it has no row for."""
+    z, near = rows(12).float(), torch.tensor(LABELS["ordinary"])
+    assert len((near + 2**24).float().unique()) < len(near.unique())
+    given = {"margin": 0.4, "Tn": 1.0} if name == "RankedListLoss" else {}
+    objective = Objective(OBJECTIVE.spec(name, **given), None, num_classes=4, embedding_size=D)
+    if "num_classes" in required(SINGLE[name]):
+        with pytest.raises(DataError, match="labels: 16777216 is none of the 4 classes, 0 to 3: number them so"):
+            objective(z, near + 2**24)
+        return
+    value = objective(z, near).value
+    torch.testing.assert_close(objective(z, near + 2**24).value, value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "ArcFaceLoss", "ProxyAnchorLoss"])
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_that_is_no_class_is_refused_in_one_line(name, label):
+    """ProxyAnchorLoss would take it for none of the classes without a word."""
+    objective = Objective(OBJECTIVE.spec(name), None, num_classes=4, embedding_size=D)
+    labels = torch.tensor(LABELS["ordinary"])
+    labels[5] = label
+    with pytest.raises(DataError, match=rf"^labels: {label} is none of the 4 classes, 0 to 3: number them so$"):
+        objective(rows(12).float(), labels)
 
 
 def test_what_does_not_fit_is_refused_with_its_name():

@@ -9,6 +9,8 @@ import torch
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
+from lookalike.errors import DataError
+
 
 class Masks(NamedTuple):
     """Booleans (B, R) of anchors and references, and whether each pair stands there in both orders."""
@@ -41,6 +43,14 @@ def masks(indices_tuple: Any, labels_B: Tensor, labels_R: Tensor) -> Masks:
     positive_BR, negative_BR = empty.clone(), empty
     positive_BR[a, p], negative_BR[b, n] = True, True
     return Masks(positive_BR, negative_BR)
+
+
+def refuse_unknown(labels_N: Tensor, num_classes: int) -> None:
+    """Raises DataError for a label outside 0 … num_classes - 1, for which a loss has no row."""
+    for label in map(int, torch.aminmax(labels_N)) if len(labels_N) else ():
+        if not 0 <= label < num_classes:
+            known = f"the {num_classes} classes, 0 to {num_classes - 1}"
+            raise DataError(f"labels: {label} is none of {known}: number them so")
 
 
 def classes(labels_B: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
