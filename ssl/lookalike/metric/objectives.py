@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lookalike import comm, draw
 from lookalike.blocks import Loss, unit
 from lookalike.errors import RunError
+from lookalike.metric.barlow_twins import BarlowTwinsLoss
 from lookalike.metric.constellation import ConstellationLoss
 from lookalike.metric.cross_entropy import CrossEntropyLoss
 from lookalike.metric.csml import CSMLLoss
@@ -38,6 +39,7 @@ OWN = (
     SentenceTripletLoss,
     CrossEntropyLoss,
     FaceNetLoss,
+    BarlowTwinsLoss,
 )
 # What the stage knows and the recipe need not say, by the names that the library has for it.
 _WIDTH = ("embedding_size", "descriptors_dim")
