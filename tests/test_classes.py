@@ -119,6 +119,7 @@ def test_fine_tuning_preflight_and_scores_keep_to_the_published_split(tmp_path, 
 def test_a_share_of_a_divided_set_is_refused_by_every_stage(tmp_path, divided, stage):
     with pytest.raises(DataError, match=r"finetune\.held_out: 0\.3, but train and test share no class"):
         stage(toy.recipe("finetune.held_out=0.3"), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def tune(recipe: Any, out: Any) -> Any:
