@@ -500,7 +500,7 @@ def test_show_says_what_fine_tuning_will_do():
     words = ("pretrain=null", "finetune.layer_decay=0.5", "finetune.train_blocks=1", "finetune.epochs=3")
     lines = pipeline.show(toy.recipe(*words)).splitlines()
     text = "\n".join(lines[lines.index("") :])
-    assert "finetune    FaceNetLoss: 721 pictures of 5 classes, 5 held out" in text
+    assert "finetune    FaceNetLoss: 721 pictures of 5 classes, 179 of others to score" in text
     assert "embedding   (B, 16) -> (B, 16)" in text
     assert "steps       66 = 3 epochs × 22 of 32 pictures" in text
     model = toy.architecture("resnet").build().model

@@ -27,7 +27,7 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PML_ROOMS = ["library", "tuples", "quadruplet", "constellation", "n_pair", "csml", "sentence", "facenet"]
-PML_ROOMS += ["cross_entropy"]
+PML_ROOMS += ["cross_entropy", "barlow_twins"]
 # Third-party packages that may be imported in these rooms only.
 WALLS = {
     "deepspeed": {"engine/zero.py"},

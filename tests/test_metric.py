@@ -1,4 +1,4 @@
-"""Metric learning: P × K batches, objectives over ranks, embedding folders, class splits."""
+"""Metric learning: objectives of the library by name and over ranks, embedding folders."""
 
 import inspect
 
@@ -9,72 +9,10 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.backbones import Architecture
-from lookalike.errors import BackboneError, DataError
+from lookalike.errors import BackboneError
 from lookalike.folder import write_folder
-from lookalike.metric.classes import of_classes, split_classes
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
 from lookalike.metric.objectives import MINER, MINERS, OBJECTIVE, OBJECTIVES, Objective
-from lookalike.metric.sampler import PKOrder
-
-LABELS = torch.tensor([0] * 9 + [1] * 5 + [2] * 2 + [3] * 30 + [4] * 4)
-
-
-def steps(order: PKOrder, first: int, last: int) -> list[list[int]]:
-    return [ids.tolist() for _, ids in order.micro_batches(first, last)]
-
-
-def test_a_batch_holds_k_pictures_of_each_of_p_classes():
-    for ids in steps(PKOrder(LABELS, classes=3, per_class=4, seed=0), 0, 40):
-        classes, counts = LABELS[ids].unique(return_counts=True)
-        assert len(classes) == 3
-        assert (counts == 4).all()
-
-
-def test_a_small_class_gives_all_it_has_before_it_repeats():
-    order = PKOrder(LABELS, classes=5, per_class=4, seed=0)
-    for ids in steps(order, 0, 20):
-        of_2 = [i for i in ids if LABELS[i] == 2]
-        assert sorted(of_2) == [14, 14, 15, 15]
-        for c in (0, 1, 3, 4):
-            chosen = [i for i in ids if LABELS[i] == c]
-            assert len(set(chosen)) == 4
-
-
-def test_batches_are_a_pure_function_of_seed_and_step():
-    order = PKOrder(LABELS, 3, 4, seed=0)
-    assert steps(order, 7, 12) == steps(order, 0, 12)[7:]
-    assert steps(order, 0, 12) != steps(PKOrder(LABELS, 3, 4, seed=1), 0, 12)
-
-
-def test_every_class_and_sample_gets_its_turn():
-    seen = {i for ids in steps(PKOrder(LABELS, 3, 4, seed=0), 0, 400) for i in ids}
-    assert seen == set(range(len(LABELS)))
-
-
-def test_more_classes_than_there_are_is_refused_with_the_remedy():
-    with pytest.raises(DataError, match=r"classes_per_batch: 6 classes a batch, but only 5"):
-        PKOrder(LABELS, 6, 2, seed=0)
-
-
-@pytest.mark.parametrize(("held_out", "seen"), [(0.5, 5), (0.3, 7), (0.8, 2)])
-def test_the_first_classes_are_seen_and_the_last_are_not(held_out, seen):
-    first, last = split_classes(10, held_out)
-    assert (first, last) == (range(seen), range(seen, 10))
-
-
-@pytest.mark.parametrize(("count", "held_out"), [(10, 0.9), (10, 0.05), (3, 0.5), (0, 0.5)])
-def test_a_split_that_leaves_one_class_on_a_side_is_refused(count, held_out):
-    with pytest.raises(DataError, match="fewer than 2 on one side"):
-        split_classes(count, held_out)
-
-
-def test_pictures_of_classes_are_those_with_labels_counted_from_the_first():
-    from lookalike.data.sources import Digits
-
-    digits = Digits().split("test")
-    pictures, labels = of_classes(digits, range(5, 10))
-    assert torch.equal(pictures.labels, labels + 5)
-    assert len(pictures) == int((digits.labels >= 5).sum())
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str | None, bool]] = {
             "QuadrupletLoss",
             "ConstellationLoss",
             "CSMLLoss",
+            "BarlowTwinsLoss",
             "MultiSimilarityLoss",
             "WeightedSum",
         )

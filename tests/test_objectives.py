@@ -9,12 +9,13 @@ import torch
 from pytorch_metric_learning import distances, losses, miners, reducers
 from torch import Tensor
 
-from lookalike.errors import RecipeError, RunError
+from lookalike.errors import DataError, RecipeError, RunError
+from lookalike.methods.barlow_twins import barlow_twins_loss
 from lookalike.metric.constellation import random_negatives
 from lookalike.metric.csml import csml
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
 from lookalike.metric.n_pair import n_pair, pairs
-from lookalike.metric.objectives import MINER, OBJECTIVE, OWN, Objective
+from lookalike.metric.objectives import MINER, OBJECTIVE, OWN, SINGLE, Objective, required
 from lookalike.metric.quadruplet import QuadrupletLoss, adaptive_margins
 from lookalike.metric.sentence import alike
 from lookalike.metric.tuples import classes, masks
@@ -197,6 +198,25 @@ def cross_entropy_case(neck: bool) -> Any:
     return loss, lambda z, y: naive_cross_entropy(z, y, loss.weight_CD.detach(), 0.1, neck)
 
 
+def naive_barlow_twins(z: Tensor, y: list[int], weight: float) -> float:
+    """Equation 1 on the listed pairs, as they stand in two batches of views."""
+    pairs, d = positives(y), z.shape[1]
+    if not pairs:
+        return 0.0
+
+    def standardized(rows: list[Tensor]) -> list[list[float]]:
+        columns = [[float(row[k]) for row in rows] for k in range(d)]
+        means = [mean(column) for column in columns]
+        stds = [
+            math.sqrt(mean([(v - m) ** 2 for v in column]) + 1e-5) for column, m in zip(columns, means, strict=True)
+        ]
+        return [[(v - m) / s for v in column] for column, m, s in zip(columns, means, stds, strict=True)]
+
+    left, right = standardized([z[a] for a, _ in pairs]), standardized([z[p] for _, p in pairs])
+    c = [[mean([a * b for a, b in zip(left[i], right[j], strict=True)]) for j in range(d)] for i in range(d)]
+    return sum((1 - c[i][i]) ** 2 if i == j else weight * c[i][j] ** 2 for i, j in product(range(d), repeat=2))
+
+
 CASES: dict[str, Any] = {
     "quadruplet all": lambda: (make("QuadrupletLoss", form="all"), naive_quadruplet_all),
     "quadruplet hard": lambda: (make("QuadrupletLoss", form="hard"), naive_quadruplet_hard),
@@ -216,6 +236,10 @@ CASES: dict[str, Any] = {
     "facenet": lambda: (make("FaceNetLoss", margin=0.5), lambda z, y: naive_facenet(z, y, 0.5)),
     "cross-entropy": lambda: cross_entropy_case(False),
     "bnneck": lambda: cross_entropy_case(True),
+    "barlow twins": lambda: (
+        make("BarlowTwinsLoss", off_diagonal=0.3),
+        lambda z, y: naive_barlow_twins(z, y, 0.3),
+    ),
 }
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -353,6 +377,16 @@ def test_n_pair_is_the_librarys_on_one_pair_a_class_when_that_does_not_normalise
 # Parts
 
 
+def test_supervised_barlow_twins_is_that_of_the_listed_pairs_as_two_views():
+    z, labels = rows(12), torch.tensor(LABELS["ordinary"])
+    a, p = torch.tensor(positives(labels.tolist())).T
+    views = barlow_twins_loss(z[a], z[p], 0.3).value
+    torch.testing.assert_close(make("BarlowTwinsLoss", off_diagonal=0.3)(z, labels), views)
+    a, p = torch.tensor([0, 3, 5, 2]), torch.tensor([3, 8, 2, 9])
+    mined = make("BarlowTwinsLoss", off_diagonal=0.3)(z, labels, (a, p, torch.tensor([0]), torch.tensor([1])))
+    torch.testing.assert_close(mined, barlow_twins_loss(z[a], z[p], 0.3).value)
+
+
 def test_adaptive_margins_are_the_gap_of_the_means_and_half_of_it():
     z, y = units(rows(12)), LABELS["ordinary"]
     labels = torch.tensor(y)
@@ -462,7 +496,7 @@ def test_classification_never_forms_the_differences():
 # Bad input
 
 
-@pytest.mark.parametrize("name", ["QuadrupletLoss", "ConstellationLoss", "FaceNetLoss", "CSMLLoss"])
+@pytest.mark.parametrize("name", ["QuadrupletLoss", "ConstellationLoss", "FaceNetLoss", "CSMLLoss", "BarlowTwinsLoss"])
 def test_labels_beyond_two_to_the_24_stay_apart_and_floats_are_refused(name):
     z, small = rows(12), torch.tensor(LABELS["ordinary"])
     loss = make(name)
@@ -480,6 +514,33 @@ def test_an_embedding_that_is_no_number_makes_the_loss_none(name, bad):
     z = rows(12)
     z[4, 2] = bad
     assert objective(z.float(), torch.tensor(LABELS["ordinary"])).value.isnan()
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence", "ignore:__array_wrap__ must accept")  # the library's
+@pytest.mark.parametrize("name", sorted(SINGLE))
+def test_no_objective_takes_two_labels_that_are_one_in_fp32_for_one_class(name):
+    """2²⁴ and 2²⁴ + 1; a loss with a row for each class refuses what it has no row for."""
+    z, near = rows(12).float(), torch.tensor(LABELS["ordinary"])
+    assert len((near + 2**24).float().unique()) < len(near.unique())
+    given = {"margin": 0.4, "Tn": 1.0} if name == "RankedListLoss" else {}
+    objective = Objective(OBJECTIVE.spec(name, **given), None, num_classes=4, embedding_size=D)
+    if "num_classes" in required(SINGLE[name]):
+        with pytest.raises(DataError, match="labels: 16777216 is none of the 4 classes, 0 to 3: number them so"):
+            objective(z, near + 2**24)
+        return
+    value = objective(z, near).value
+    torch.testing.assert_close(objective(z, near + 2**24).value, value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "ArcFaceLoss", "ProxyAnchorLoss"])
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_that_is_no_class_is_refused_in_one_line(name, label):
+    """ProxyAnchorLoss would take it for none of the classes without a word."""
+    objective = Objective(OBJECTIVE.spec(name), None, num_classes=4, embedding_size=D)
+    labels = torch.tensor(LABELS["ordinary"])
+    labels[5] = label
+    with pytest.raises(DataError, match=rf"^labels: {label} is none of the 4 classes, 0 to 3: number them so$"):
+        objective(rows(12).float(), labels)
 
 
 def test_what_does_not_fit_is_refused_with_its_name():

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -24,16 +23,15 @@ from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RecipeError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
-from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.classes import split_classes
 from lookalike.metric.fold import check as check_estimator
-from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
 from lookalike.search.index import SearchIndex
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.fetch import fetch
-from lookalike.stages.finetune import Finetune, build_system, finetune
+from lookalike.stages.finetune import Finetune, build_system, finetune, make_order
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
@@ -155,7 +153,7 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
                 "data: no labels, which probe, finetune and evaluate need: use class folders, or remove them"
             )
     if wanted["finetune"]:
-        _preflight_finetune(wanted["finetune"], train, recipe)
+        _preflight_finetune(wanted["finetune"], train, test, recipe)
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
 
@@ -178,14 +176,13 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
             )
 
 
-def _preflight_finetune(settings: Finetune, train: Pictures, recipe: Recipe) -> None:
-    seen, _ = split_classes(len(train.classes), settings.held_out)
-    labels_N = of_classes(train, seen)[1]
+def _preflight_finetune(settings: Finetune, train: Pictures, test: Pictures, recipe: Recipe) -> None:
+    divided = split_classes(train, test, settings.held_out)
     if settings.estimator:
-        check_estimator(settings.estimator, _tuned(recipe).dim, len(torch.unique(labels_N)))
+        check_estimator(settings.estimator, _tuned(recipe).dim, divided.classes)
         return
-    PKOrder(labels_N, settings.classes_per_batch, settings.per_class, recipe.values["seed"])
-    parameter_groups(build_system(_tuned(recipe), settings, len(seen), recipe.values["seed"]))
+    make_order(settings, divided.seen, divided.labels_N, recipe.values["seed"])
+    parameter_groups(build_system(_tuned(recipe), settings, divided.classes, recipe.values["seed"]))
 
 
 def _tuned(recipe: Recipe) -> Backbone:
@@ -279,13 +276,16 @@ def _training(recipe: Recipe, pictures: int) -> list[str]:
 
 def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
     settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], _tuned(recipe)
-    seen, unseen = split_classes(len(pictures.classes), settings.held_out)
-    labels_N = of_classes(pictures, seen)[1]
-    classes = f"{len(labels_N)} pictures of {len(seen)} classes, {len(unseen)} held out"
+    size = recipe.values["backbone"].size
+    divided = split_classes(pictures, recipe.values["data"].build().split("test", size), settings.held_out)
+    labels_N = divided.labels_N
+    classes = f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} of others to score"
+        f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} pictures of others to score"
+    )
     if settings.estimator:
         return [f"finetune    {settings.estimator.name} on features (B, {backbone.dim}): {classes}"]
-    system = build_system(backbone, settings, len(seen), seed)
-    order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
+    system = build_system(backbone, settings, divided.classes, seed)
+    order = make_order(settings, divided.seen, labels_N, seed)
     chosen: Any = settings.optimizer
     optimizer = chosen.build(parameter_groups(system))
     shapes = f"(B, {backbone.dim}) -> (B, {system.model.dim})"

@@ -113,6 +113,11 @@ def energy(a_BD: Tensor) -> Tensor:
     return comm.sum(a_BD.T @ a_BD).square().sum()
 
 
+def identity_gaps(diagonal_D: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ (1 - C_ii)² and Σ C_ij², i ≠ j, from a matrix's diagonal and ‖C‖²_F (Barlow Twins, arXiv 2103.03230, eq. 1)."""
+    return (1 - diagonal_D).square().sum(), energy - diagonal_D.square().sum()
+
+
 def standardize(x_BD: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit variance of every dimension over the batch of all ranks, as an affine-free BatchNorm."""
     return standardized(x_BD, [0], eps)[0]

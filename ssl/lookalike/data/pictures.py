@@ -167,7 +167,11 @@ class ArrayPictures:
 
     def rows(self, ids_K: Tensor) -> "ArrayPictures":
         rows_K = self._rows_N[ids_K]
-        return ArrayPictures(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
+        found = ArrayPictures(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
+        found.cameras = None if self.cameras is None else self.cameras[ids_K]
+        found.roles = None if self.roles is None else self.roles.of(ids_K)
+        found.pairs = None if self.pairs is None else self.pairs.of(ids_K)
+        return found
 
 
 class Encoded(ABC):

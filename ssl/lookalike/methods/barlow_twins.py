@@ -16,7 +16,7 @@ from lookalike import comm
 from lookalike.backbones import Backbone
 from lookalike.blocks import Loss, mlp
 from lookalike.recipe import NonNegative, Positive, Width
-from lookalike.statistics import cross_energy, precise, standardize
+from lookalike.statistics import cross_energy, identity_gaps, precise, standardize
 
 
 def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss:
@@ -30,8 +30,7 @@ def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss
         za_BD, zb_BD = (standardize(precise(h)) for h in (ha_BD, hb_BD))
         n = comm.count(za_BD)
         diagonal_D = comm.sum((za_BD * zb_BD).sum(dim=0)) / n
-        on = (1 - diagonal_D).square().sum()
-        off = cross_energy(za_BD, zb_BD) / n**2 - diagonal_D.square().sum()
+        on, off = identity_gaps(diagonal_D, cross_energy(za_BD, zb_BD) / n**2)
         terms = {"on_diagonal": on, "off_diagonal": off}
         return Loss(on + off_diagonal * off, terms, (ha_BD.detach(), hb_BD.detach()))
 

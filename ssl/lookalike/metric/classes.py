@@ -1,4 +1,10 @@
-"""Which classes fine-tuning sees and which it never does: the first and the last ones, as CUB and Cars196 are split."""
+"""Which classes fine-tuning sees and which it never does.
+
+Published sets come divided: where no class is in both, the train pictures are seen and the test pictures are not.
+Elsewhere the first classes are seen and the last are not, as CUB and Cars196 are split.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -6,28 +12,77 @@ from torch import Tensor
 from lookalike.data.pictures import Pictures, subset
 from lookalike.errors import DataError
 
+HELD_OUT = 0.5
 
-def split_classes(count: int, held_out: float) -> tuple[range, range]:
-    """(seen, unseen) of `count` classes, the share `held_out` unseen; at least two on each side.
+
+class Split(NamedTuple):
+    """Pictures to train on, their labels int64 (N,), 0 … C-1 without gaps; test pictures of other classes."""
+
+    seen: Pictures
+    labels_N: Tensor
+    unseen: Pictures
+
+    @property
+    def classes(self) -> int:
+        """C, how many are seen."""
+        return int(self.labels_N.max()) + 1
+
+
+def split_classes(train: Pictures, test: Pictures, held_out: float | None = None) -> Split:
+    """All of train and all of test where they share no class; else the share `held_out` (0.5) of classes is unseen.
+
+    Labels below 0 name no class: never trained on. Raises DataError where there are no labels, too few classes, or a
+    share of classes that are divided already.
+    """
+    first = _first_unseen(train, test, held_out)
+    if first is None:
+        seen, labels_N = of_classes(train, range(len(train.classes)))
+        if not labels_N.any():
+            raise DataError("data: only one class to train on: fine-tuning needs two")
+        return Split(seen, labels_N, test)
+    seen, labels_N = of_classes(train, range(first))
+    return Split(seen, labels_N, of_classes(test, range(first, max(len(train.classes), len(test.classes))))[0])
+
+
+def _first_unseen(train: Pictures, test: Pictures, held_out: float | None) -> int | None:
+    """The first class that is not trained on; None where train and test are divided already."""
+    ours, theirs = (torch.unique(_labels(pictures)) for pictures in (train, test))
+    if torch.isin(ours[ours >= 0], theirs).any():
+        return first_unseen(len(train.classes), HELD_OUT if held_out is None else held_out)
+    if held_out is not None:
+        raise DataError(
+            f"finetune.held_out: {held_out:g}, but train and test share no class: all of train is trained on and all "
+            "of test is scored: delete it"
+        )
+    return None
+
+
+def first_unseen(count: int, held_out: float) -> int:
+    """The first of the last classes, the share `held_out` of `count`; at least two on each side.
 
     Raises DataError when there are too few classes for that.
     """
-    first_unseen = count - round(count * held_out)
-    if first_unseen < 2 or count - first_unseen < 2:
+    first = count - round(count * held_out)
+    if first < 2 or count - first < 2:
         raise DataError(
             f"finetune.held_out: {held_out:g} of {count} classes leaves fewer than 2 on one side: change it"
         )
-    return range(first_unseen), range(first_unseen, count)
+    return first
 
 
 def of_classes(pictures: Pictures, classes: range) -> tuple[Pictures, Tensor]:
-    """The pictures of these classes, and their labels (int64) counted from the first of them.
+    """The pictures of these classes, and their labels (int64) numbered from 0 without gaps, in order.
 
     Raises DataError where there are no labels, or none of these classes.
     """
-    if pictures.labels is None:
-        raise DataError("data: fine-tuning and its scores need labels: use class folders, or leave finetune out")
-    rows = torch.nonzero((pictures.labels >= classes.start) & (pictures.labels < classes.stop)).flatten()
+    labels_N = _labels(pictures)
+    rows = torch.nonzero((labels_N >= classes.start) & (labels_N < classes.stop)).flatten()
     if not len(rows):
         raise DataError(f"data: no picture of the classes {classes.start} to {classes.stop - 1} in this split")
-    return subset(pictures, rows), pictures.labels[rows] - classes.start
+    return subset(pictures, rows), torch.unique(labels_N[rows], return_inverse=True)[1]
+
+
+def _labels(pictures: Pictures) -> Tensor:
+    if pictures.labels is None:
+        raise DataError("data: fine-tuning and its scores need labels: use class folders, or leave finetune out")
+    return pictures.labels

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lookalike import comm, draw
 from lookalike.blocks import Loss, unit
 from lookalike.errors import RunError
+from lookalike.metric.barlow_twins import BarlowTwinsLoss
 from lookalike.metric.constellation import ConstellationLoss
 from lookalike.metric.cross_entropy import CrossEntropyLoss
 from lookalike.metric.csml import CSMLLoss
@@ -21,6 +22,7 @@ from lookalike.metric.memory import Memory, MemorySettings
 from lookalike.metric.n_pair import MultiClassNPairLoss
 from lookalike.metric.quadruplet import QuadrupletLoss
 from lookalike.metric.sentence import SentenceClassificationLoss, SentenceRegressionLoss, SentenceTripletLoss
+from lookalike.metric.tuples import refuse_unknown
 from lookalike.optim import Moment
 from lookalike.recipe import Choice, NonNegative, Spec
 from lookalike.statistics import precise
@@ -37,6 +39,7 @@ OWN = (
     SentenceTripletLoss,
     CrossEntropyLoss,
     FaceNetLoss,
+    BarlowTwinsLoss,
 )
 # What the stage knows and the recipe need not say, by the names that the library has for it.
 _WIDTH = ("embedding_size", "descriptors_dim")
@@ -71,7 +74,8 @@ OBJECTIVE = Choice(OBJECTIVES, given=GIVEN, nested=PARTS)
 class Term(nn.Module):
     """A loss, its miner and its weight. Rows come of any length; a loss that asks for unit rows gets these.
 
-    A loss asks for rows as they are by `unnormalised`, or by a distance that does not normalise.
+    A loss asks for rows as they are by `unnormalised`, or by a distance that does not normalise. Labels beyond the
+    classes that one of the library's knows are refused (DataError): its proxies would make nothing of them, silently.
     """
 
     def __init__(self, part: Part, given: Mapping[str, Any]) -> None:
@@ -82,6 +86,7 @@ class Term(nn.Module):
         self.miner = part.miner.build() if part.miner else None
         normalises = getattr(self.loss.distance, "normalize_embeddings", True)
         self.raw = getattr(self.loss, "unnormalised", False) or not normalises
+        self.classes = given["num_classes"] if "num_classes" in wanted and self.name in LOSSES else None
         self.compares = True
 
     def forward(
@@ -90,6 +95,8 @@ class Term(nn.Module):
         """The loss of rows (N, D), against themselves or against references (R, D) that they are no part of."""
         if not self.raw:
             z_ND, ref_RD = unit(z_ND), None if ref_RD is None else unit(ref_RD)
+        if self.classes is not None:
+            refuse_unknown(labels_N, self.classes)
         chosen = self.miner(z_ND, labels_N, ref_RD, ref_R) if self.miner else None
         value: Tensor = self.loss(z_ND, labels_N, chosen, ref_RD, ref_R)
         if not isinstance(value, Tensor) or value.numel() != 1:

@@ -10,6 +10,7 @@ import torch
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
+from lookalike.errors import DataError
 from lookalike.metric.hinges import Hinges, triplet_hinges
 
 
@@ -56,6 +57,14 @@ def hinges(
     a, p, n = lmu.convert_to_triplets(indices_tuple, labels_B, labels_R)
     hinge_T = torch.relu(d_BR[a, p] - d_BR[a, n] + margin)
     return Hinges(hinge_T.sum(), (hinge_T > 0).sum(), torch.tensor(len(a), device=d_BR.device))
+
+
+def refuse_unknown(labels_N: Tensor, num_classes: int) -> None:
+    """Raises DataError for a label outside 0 … num_classes - 1, for which a loss has no row."""
+    for label in map(int, torch.aminmax(labels_N)) if len(labels_N) else ():
+        if not 0 <= label < num_classes:
+            known = f"the {num_classes} classes, 0 to {num_classes - 1}"
+            raise DataError(f"labels: {label} is none of {known}: number them so")
 
 
 def classes(labels_B: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from lookalike.errors import DataError
 from lookalike.features import cached, embed, extract
 from lookalike.folder import write_file
 from lookalike.log import say
-from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.classes import split_classes
 from lookalike.metric.embedding import Embedding, load_model
 from lookalike.recipe import Count, Index, Recipe
 from lookalike.scoring import retrieval
@@ -67,13 +67,13 @@ def evaluate(
 
 def shown(recipe: Recipe, size: int | None = None) -> Pictures:
     """The test pictures to score on, for views of `size` pixels."""
-    pictures: Pictures = recipe.values["data"].build().split("test", size)
+    source = recipe.values["data"].build()
+    pictures: Pictures = source.split("test", size)
     if pictures.labels is None:
         raise DataError("data: evaluation needs labels: use class folders, or leave evaluate out")
     if recipe.values.get("finetune") is None:
         return pictures
-    _, unseen = split_classes(len(pictures.classes), recipe.values["finetune"].held_out)
-    return of_classes(pictures, unseen)[0]
+    return split_classes(source.split("train", size), pictures, recipe.values["finetune"].held_out).unseen
 
 
 def open_model(model: Backbone | Embedding | str | Path, recipe: Recipe) -> Any:

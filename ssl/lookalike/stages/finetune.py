@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,10 +16,11 @@ from lookalike.backbones import Backbone, Pool, open_backbone, repooled
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, workers_for
 from lookalike.data.pictures import Pictures
+from lookalike.errors import DataError
 from lookalike.features import cached, embed, extract
 from lookalike.log import say
 from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
-from lookalike.metric.classes import of_classes, split_classes
+from lookalike.metric.classes import split_classes
 from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.fold import ESTIMATOR, folded
 from lookalike.metric.memory import MemorySettings
@@ -37,11 +38,13 @@ _OF_ESTIMATORS = ("estimator", "held_out", "pool", "workers", "timeout")
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Settings):
-    """Metric learning on the first classes; the share `held_out` of the classes is never shown.
+    """Metric learning on the train pictures; where test has the same classes, on the first, and never on the others.
 
-    A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `memory` compares it
-    with earlier ones. `estimator` learns the head on features of the frozen backbone instead, without gradients: then
-    there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
+    `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train and test share no
+    class already. A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `cameras`
+    distinct: of each class no two of one camera, as far as it has so many; `memory` compares it with earlier ones.
+    `estimator` learns the head on features of the frozen backbone instead, without gradients: then there is no
+    optimizer, and only `held_out`, `pool` and `workers` beside it.
 
     `pool`: another pooling than the backbone's own. The head is a linear layer to `dim`, null for none; `batchnorm`
     adds a BatchNorm over all ranks, folded into it afterwards; without `unit` vectors keep their lengths and are
@@ -61,6 +64,7 @@ class Finetune(Settings):
     warmup_epochs: NonNegative = 1.0
     classes_per_batch: Count = 8
     per_class: Count = 8
+    cameras: Literal["any", "distinct"] = "any"
     pool: Pool | None = None
     dim: Width | None = 128
     batchnorm: bool = False
@@ -69,7 +73,7 @@ class Finetune(Settings):
     layer_decay: Share = 1.0
     head_epochs: NonNegative = 0.0
     proxy_lr_factor: Positive = 1.0
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,24 +99,26 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     target = folder / "embedding"
     if card.is_done(target, about):
         return target
-    everything = recipe.values["data"].build().split("train", opened.architecture.size)
-    seen, _ = split_classes(len(everything.classes), settings.held_out)
-    pictures, labels_N = of_classes(everything, seen)
+    source, size = recipe.values["data"].build(), opened.architecture.size
+    divided = split_classes(source.split("train", size), source.split("test", size), settings.held_out)
+    pictures, labels_N, _ = divided
     if settings.estimator:
         if comm.rank() == 0:
             set_aside(folder, about)
             learn(settings.estimator, opened, pictures, about, Path(out), seed, settings.workers)
         comm.patient_barrier()
         return target
-    order = PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed)
-    system = make_system(opened, settings, len(seen), seed)
+    order = make_order(settings, pictures, labels_N, seed)
+    if order.left_out and comm.rank() == 0:
+        say(f"finetune: classes of one picture, which has no positive, are left out of all batches: {order.left_out}")
+    system = make_system(opened, settings, divided.classes, seed)
     views = settings.views.build()
     inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
     if comm.rank() == 0:
         set_aside(folder, about)
     comm.barrier()
     fixed = {"data": pictures.fingerprint, "batch": order.batch, **about}
-    cuts = settings.cuts(views, opened.architecture.size)
+    cuts = settings.cuts(views, size)
     train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts), settings)
     if comm.rank() == 0:
         model = system.model
@@ -121,7 +127,7 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
             "method": settings.objective.name,
             "distance": distance(model),
             "epochs": settings.epochs,
-            "classes": len(seen),
+            "classes": divided.classes,
         }
         if folded := system.objective.affine():
             model.fold(*folded)
@@ -175,6 +181,14 @@ def set_aside(folder: Path, about: dict[str, Any]) -> None:
             free = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
             folder.rename(folder.with_name(f"{folder.name}.{free}"))
             say(f"finetune: the earlier one, of another recipe or backbone, is now {folder.name}.{free}")
+
+
+def make_order(settings: Finetune, pictures: Pictures, labels_N: Tensor, seed: int) -> PKOrder:
+    """The section's P × K batches. Raises DataError where there are too few classes, or no cameras to be distinct."""
+    cameras_N = pictures.cameras if settings.cameras == "distinct" else None
+    if settings.cameras == "distinct" and cameras_N is None:
+        raise DataError("finetune.cameras: distinct, but these pictures name no cameras: remove it")
+    return PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed, cameras_N=cameras_N)
 
 
 def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:
