@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import toy
 from lookalike import cli, comm, fault
+from lookalike.comm import group
 from lookalike.errors import HUNG, LOST, LostError, RunError
 from lookalike.watchdog import Watchdog
 
@@ -273,9 +274,9 @@ def test_a_port_that_another_program_holds_is_refused_at_once(monkeypatch):
 
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    comm._refuse_missing_gpu(3)
+    group._refuse_missing_gpu(3)
     with pytest.raises(RunError, match=r"LOCAL_RANK=2, but GPUs here: 2"):
-        comm._refuse_missing_gpu(2)
+        group._refuse_missing_gpu(2)
 
 
 def test_a_rank_that_finds_no_first_one_says_so_in_one_line(tmp_path):
@@ -301,7 +302,7 @@ def test_a_first_rank_that_never_comes_is_waited_for_only_so_long(monkeypatch):
     before = torch.distributed.distributed_c10d.default_pg_timeout
     with pytest.raises(LostError, match="is every rank up and reachable"):
         comm.start()
-    assert torch.distributed.distributed_c10d.default_pg_timeout.total_seconds() == 1 + comm._LATER
+    assert torch.distributed.distributed_c10d.default_pg_timeout.total_seconds() == 1 + group._LATER
     torch.distributed.distributed_c10d.default_pg_timeout = before
 
 

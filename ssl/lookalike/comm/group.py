@@ -1,0 +1,148 @@
+"""The process group: joined, waited for, lost, left; how fast its links are."""
+
+import datetime
+import errno
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lookalike.comm.place import device, environment, local_rank, missing, rank, started, timeout, world_size
+from lookalike.errors import LostError, RunError
+
+# The watchdog of a rank that waits in the loop, which tells more than an error of the network, comes first.
+_LATER = 3.0
+_PATIENCE = datetime.timedelta(days=30)
+_PATIENT: list[Any] = []
+# How gloo, NCCL and the store say that another rank has gone or does not answer.
+_GONE = re.compile(
+    r"closed by peer|reset by peer|broken pipe|timed out|timeout|socket closed|pair closure|remote process exited|"
+    r"remote error|remote server|communicator was aborted|got 0 bytes|connectfullmesh|connection refused",
+    re.IGNORECASE,
+)
+
+
+def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
+    """Joins the process group that the launcher's environment names; `alone` makes one of a single process.
+
+    A collective fails after `seconds`, or LOOKALIKE_TIMEOUT. Raises RunError when the environment makes no sense,
+    LostError when the group does not come together in that time.
+    """
+    if started():
+        return
+    environment(alone=alone)
+    if world_size() == 1 and not alone:
+        return
+    if torch.cuda.is_available():
+        _refuse_missing_gpu(torch.cuda.device_count())
+        torch.cuda.set_device(device())
+    limit = datetime.timedelta(seconds=timeout(seconds) + _LATER)
+    _default_timeout(limit)
+    with _joining():
+        if missing():
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(_backend(), store=store, rank=0, world_size=1, timeout=limit)
+        else:
+            _refuse_taken_port()
+            dist.init_process_group(_backend(), timeout=limit)
+        if world_size() > 1:
+            _PATIENT[:] = [dist.new_group(backend="gloo", timeout=limit)]
+
+
+def _backend() -> str:
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _default_timeout(limit: datetime.timedelta) -> None:
+    """Groups that others make, DeepSpeed's among them, take the default, whatever `start` was told."""
+    dist.distributed_c10d.default_pg_timeout = limit
+    dist.distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
+
+
+def _refuse_missing_gpu(count: int) -> None:
+    if local_rank() >= count:
+        raise RunError(f"environment: LOCAL_RANK={local_rank()}, but GPUs here: {count}: start no more ranks than GPUs")
+
+
+def _refuse_taken_port() -> None:
+    """The first rank listens on it, unless torchrun does so for all its ranks."""
+    if rank() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(place)
+        except OSError as error:
+            # An address that is not this machine's own (a service of Kubernetes) can only be tried in earnest.
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise RunError(
+                    f"environment: MASTER_PORT={place[1]} cannot be had on {place[0]} ({error.strerror}): "
+                    "choose another, the same on all ranks"
+                ) from error
+
+
+@contextmanager
+def _joining() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        kind = LostError if lost(error) else RunError
+        place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise kind(f"process group at {place}: {reason}: is every rank up and reachable?") from error
+
+
+def lost(error: BaseException) -> bool:
+    """Whether this says that another rank has ended or does not answer, in the words of gloo, NCCL or the store."""
+    text = str(error)
+    ours = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "pair closure" in text
+    return isinstance(error, RuntimeError) and ours and bool(_GONE.search(text))
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if started():
+        _PATIENT.clear()
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def patient_barrier() -> None:
+    """Waits for all ranks while one of them works alone, for as long as it lives."""
+    if world_size() > 1:
+        dist.monitored_barrier(_PATIENT[0], timeout=_PATIENCE)
+
+
+def bandwidth(mebibytes: int = 32, rounds: int = 5) -> float:
+    """Bytes a second through each rank in an all-reduce, 2 (W - 1) / W of its size; the best of `rounds`.
+
+    0 on one rank. The same figure on any number of ranks means links of the same speed.
+    """
+    world = world_size()
+    if world == 1:
+        return 0.0
+    x = torch.ones(mebibytes * 2**18, device=device())
+    seconds = min(_time(x) for _ in range(rounds))
+    return 2 * (world - 1) / world * 4 * len(x) / seconds
+
+
+def _time(x: Tensor) -> float:
+    dist.barrier()
+    began = time.monotonic()
+    dist.all_reduce(x)
+    x[:1].item()
+    x.fill_(1.0)
+    return time.monotonic() - began

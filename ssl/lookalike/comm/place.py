@@ -1,0 +1,98 @@
+"""Which rank this process is: as the group says, or before there is one the launcher's environment, judged."""
+
+import os
+import socket
+
+import torch
+import torch.distributed as dist
+
+from lookalike.errors import RunError
+
+TIMEOUT = "LOOKALIKE_TIMEOUT"
+
+
+def started() -> bool:
+    """Whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process among all, from 0; before `start` as the launcher says."""
+    return dist.get_rank() if started() else _number("RANK", 0)
+
+
+def world_size() -> int:
+    """How many processes train together; before `start` as the launcher says."""
+    if started():
+        return dist.get_world_size()
+    world = _number("WORLD_SIZE", 1)
+    if world < 1:
+        raise RunError("environment: WORLD_SIZE=0 is no number of ranks: unset it, or start ranks with torchrun")
+    return world
+
+
+def local_rank() -> int:
+    """This process among those of its machine: the index of its GPU."""
+    return _number("LOCAL_RANK", 0)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal():
+        raise RunError(f"environment: {name}={text!r} is no number: unset it, or start ranks with torchrun")
+    return int(text)
+
+
+def device() -> torch.device:
+    """Where this rank computes: its own GPU, else the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def timeout(asked: float) -> float:
+    """Seconds after which a rank that does not answer is lost: LOOKALIKE_TIMEOUT where set, else as asked."""
+    text = os.environ.get(TIMEOUT)
+    if not text:
+        return asked
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RunError(f"environment: {TIMEOUT}={text!r} is no number of seconds above 0: unset it, or say 1800")
+    return seconds
+
+
+def environment(*, alone: bool = False) -> None:
+    """Raises RunError where the launcher's variables, or LOOKALIKE_TIMEOUT, make no sense."""
+    world = world_size()
+    if rank() >= world:
+        raise RunError(f"environment: RANK={rank()} of WORLD_SIZE={world}: unset both, or start with torchrun")
+    local_rank()
+    timeout(1.0)
+    absent = missing()
+    if absent and world > 1:
+        raise RunError(f"environment: {', '.join(absent)} not set: start ranks with torchrun or launch/local.sh")
+    if world > 1 or (alone and not absent):
+        _refuse_port(os.environ["MASTER_PORT"])
+        _refuse_unknown_host(os.environ["MASTER_ADDR"])
+
+
+def missing() -> list[str]:
+    """What a launcher would have set and did not."""
+    return [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+
+
+def _refuse_port(text: str) -> None:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise RunError(f"environment: MASTER_PORT={text!r} is no port: say 1 to 65535, the same on all ranks")
+
+
+def _refuse_unknown_host(address: str) -> None:
+    """torch would ask for the address again and again until the timeout."""
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        raise RunError(
+            f"environment: MASTER_ADDR={address!r} cannot be resolved ({error}): "
+            "name the first node as this one knows it"
+        ) from error
