@@ -11,6 +11,7 @@ import pytest
 
 import toy
 from lookalike import cli, doctor
+from lookalike.doctor import machine
 from lookalike.errors import RunError
 from lookalike.hostfile import Host, read_hosts
 
@@ -105,7 +106,7 @@ def test_one_machine_under_two_names_is_told_by_itself():
     assert found(changes=machines) == []
     lines = found(changes={**machines, "node3": {"machine": "boot1 net1"}})
     assert lines == ["node3: is the same machine as node1: one line a machine, with all its slots"]
-    assert doctor._machine() == doctor._machine()
+    assert machine._machine() == machine._machine()
 
 
 def test_the_gpus_of_a_machine_that_is_not_there_are_unknown():
@@ -213,7 +214,7 @@ def test_doctor_refuses_a_bad_hostfile_before_it_asks_anybody(capsys, tmp_path, 
 def test_problems_are_a_line_each_and_exit_2(capsys, tmp_path, monkeypatch):
     (tmp_path / "hosts").write_text("node1 slots=2\nnode2 slots=2\n")
     remote, _ = network(changes={"node2": {"torch": "2.10.0", "free": 0}})
-    monkeypatch.setattr(doctor, "ssh", remote)
+    monkeypatch.setattr("lookalike.doctor.asked.ssh", remote)
     code, out, err = call(capsys, "doctor", "--hostfile", tmp_path / "hosts")
     assert code == 2
     assert out.count("\n") == 3

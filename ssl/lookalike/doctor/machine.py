@@ -1,0 +1,96 @@
+"""What a machine says of itself; under a launcher each rank, through the process group."""
+
+import hashlib
+import platform
+import shutil
+import socket
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lookalike import comm
+from lookalike.errors import Error
+from lookalike.folder import nearest, refuse_unwritable
+from lookalike.recipe import Recipe
+
+Report = dict[str, Any]
+
+# What has to be the same on all machines, and how people call it.
+SAME = {
+    "python": "Python",
+    "torch": "torch",
+    "deepspeed": "DeepSpeed",
+    "lookalike": "lookalike",
+    "data": "the data set",
+}
+
+
+def report(recipe: Recipe | None, out: Path) -> Report:
+    """This machine: versions, GPUs, free disk at `out`, fingerprint of the recipe's pictures, what went wrong."""
+    found: Report = {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": _version("deepspeed"),
+        "lookalike": f"{_version('lookalike')} {_source()}".removeprefix("missing "),
+        "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
+        "free": shutil.disk_usage(nearest(out)).free,
+        "there": "" if out.exists() else str(nearest(out)),
+        "machine": _machine(),
+        "data": "",
+        "error": "",
+    }
+    try:
+        refuse_unwritable(out)
+        if recipe:
+            found["data"] = recipe.values["data"].build().split("train").fingerprint[:12]
+    except Error as error:
+        found["error"] = str(error)
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _source() -> str:
+    """The first letters of a digest over our own files: two checkouts of one version may differ."""
+    home = Path(__file__).parent.parent
+    files = sorted(home.rglob("*.py"))
+    return hashlib.sha256(b"".join(str(f.relative_to(home)).encode() + f.read_bytes() for f in files)).hexdigest()[:8]
+
+
+def _gpu(i: int) -> str:
+    found = torch.cuda.get_device_properties(i)
+    return f"{found.name} {found.total_memory / 2**30:.0f} GiB"
+
+
+def _machine() -> str:
+    """The same for two names of one machine: its kernel since it was started, and its network; empty where unknown."""
+    try:
+        network = Path("/proc/self/ns/net").readlink()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {network}"
+    except OSError:
+        return ""
+
+
+def here(recipe: Recipe | None, out: Path) -> list[Report]:
+    """Reports of all ranks of this process group, one a machine; alone that of this machine."""
+    mine = report(recipe, out)
+    if comm.world_size() == 1:
+        return [mine]
+    comm.start(seconds=60)
+    comm.barrier()
+    told = comm.from_all({**mine, "clock": time.time()})
+    rate = comm.bandwidth()
+    reports: dict[str, Report] = {}
+    for one in told:
+        one["skew"] = one["clock"] - told[0]["clock"]
+        reports.setdefault(one["host"], {**one, "slots": 0, "bandwidth": rate})["slots"] += 1
+    return list(reports.values())
