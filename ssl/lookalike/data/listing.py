@@ -47,7 +47,7 @@ def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | 
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"not a listing that `lookalike pack` wrote ({type(error).__name__})"
-        raise DataError(f"{remote.redacted(shown(place))}: {reason}: pack again") from error
+        raise DataError(f"{remote.redacted(place)}: {reason}: pack again") from error
 
 
 def _shards(home: str, listed: Sequence[Mapping[str, Any]]) -> list[Shard]:
@@ -89,7 +89,7 @@ def braces(pattern: str) -> list[str]:
     count = len(words.split(",")) if words else abs(int(high) - int(low)) + 1
     rest = braces(pattern[match.end() :])
     if count * len(rest) > _MOST_SHARDS:
-        raise DataError(f"{remote.redacted(shown(pattern))}: more than {_MOST_SHARDS:,} shards: name fewer")
+        raise DataError(f"{remote.redacted(pattern)}: more than {_MOST_SHARDS:,} shards: name fewer")
     if words:
         names = words.split(",")
     else:

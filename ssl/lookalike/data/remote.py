@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lookalike.data import cache
+from lookalike.data.decode import shown
 from lookalike.errors import DataError
 
 T = TypeVar("T")
@@ -31,7 +32,8 @@ def is_remote(place: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """The text without user names, passwords, queries and fragments of URLs."""
+    """The text fit for one line of output, without user names, passwords, queries and fragments of URLs."""
+    text = shown(text)
     return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?…", re.sub(r"://[^\s/'\"]*@", "://…@", text))
 
 

@@ -75,16 +75,14 @@ class Shards:
             pictures.keep((hashes_N < self._test_fraction) == (wanted == "test"))
         if not len(pictures):
             what = f"no pictures in the {wanted} set of its {len(shards)} shards"
-            raise DataError(
-                f"{remote.redacted(shown(self._path))}: {what}: check the path, or set test or test_fraction"
-            )
+            raise DataError(f"{remote.redacted(self._path)}: {what}: check the path, or set test or test_fraction")
         return self._finished(pictures, classes)
 
     def _finished(self, pictures: "ShardPictures", classes: tuple[str, ...]) -> Pictures:
         has_N = pictures.numbers_N != NO_LABEL
         if self._labels == "auto" and has_N.all():
             if int(pictures.numbers_N.max()) >= len(classes):
-                raise DataError(f"{remote.redacted(shown(self._path))}: labels beyond its classes: pack again")
+                raise DataError(f"{remote.redacted(self._path)}: labels beyond its classes: pack again")
             pictures.classes = classes
             pictures.labels = torch.from_numpy(pictures.numbers_N.copy())
         elif self._labels == "auto" and has_N.any():
@@ -101,7 +99,7 @@ class Shards:
         """The shards of the split and the classes; None where a hash splits."""
         if listing := read_listing(self._path):
             if wanted not in listing:
-                raise DataError(f"{remote.redacted(shown(self._path))}: holds no {wanted} set: pack one")
+                raise DataError(f"{remote.redacted(self._path)}: holds no {wanted} set: pack one")
             return listing[wanted]
         if self._test is not None:
             return expanded(self._path if wanted == "train" else self._test), ()
@@ -249,4 +247,4 @@ def _tell_ignored(place: str, found: Sequence[Samples]) -> None:
         counts.update({str(why): int(count) for why, count in samples.ignored.items()})
     if counts:
         listed = ", ".join(f"{count} × {shown(why)}" for why, count in counts.most_common(10))
-        warnings.warn(f"{remote.redacted(shown(place))}: passed over, never opened: {listed}", stacklevel=3)
+        warnings.warn(f"{remote.redacted(place)}: passed over, never opened: {listed}", stacklevel=3)
