@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ def batches(
     reader = Reader(pictures, order.seed, cuts)
     micro_batches = order.micro_batches(first_step, last_step)
     keys = (Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches)
-    with contextlib.closing(_stream(_Filled(reader), reader.shapes, keys, workers, pin)) as stream:
+    with contextlib.closing(_stream(partial(_fill, reader), reader.shapes, keys, workers, pin)) as stream:
         for key, parts, bad in stream:
             pixels = parts[0] if cuts is None else parts
             yield Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), pixels, bad)
@@ -85,36 +86,26 @@ def in_order(
     """
     starts = range(0, len(pictures), batch)
     keys = (Key(0, list(range(start, min(start + batch, len(pictures))))) for start in starts)
-    with contextlib.closing(_stream(_Readable(pictures), [pictures.shape], keys, workers, pin)) as stream:
+    with contextlib.closing(_stream(partial(_fill_readable, pictures), [pictures.shape], keys, workers, pin)) as stream:
         yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
 
 
-class _Filled:
+def _fill(reader: Reader, key: Key, parts: list[Tensor]) -> list[Bad]:
     """Fills a batch with a reader; returns what was bad."""
-
-    def __init__(self, reader: Reader) -> None:
-        self.reader = reader
-
-    def __call__(self, key: Key, parts: list[Tensor]) -> list[Bad]:
-        return self.reader.fill(key.epoch, key.ids, parts)
+    return reader.fill(key.epoch, key.ids, parts)
 
 
-class _Readable:
+def _fill_readable(pictures: Pictures, key: Key, parts: list[Tensor]) -> list[int]:
     """Fills a batch with the pictures that can be read, without gaps; returns their ids."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        self.pictures = pictures
-
-    def __call__(self, key: Key, parts: list[Tensor]) -> list[int]:
-        if isinstance(self.pictures, ArrayPictures):
-            self.pictures.read_many(key.ids, parts[0])
-            return key.ids
-        found: list[int] = []
-        for i in key.ids:
-            with contextlib.suppress(BadPicture):
-                self.pictures.read(i, parts[0][len(found)])
-                found.append(i)
-        return found
+    if isinstance(pictures, ArrayPictures):
+        pictures.read_many(key.ids, parts[0])
+        return key.ids
+    found: list[int] = []
+    for i in key.ids:
+        with contextlib.suppress(BadPicture):
+            pictures.read(i, parts[0][len(found)])
+            found.append(i)
+    return found
 
 
 def _stream(
