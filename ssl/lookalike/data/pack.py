@@ -29,7 +29,7 @@ from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
 from lookalike.data.pictures import Encoded, Pictures
-from lookalike.data.samples import NO_LABEL, Samples, parse, parts
+from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
 from lookalike.errors import DataError, RunError
 from lookalike.folder import write_file
@@ -146,8 +146,8 @@ def _shards(split: str, pictures: Pictures, target: Path, how: Packing, workers:
 def _finished(path: Path, start: int) -> dict[str, Any] | None:
     """What the index beside a shard says, if both are whole and the shard begins with the sample `start`."""
     try:
-        found = parse(cache.unseal(Path(f"{path}.idx").read_bytes()), {"bytes": path.stat().st_size})
-    except (OSError, ValueError):
+        found = unsealed(Path(f"{path}.idx").read_bytes(), {"bytes": path.stat().st_size})
+    except OSError:
         return None
     return dict(found.about) if found and found.about.get("first") == start < found.about["next"] else None
 

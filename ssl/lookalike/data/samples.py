@@ -6,6 +6,7 @@ devices, absolute names and `..` are passed over and counted; a second member of
 then kept: in `SHARD.idx` beside it by `lookalike pack`, else in the user's cache.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -56,10 +57,9 @@ def samples_of(path: str, place: str = "") -> Samples:
     place = place or shown(path)
     with refusing(place):
         status = os.stat(path)  # noqa: PTH116 (a shard's name may hold any bytes)
-        beside = _sealed(Path(f"{path}.idx"))
-    if beside is not None and (found := parse(beside, {"bytes": status.st_size})):
-        return found
-    if beside is not None:
+    with contextlib.suppress(OSError):
+        if found := unsealed(Path(f"{path}.idx").read_bytes(), {"bytes": status.st_size}):
+            return found
         warnings.warn(f"{place}.idx: not of this shard, the shard is read: pack it again", stacklevel=2)
     state = {"bytes": status.st_size, "inode": status.st_ino, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
     key = f"shard\0{os.path.realpath(path)}"
@@ -71,15 +71,6 @@ def samples_of(path: str, place: str = "") -> Samples:
         if time.time_ns() - status.st_ctime_ns > _SETTLED:
             cache.store(key, parts(found, state))
     return found
-
-
-def _sealed(path: Path) -> list[bytes] | None:
-    try:
-        return cache.unseal(path.read_bytes())
-    except OSError:
-        return None
-    except ValueError:
-        return []
 
 
 def parts(samples: Samples, about: Mapping[str, Any]) -> list[bytes]:
@@ -104,6 +95,14 @@ def parse(data: list[bytes], state: Mapping[str, Any]) -> Samples | None:
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return found if sane and inside and labels else None
+
+
+def unsealed(data: bytes, state: Mapping[str, Any]) -> Samples | None:
+    """The samples in a sealed file, if it is whole and `parse` takes its parts."""
+    try:
+        return parse(cache.unseal(data), state)
+    except ValueError:
+        return None
 
 
 def read_samples(file: BinaryIO, place: str) -> Samples:

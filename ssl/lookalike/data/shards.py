@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lookalike.data import cache, remote
+from lookalike.data import remote
 from lookalike.data.decode import MAX_BYTES, BadPicture, shown
 from lookalike.data.index import chosen, refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing
 from lookalike.data.order import Windows
 from lookalike.data.pictures import Encoded, Names, Pictures
-from lookalike.data.samples import NO_LABEL, Samples, parse, samples_of
+from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
 from lookalike.data.sources import Split, canvas_for, checked
 from lookalike.errors import DataError
 
@@ -119,11 +119,7 @@ class Shards:
             return samples_of(shard.place)
         beside = remote.read(f"{shard.place}.idx")
         if beside is not None:
-            try:
-                found = parse(cache.unseal(beside), {} if shard.size is None else {"bytes": shard.size})
-            except ValueError:
-                found = None
-            if found:
+            if found := unsealed(beside, {} if shard.size is None else {"bytes": shard.size}):
                 return found
             warnings.warn(
                 f"{remote.redacted(shard.place)}.idx: damaged, the shard is fetched: pack it again", stacklevel=2
