@@ -13,7 +13,8 @@ import toy
 from lookalike.cli import app
 from lookalike.data import Digits
 from lookalike.data.loader import batches
-from lookalike.data.order import Order
+from lookalike.data.order import Order, order_of
+from lookalike.data.pack import Packing, pack
 from lookalike.errors import RecipeError
 from lookalike.stages.preview import describe, preview
 
@@ -46,6 +47,15 @@ def test_the_page_shows_the_first_pictures_of_the_epoch_with_the_views_of_the_ru
         for tile, picture in zip(shown[3 * b : 3 * b + 3], wanted, strict=True):
             times = len(tile) // len(picture)
             assert np.array_equal(tile[::times, ::times, 0], picture)
+
+
+def test_pictures_in_windows_come_in_the_order_of_the_run(tmp_path):
+    pack(Digits(), tmp_path / "shards", Packing(shard_samples=500), workers=0)
+    recipe = toy.recipe(f"data={{name: shards, path: {tmp_path}/shards, channels: 1, shuffle: window, window: 100}}")
+    lines = preview(recipe, tmp_path / "a.png", pictures=8, epoch=2)
+    order = order_of(recipe.values["data"].build().split("train", 16), 144, 1, 3)
+    assert order.windows is not None
+    assert [int(line.split()[0]) for line in lines if not line.startswith(" ")] == order.ids(2, 0)[:8].tolist()
 
 
 def test_the_sheet_holds_a_row_a_picture_with_small_views_beside_the_large(tmp_path):

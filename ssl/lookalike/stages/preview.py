@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lookalike import page
 from lookalike.data.decode import shown
-from lookalike.data.order import Order
+from lookalike.data.order import order_of
 from lookalike.data.pictures import Pictures
 from lookalike.data.reader import Cuts, Reader
 from lookalike.errors import RecipeError
@@ -30,7 +30,7 @@ def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 
         raise RecipeError(f"{shown(target)}: a preview is a .png or an .html: name it so")
     seed, size = recipe.values["seed"], recipe.values["backbone"].size
     train, law = recipe.values["data"].build().split("train", size), settings.views.build()
-    order = Order(len(train), settings.batch, settings.accumulate, seed)
+    order = order_of(train, settings.batch, settings.accumulate, seed)
     ids_B = order.ids(epoch, 0)[:pictures]
     canvas_BCHW = read(Reader(train, seed), epoch, ids_B)[0]
     cuts = settings.cuts(law, size)
