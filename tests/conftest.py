@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,16 @@ def ranks() -> Iterator[Ranks]:
     made = Ranks()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the toy recipe, trained without a break; tests that spoil it take a copy."""
+    import toy
+    from lookalike.stages.pretrain import pretrain
+
+    torch.set_num_threads(1)
+    return pretrain(toy.recipe(), tmp_path_factory.mktemp("whole") / "run").parent
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+import toy
 from lookalike import folder as folders
 from lookalike.backbones import (
     CIFAR_STEMS,
@@ -65,11 +66,6 @@ def pictures(architecture, batch=3):
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def equal(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
-
-
 @pytest.fixture
 def written(tmp_path):
     """A folder of a tiny ResNet, to be spoilt."""
@@ -100,7 +96,7 @@ def test_a_folder_gives_back_the_backbone_bit_for_bit(name, tmp_path):
     loaded = load_backbone(tmp_path / "folder")
     x = pictures(architecture)
     assert not loaded.training
-    assert equal(loaded, backbone)
+    assert toy.same_weights(loaded, backbone)
     assert loaded.dim == backbone.dim
     assert loaded.architecture == replace(
         architecture, mean=architecture.normalisation()[0], std=architecture.normalisation()[1]
@@ -120,7 +116,7 @@ def test_timm_loads_the_folder_and_computes_the_same_bits(name, tmp_path):
     register_cifar_stems()
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
     x = pictures(architecture)
-    assert equal(theirs, backbone.model)
+    assert toy.same_weights(theirs, backbone.model)
     with torch.no_grad():
         if architecture.pool == "gem":
             unpooled = theirs(x)
@@ -157,17 +153,17 @@ def test_writing_a_loaded_folder_again_writes_the_same_bytes(written):
 
 def test_a_folder_loads_after_it_was_moved(written, tmp_path):
     expected = load_backbone(written)
-    assert equal(load_backbone(written.rename(tmp_path / "elsewhere")), expected)
+    assert toy.same_weights(load_backbone(written.rename(tmp_path / "elsewhere")), expected)
 
 
 def test_an_architecture_may_be_a_folder(written):
-    assert equal(make_backbone(Architecture(folder=str(written))), made(RESNET))
+    assert toy.same_weights(make_backbone(Architecture(folder=str(written))), made(RESNET))
 
 
 def test_open_backbone_takes_a_backbone_or_a_folder(written):
     backbone = made(RESNET)
     assert open_backbone(backbone, VIT) is backbone
-    assert equal(open_backbone(written, VIT), backbone)
+    assert toy.same_weights(open_backbone(written, VIT), backbone)
     with pytest.raises(BackboneError, match=r"nowhere: no such folder: pretrain first"):
         open_backbone(written.parent / "nowhere", VIT)
 
@@ -176,7 +172,7 @@ def test_building_again_from_one_seed_gives_the_same_weights_and_training_mode()
     torch.manual_seed(5)
     first = RESNET.build()
     torch.manual_seed(5)
-    assert equal(RESNET.build(), first)
+    assert toy.same_weights(RESNET.build(), first)
     assert first.training
 
 
@@ -488,7 +484,7 @@ def test_a_config_cannot_ask_for_a_download_or_another_folder(written, monkeypat
         lambda *a, **k: asked.append(k.get("pretrained")) or create(*a, **{**k, "pretrained": False}),
     )
     loaded = load_backbone(written)
-    assert equal(loaded, made(RESNET))
+    assert toy.same_weights(loaded, made(RESNET))
     assert not loaded.architecture.pretrained
     assert loaded.architecture.folder is None
     assert asked
@@ -510,7 +506,7 @@ def test_a_pickle_in_the_folder_is_never_read(written, tmp_path):
     trap = pickle.dumps(Trap(sprung))
     for name in ("pytorch_model.bin", "model.bin", "model.pt", "model.pth", "data.pkl"):
         (written / name).write_bytes(trap)
-    assert equal(load_backbone(written), made(RESNET))
+    assert toy.same_weights(load_backbone(written), made(RESNET))
     assert not sprung.exists()
     (written / "model.safetensors").unlink()
     with pytest.raises(BackboneError, match=r"model\.safetensors: missing"):

@@ -16,6 +16,7 @@ import yaml
 from onnx import numpy_helper
 from safetensors.torch import load, save
 
+import toy
 from lookalike import card
 from lookalike.backbones import Architecture, Backbone, folder_files, register_cifar_stems
 from lookalike.errors import BackboneError
@@ -220,11 +221,6 @@ def trained(request, tmp_path):
     return model, tmp_path / "trained"
 
 
-def same(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
-
-
 def test_an_exported_folder_is_whole_and_gives_the_model_back_bit_for_bit(trained, tmp_path, recipe):
     model, source = trained
     out = room.export(source, recipe, tmp_path / "out", {"knn": 0.5})
@@ -232,7 +228,7 @@ def test_an_exported_folder_is_whole_and_gives_the_model_back_bit_for_bit(traine
     loaded = load_model(out)
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert same(loaded, model)
+    assert toy.same_weights(loaded, model)
     x = pictures(model.architecture, 2)
     with torch.no_grad():
         assert loaded(x).equal(model(x))
@@ -369,7 +365,7 @@ def test_the_card_s_python_loads_the_model(trained, tmp_path, recipe):
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     names = {}
     exec(code.replace("PATH/TO/THIS/FOLDER", str(out)), names)
-    assert same(names["model"], getattr(model, "backbone", model).model)
+    assert toy.same_weights(names["model"], getattr(model, "backbone", model).model)
 
 
 def test_a_model_is_done_when_its_card_says_so_and_its_files_are_whole(tmp_path):

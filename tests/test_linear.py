@@ -11,15 +11,6 @@ from lookalike.errors import Error
 from lookalike.scoring import linear
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Thousands of tiny products: on a busy machine threads would spin for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def digits(rows=500):
     x, y = load_digits(return_X_y=True)
     return torch.tensor(x[:rows]), torch.tensor(y[:rows])

@@ -22,14 +22,6 @@ STEPS = 18
 EVERY_STEP = ("pretrain.keep=100",)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> Path:
-    torch.set_num_threads(1)
-    run = tmp_path_factory.mktemp("whole") / "run"
-    pretrain(toy.recipe(), run)
-    return run
-
-
 def stop_after(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
     """The signal arrives while the step is being trained."""
     original = loop.begin
@@ -44,7 +36,7 @@ def stop_after(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 9, 11, 17])
-def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch, uninterrupted, step):
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, step):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, step)
@@ -53,12 +45,10 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch,
     assert not (run / "backbone").exists()
     torch.manual_seed(999)
     pretrain(toy.recipe(), run)
-    assert toy.same(toy.tensors(run), toy.tensors(uninterrupted))
-    assert toy.curve(run) == toy.curve(uninterrupted)
+    assert toy.same(toy.tensors(run), toy.tensors(whole))
+    assert toy.curve(run) == toy.curve(whole)
     assert load_file(run / "backbone/model.safetensors").keys()
-    assert (run / "backbone/model.safetensors").read_bytes() == (
-        uninterrupted / "backbone/model.safetensors"
-    ).read_bytes()
+    assert (run / "backbone/model.safetensors").read_bytes() == (whole / "backbone/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
@@ -71,11 +61,11 @@ def test_other_signals_stop_as_cleanly(tmp_path, monkeypatch, number):
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
 
-def test_the_same_seed_twice_gives_the_same_bits_and_another_does_not(tmp_path, uninterrupted):
+def test_the_same_seed_twice_gives_the_same_bits_and_another_does_not(tmp_path, whole):
     pretrain(toy.recipe(), tmp_path / "again")
     pretrain(toy.recipe("seed=4"), tmp_path / "other")
-    assert toy.same(toy.tensors(tmp_path / "again"), toy.tensors(uninterrupted))
-    assert not toy.same(toy.tensors(tmp_path / "other"), toy.tensors(uninterrupted))
+    assert toy.same(toy.tensors(tmp_path / "again"), toy.tensors(whole))
+    assert not toy.same(toy.tensors(tmp_path / "other"), toy.tensors(whole))
 
 
 def test_dropout_draws_go_on_where_they_were(tmp_path, monkeypatch):
@@ -90,9 +80,9 @@ def test_dropout_draws_go_on_where_they_were(tmp_path, monkeypatch):
     assert toy.same(toy.tensors(tmp_path / "cut"), toy.tensors(tmp_path / "whole"))
 
 
-def test_a_finished_run_is_not_trained_again(uninterrupted, monkeypatch):
+def test_a_finished_run_is_not_trained_again(whole, monkeypatch):
     monkeypatch.setattr(loop, "make_engine", lambda *_: pytest.fail("trained again"))
-    assert pretrain(toy.recipe(), uninterrupted) == uninterrupted / "backbone"
+    assert pretrain(toy.recipe(), whole) == whole / "backbone"
 
 
 @pytest.mark.parametrize(
@@ -117,10 +107,10 @@ def run_toy(changes, backbone: str, out: str) -> None:
     pretrain(toy.recipe(*changes, backbone=backbone), out)
 
 
-def test_accumulation_trains_on_the_same_samples(tmp_path, uninterrupted):
+def test_accumulation_trains_on_the_same_samples(tmp_path, whole):
     pretrain(toy.recipe("pretrain.accumulate=3"), tmp_path / "run")
-    assert [s for s, _ in toy.curve(tmp_path / "run")] == [s for s, _ in toy.curve(uninterrupted)]
-    assert not toy.same(toy.tensors(tmp_path / "run"), toy.tensors(uninterrupted))
+    assert [s for s, _ in toy.curve(tmp_path / "run")] == [s for s, _ in toy.curve(whole)]
+    assert not toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
 
 
 @pytest.mark.parametrize("backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"])
@@ -154,9 +144,9 @@ def test_views_that_the_method_does_not_compare_are_refused():
     toy.recipe("pretrain.views={name: multi_crop, small: 2, small_size: 8}", "pretrain.method={name: swav}")
 
 
-def test_knn_of_the_backbone_is_logged_and_changes_nothing(ranks, tmp_path, uninterrupted):
+def test_knn_of_the_backbone_is_logged_and_changes_nothing(ranks, tmp_path, whole):
     pretrain(toy.recipe("pretrain.knn_every_epochs=1"), tmp_path / "run")
-    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(uninterrupted))
+    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
     found = [line["knn20/top1"] for line in toy.lines(tmp_path / "run/metrics.jsonl") if "knn20/top1" in line]
     assert len(found) == 2
     assert all(0.1 < value <= 1 for value in found)
@@ -189,19 +179,19 @@ DAMAGES = ["flipped byte", "cut", "missing", "empty manifest", "manifest that le
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_broken_checkpoint_is_passed_over_with_a_warning(tmp_path, uninterrupted, kind):
+def test_a_broken_checkpoint_is_passed_over_with_a_warning(tmp_path, whole, kind):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(whole, run)
     shutil.rmtree(run / "backbone")
     damage(run / "checkpoints" / f"step_{STEPS:08d}", kind)
     with pytest.warns(UserWarning, match=rf"step_{STEPS:08d}.*going on from step_00000009"):
         pretrain(toy.recipe(), run)
-    assert toy.same(toy.tensors(run), toy.tensors(uninterrupted))
+    assert toy.same(toy.tensors(run), toy.tensors(whole))
 
 
-def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(tmp_path, uninterrupted):
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(tmp_path, whole):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(whole, run)
     shutil.rmtree(run / "backbone")
     for folder in (run / "checkpoints").glob("step_*"):
         damage(folder, "flipped byte")
@@ -209,9 +199,9 @@ def test_a_run_whose_checkpoints_are_all_broken_does_not_start_anew(tmp_path, un
         pretrain(toy.recipe(), run)
 
 
-def test_two_ranks_decide_alike_about_a_broken_checkpoint(ranks, tmp_path, uninterrupted):
+def test_two_ranks_decide_alike_about_a_broken_checkpoint(ranks, tmp_path, whole):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(whole, run)
     damage(run / "checkpoints" / f"step_{STEPS:08d}", "cut")
     assert ranks.run(newest, str(run)) == [9, 9]
 
@@ -225,9 +215,9 @@ def newest(run: str) -> int:
     return found.step
 
 
-def test_a_leftover_of_a_killed_save_is_never_loaded(tmp_path, uninterrupted):
+def test_a_leftover_of_a_killed_save_is_never_loaded(tmp_path, whole):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(whole, run)
     shutil.copytree(run / "checkpoints" / f"step_{STEPS:08d}", run / "checkpoints" / ".tmp-step_00000099-1")
     assert Checkpoints(run / "checkpoints", 2).newest({}).step == STEPS
 
@@ -240,15 +230,15 @@ def test_a_leftover_of_a_killed_save_is_never_loaded(tmp_path, uninterrupted):
         ("backbone.pool=max", r'backbone\.pool: "avg" -> "max"'),
     ],
 )
-def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(uninterrupted, change, shown):
+def test_another_recipe_in_the_same_folder_is_refused_with_the_difference(whole, change, shown):
     with pytest.raises(RunError, match=shown):
-        pretrain(toy.recipe(change), uninterrupted)
-    verify(uninterrupted / "backbone")
+        pretrain(toy.recipe(change), whole)
+    verify(whole / "backbone")
 
 
-def test_other_data_under_the_same_recipe_is_refused(tmp_path, uninterrupted):
+def test_other_data_under_the_same_recipe_is_refused(tmp_path, whole):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(whole, run)
     shutil.rmtree(run / "backbone")
     for manifest in (run / "checkpoints").glob("step_*/manifest.json"):
         manifest.write_text(manifest.read_text().replace('"data": "', '"data": "0'))
@@ -351,9 +341,9 @@ def test_a_folder_in_which_nothing_was_trained_takes_another_recipe(tmp_path):
 @pytest.mark.parametrize(
     "change", [{"step": 10**9}, {"step": -1}, {"step": "x"}, {"step": None}, {"files": {}}], ids=str
 )
-def test_a_manifest_that_is_not_its_folders_is_passed_over(tmp_path, uninterrupted, change):
+def test_a_manifest_that_is_not_its_folders_is_passed_over(tmp_path, whole, change):
     run = tmp_path / "run"
-    shutil.copytree(uninterrupted, run)
+    shutil.copytree(whole, run)
     path = run / "checkpoints" / f"step_{STEPS:08d}" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.warns(UserWarning, match="does not belong to step_00000018; going on from step_00000009"):

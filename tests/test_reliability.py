@@ -40,14 +40,6 @@ from lookalike.views import Symmetric
 STEPS = 18
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    torch.set_num_threads(1)
-    run = tmp_path_factory.mktemp("whole") / "run"
-    pretrain(toy.recipe(), run)
-    return run
-
-
 @contextlib.contextmanager
 def heard() -> Iterator[list[str]]:
     """The texts of all warnings, afterwards."""

@@ -97,6 +97,11 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Parameters and buffers of the same names, equal to the bit."""
+    return same(one.state_dict(), other.state_dict())
+
+
 def curve(run: Path) -> list[tuple[int, float]]:
     """The loss of every logged step."""
     return [(line["step"], line["loss"]) for line in lines(run / "metrics.jsonl")]
