@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lookalike.errors import Error, NewerError, RunError
 
@@ -63,17 +63,31 @@ def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, A
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Makes or replaces one file, whole or not at all."""
-    temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
+    """Makes or replaces one file, whole or not at all. Raises RunError when it cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, content)
-        temporary.replace(target)
+        with appearing(target) as file:
+            file.write(content)
         _flush(target.parent)
     except OSError as error:
+        raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def appearing(target: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
+    """A file to be written that is `target` once all went well, and nothing otherwise; `flush`: on disk before that."""
+    temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from lookalike.folder import appearing
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -63,13 +65,8 @@ def store(key: str | bytes, parts: Sequence[bytes]) -> None:
     """
     with contextlib.suppress(OSError):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = Path(f"{_path(key)}.tmp-{os.getpid()}")
-        try:
-            temporary.write_bytes(seal(parts))
-            temporary.replace(_path(key))
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with appearing(_path(key), flush=False) as file:
+            file.write(seal(parts))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from lookalike.data.pictures import Encoded, Pictures
 from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
 from lookalike.errors import DataError, RunError
-from lookalike.folder import write_file
+from lookalike.folder import appearing, write_file
 from lookalike.log import say
 
 PLAN = "pack.json"
@@ -154,30 +154,23 @@ def _finished(path: Path, start: int) -> dict[str, Any] | None:
 
 def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed], how: Packing) -> dict[str, Any]:
     """One shard and its index; `stream` gives the pictures from `start` on."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     rows: list[tuple[bytes, int, int, int, int]] = []
     bad, at, crc, i = [], 0, 0, start
-    try:
-        with temporary.open("wb") as file:
-            while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
-                packed = _next(stream)
-                if packed.reason:
-                    bad.append({"sample": i, "path": shown(pictures.name(i)), "reason": packed.reason})
-                else:
-                    name = f"{i:09d}{packed.suffix}"
-                    label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
-                    rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
-                    members = member(name, packed.data)
-                    members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
-                    file.write(members)
-                    at, crc = at + len(members), zlib.crc32(members, crc)
-                i += 1
-            file.write(_END)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path) as file:
+        while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
+            packed = _next(stream)
+            if packed.reason:
+                bad.append({"sample": i, "path": shown(pictures.name(i)), "reason": packed.reason})
+            else:
+                name = f"{i:09d}{packed.suffix}"
+                label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
+                rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
+                members = member(name, packed.data)
+                members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
+                file.write(members)
+                at, crc = at + len(members), zlib.crc32(members, crc)
+            i += 1
+        file.write(_END)
     about = {"name": path.name, "bytes": at + len(_END), "crc32": zlib.crc32(_END, crc), "samples": len(rows)}
     about |= {"first": start, "next": i, "bad": bad}
     columns = [np.array([row[k] for row in rows], np.int64) for k in range(1, 5)]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from lookalike.data import cache
 from lookalike.data.decode import shown
 from lookalike.errors import DataError
+from lookalike.folder import appearing
 
 T = TypeVar("T")
 
@@ -126,20 +127,15 @@ class Files:
 
     def _fetch(self, fs: Any, remote: str, target: Path, size: int, crc: int | None) -> None:
         self._make_room(size)
-        temporary, found = target.with_name(f".tmp-{target.name}-{os.getpid()}"), 0
-        try:
-            with temporary.open("wb") as file:
-                for chunk in _chunks(fs, remote):
-                    file.write(chunk)
-                    found = zlib.crc32(chunk, found)
-                got = file.tell()
-            if got != size:
+        found = 0
+        with appearing(target, flush=False) as file:
+            for chunk in _chunks(fs, remote):
+                file.write(chunk)
+                found = zlib.crc32(chunk, found)
+            if (got := file.tell()) != size:
                 raise OSError(f"{got} bytes came instead of {size}")
             if crc is not None and found != crc:
                 raise OSError("another crc32 than was packed")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         """Removes the shards longest unused, and what a killed process left, until `size` more bytes fit."""
