@@ -280,8 +280,6 @@ def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
     divided = split_classes(pictures, recipe.values["data"].build().split("test", size), settings.held_out)
     labels_N = divided.labels_N
     classes = f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} of others to score"
-        f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} pictures of others to score"
-    )
     if settings.estimator:
         return [f"finetune    {settings.estimator.name} on features (B, {backbone.dim}): {classes}"]
     system = build_system(backbone, settings, divided.classes, seed)

@@ -8,14 +8,13 @@ one process would find on the whole batch, for even and uneven splits alike.
 """
 
 import builtins
-import time
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookalike.comm.place import device, rank, world_size
+from lookalike.comm.place import rank, world_size
 
 
 def together(flags: Tensor) -> Tensor:
@@ -50,28 +49,6 @@ def from_all(value: Any) -> list[Any]:
     box: list[Any] = [None] * world_size()
     dist.all_gather_object(box, value)
     return box
-
-
-def bandwidth(mebibytes: int = 32, rounds: int = 5) -> float:
-    """Bytes a second through each rank in an all-reduce, 2 (W - 1) / W of its size; the best of `rounds`.
-
-    0 on one rank. The same figure on any number of ranks means links of the same speed.
-    """
-    world = world_size()
-    if world == 1:
-        return 0.0
-    x = torch.ones(mebibytes * 2**18, device=device())
-    seconds = min(_time(x) for _ in range(rounds))
-    return 2 * (world - 1) / world * 4 * len(x) / seconds
-
-
-def _time(x: Tensor) -> float:
-    dist.barrier()
-    began = time.monotonic()
-    dist.all_reduce(x)
-    x[:1].item()
-    x.fill_(1.0)
-    return time.monotonic() - began
 
 
 @torch.no_grad()

@@ -1,16 +1,18 @@
-"""The process group: joined, waited for, lost, left."""
+"""The process group: joined, waited for, lost, left; how fast its links are."""
 
 import datetime
 import errno
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lookalike.comm.place import device, environment, local_rank, missing, rank, started, timeout, world_size
 from lookalike.errors import LostError, RunError
@@ -122,3 +124,25 @@ def patient_barrier() -> None:
     """Waits for all ranks while one of them works alone, for as long as it lives."""
     if world_size() > 1:
         dist.monitored_barrier(_PATIENT[0], timeout=_PATIENCE)
+
+
+def bandwidth(mebibytes: int = 32, rounds: int = 5) -> float:
+    """Bytes a second through each rank in an all-reduce, 2 (W - 1) / W of its size; the best of `rounds`.
+
+    0 on one rank. The same figure on any number of ranks means links of the same speed.
+    """
+    world = world_size()
+    if world == 1:
+        return 0.0
+    x = torch.ones(mebibytes * 2**18, device=device())
+    seconds = min(_time(x) for _ in range(rounds))
+    return 2 * (world - 1) / world * 4 * len(x) / seconds
+
+
+def _time(x: Tensor) -> float:
+    dist.barrier()
+    began = time.monotonic()
+    dist.all_reduce(x)
+    x[:1].item()
+    x.fill_(1.0)
+    return time.monotonic() - began
