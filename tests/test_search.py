@@ -342,7 +342,7 @@ def test_a_recipes_pictures_are_searched_too(tmp_path, asked):
     write_folder(folder, embedding_files(Embedding(toy.architecture().build(), 4).eval()))
     recipe = toy.write(tmp_path / "r.yaml")
     found = open_search(tmp_path / "index", str(recipe), str(folder))
-    assert (len(found), found.path(0), found.canvas, asked) == (1797, "digits/0", 8, [1797])
+    assert (len(found), found.path(0), found.canvas, asked) == (1797, "digits/0", (8, 8), [1797])
     assert sorted(int(name.split("/")[1]) for name in found.names) == list(range(1797))
     open_search(tmp_path / "index", str(recipe), None)
     assert asked == [1797]
@@ -360,7 +360,7 @@ def test_a_timm_name_has_its_publishers_size_and_normalisation(tmp_path, photos,
     published = backbone_module.timm.get_pretrained_cfg("test_resnet")
     a = found.model.architecture
     assert (a.size, a.crop, tuple(a.mean), tuple(a.std)) == (160, published.crop_pct, published.mean, published.std)
-    assert found.canvas == 183
+    assert found.canvas == (183, 183)
 
 
 def test_off_the_unit_sphere_nearness_is_the_distance(tmp_path, photos):
@@ -447,7 +447,10 @@ def tensors(part) -> bytes:
         {CELLS: b"nothing"},
         *({CELLS: tensors(part)} for part in BROKEN_CELLS),
         {"canvas": "37"},
-        {"canvas": 10**9},
+        {"canvas": [10, 10.0]},
+        {"canvas": [37]},
+        {"fit": "stretch"},
+        {"canvas": [10**9, 10]},
         {"root": None},
     ],
     ids=str,

@@ -4,7 +4,7 @@ Loading reads JSON and safetensors and checks every file's sha256: never a pickl
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import nn
 from lookalike.backbones.module import Architecture, Backbone, Pool
 from lookalike.errors import BackboneError
 from lookalike.folder import verify
-from lookalike.recipe import sides
+from lookalike.recipe import Size, sides
 
 _ARCHITECTURE = TypeAdapter(Architecture)
 
@@ -127,7 +127,12 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
 def _published(name: str) -> Architecture:
     """Size, crop and normalisation with which timm's weights of this name were trained."""
     config = timm.get_pretrained_cfg(name)
-    return Architecture(name, size=config.input_size[-1], crop=config.crop_pct, mean=config.mean, std=config.std)
+    return Architecture(name, size=_size(config.input_size[1:]), crop=config.crop_pct, mean=config.mean, std=config.std)
+
+
+def _size(shape: Sequence[int]) -> Size:
+    height, width = shape
+    return height if height == width else (height, width)
 
 
 def _read_architecture(path: Path) -> Architecture:

@@ -26,6 +26,7 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, WebPIm
 from torch import Tensor
 
 from lookalike.data import headers
+from lookalike.recipe import Size, sides
 from lookalike.views.resample import central
 
 # Imported by name: Pillow would otherwise load all its forty formats to find these two.
@@ -104,15 +105,17 @@ class Opened:
         return _by_pillow(self._data, header.kind, self._channels, shrink)
 
 
-def decode(data: bytes, name: str, *, size: int | None, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Picture uint8 (C, size, size), its largest central square resized; or (C, H, W) where `size` is None.
+def decode(
+    data: bytes, name: str, *, size: Size | None, channels: int, whole: bool = False, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """Picture uint8 (C, *size): its canvas (see Opened), or (C, H, W) where `size` is None.
 
     Raises BadPicture as Opened does.
     """
     opened = Opened(data, name, channels, max_pixels)
     if size is None:
         return opened.pixels().contiguous()
-    return opened.canvas(torch.empty(channels, size, size, dtype=torch.uint8))
+    return opened.canvas(torch.empty(channels, *sides(size), dtype=torch.uint8), whole=whole)
 
 
 def cut(picture_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation: str = "bicubic") -> Tensor:

@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from lookalike import comm
 from lookalike.backbones import Backbone, folder_files
 from lookalike.card import weights_digest
 from lookalike.data.decode import BadPicture, contents, decode, shown
+from lookalike.data.pictures import Fit
 from lookalike.errors import DataError, NewerError, RunError
 from lookalike.features import embed
 from lookalike.folder import read_manifest, recover, write_folder
@@ -47,7 +48,8 @@ class Seen(NamedTuple):
 class SearchIndex:
     """Embedded pictures: x_ND float32 (N, D) with N names, and the model, in eval mode, that made them of canvases.
 
-    `root`: the folder below which the names are, or empty; `digest`: stands for the model it was built with.
+    `canvas`: their height and width, `fit`: how pictures became them; `root`: the folder below which the names are, or
+    empty; `digest`: stands for the model it was built with.
     """
 
     def __init__(
@@ -56,13 +58,15 @@ class SearchIndex:
         x_ND: Tensor,
         names: Sequence[str],
         *,
-        canvas: int,
+        canvas: tuple[int, int],
+        fit: Fit = "crop",
         root: str = "",
         digest: str = "",
         cells: Cells | None = None,
     ) -> None:
         self.model, self.x_ND, self.names, self.cells = model, x_ND, names, cells
-        self.canvas, self.root, self.digest = canvas, root, digest or model_digest(model)
+        self.canvas, self.fit = canvas, fit
+        self.root, self.digest = root, digest or model_digest(model)
         # Off the unit sphere nearness is the Euclidean distance.
         self.unit: bool = getattr(model, "unit", True)
 
@@ -78,7 +82,8 @@ class SearchIndex:
         """Picture files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no picture."""
         channels, device = self.model.architecture.channels, comm.device()
         try:
-            canvases = [decode(contents(p), p, size=self.canvas, channels=channels) for p in paths]
+            how: dict[str, Any] = {"size": self.canvas, "channels": channels, "whole": self.fit == "squash"}
+            canvases = [decode(contents(path), path, **how) for path in paths]
         except BadPicture as error:
             raise DataError(f"{error}: a query is a picture file") from error
         function = embed(self.model.to(device), self.model.architecture)
@@ -106,7 +111,13 @@ def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
     files |= {ROWS: rows.getvalue(), NAMES: json.dumps(index.names).encode(), SEEN: json.dumps(seen._asdict()).encode()}
     if index.cells is not None:
         files[CELLS] = save(index.cells._asdict())
-    about = {"format": FORMAT, "canvas": index.canvas, "root": index.root, "model": index.digest}
+    about = {
+        "format": FORMAT,
+        "canvas": list(index.canvas),
+        "fit": index.fit,
+        "root": index.root,
+        "model": index.digest,
+    }
     write_folder(folder, files, {"index": about})
 
 
@@ -132,7 +143,8 @@ def open_index(folder: str | Path) -> SearchIndex:
             model,
             _mapped(folder / ROWS),
             json.loads((folder / NAMES).read_bytes()),
-            canvas=_checked(about["canvas"], int),
+            canvas=(*(_checked(side, int) for side in _checked(about["canvas"], list)),),
+            fit=_checked(about["fit"], str),
             root=_checked(about["root"], str),
             digest=_checked(about["model"], str),
             cells=Cells(**load_file(folder / CELLS)) if CELLS in files else None,
@@ -178,8 +190,8 @@ def _check(index: SearchIndex) -> None:
         raise TypeError("a name is no text")
     if len(index.names) != count or index.model.dim != width:
         raise ValueError(f"{len(index.names)} names, {index.model.dim} features for a matrix of {count} x {width}")
-    if not 1 <= index.canvas <= 4096:
-        raise ValueError(f"canvas {index.canvas}")
+    if len(index.canvas) != 2 or not all(1 <= side <= 4096 for side in index.canvas) or index.fit not in get_args(Fit):
+        raise ValueError(f"canvas {index.canvas}, fit {index.fit!r}")
     if index.cells is None:
         return
     centre_CD, row_N, start_C1 = index.cells

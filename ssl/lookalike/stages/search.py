@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -115,8 +115,9 @@ def update(
     folder: Path, old: SearchIndex | None, found: Found, model: Model, digest: str, approximate: bool
 ) -> SearchIndex:
     """The index of what was found: rows of `old` that still hold, and the other pictures embedded."""
-    canvas = found.sets[0].shape[1]
-    usable = old is not None and (old.digest, old.canvas) == (digest, canvas)
+    (_, height, width), fit = found.sets[0].shape, getattr(found.sets[0], "fit", "crop")
+    form: dict[str, Any] = {"canvas": (height, width), "fit": fit}
+    usable = old is not None and (old.digest, old.canvas, old.fit) == (digest, (height, width), fit)
     before = read_seen(folder, len(old)) if old and usable else Seen([], {})
     wanted = list(zip(found.names, found.states, strict=True))
     rows = {named: row for row, named in enumerate(zip(old.names if old else (), before.states, strict=False))}
@@ -136,7 +137,7 @@ def update(
     x_ND[[place[i] for i in fresh]] = x_MD
     if old and kept:
         x_ND[[place[i] for i in kept]] = old.x_ND[list(kept.values())]
-    index = SearchIndex(model, x_ND, [found.names[i] for i in ids], canvas=canvas, root=found.root, digest=digest)
+    index = SearchIndex(model, x_ND, [found.names[i] for i in ids], root=found.root, digest=digest, **form)
     index.cells = find_cells(x_ND, index.unit) if approximate else None
     write_index(folder, index, Seen([found.states[i] for i in ids], bad))
     if old is None:
