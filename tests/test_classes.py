@@ -126,7 +126,15 @@ def tune(recipe: Any, out: Any) -> Any:
     return lookalike.finetune(toy.architecture().build(), recipe, out)
 
 
-@pytest.mark.parametrize("value", ["0", "1", "half"])
+@pytest.mark.parametrize("test", [[0, 1, 2], [3, 4]])
+def test_with_nothing_held_out_every_class_is_trained_on_and_all_of_test_is_scored(test):
+    train = pictures([2, 0, 1, 1, 0])
+    found = split_classes(train, pictures(test), 0.0)
+    assert found.labels_N.tolist() == [2, 0, 1, 1, 0]
+    assert found.unseen.labels.tolist() == test
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1", "half"])
 def test_a_share_is_between_nothing_and_everything(value):
     with pytest.raises(RecipeError, match=r"finetune\.held_out"):
         toy.recipe(f"finetune.held_out={value}")

@@ -369,6 +369,13 @@ def test_frozen_blocks_and_their_statistics_keep_their_bits(tmp_path):
     assert not [n for n in held if n.startswith("optim:model.backbone.model.layer2")]
 
 
+def test_frozen_batchnorms_keep_their_bits_and_all_else_is_trained(tmp_path):
+    run = tuned(tmp_path, "resnet", *CNN_WORDS, "finetune.freeze_batchnorm=true")
+    every = {name.removeprefix("model:model.backbone.model.") for name in start("resnet")}
+    norms = {n.rpartition(".")[0] for n in every if n.endswith("running_mean")}
+    assert moved(run, steps(run)[-1]) == {n for n in every if n.rpartition(".")[0] not in norms}
+
+
 def test_the_head_alone_leaves_the_backbone_its_bits(tmp_path):
     run = tuned(tmp_path, "resnet", *CNN_WORDS, "finetune.train_blocks=0", "finetune.batchnorm=true")
     assert not moved(run, steps(run)[-1])

@@ -29,7 +29,7 @@ class Split(NamedTuple):
 
 
 def split_classes(train: Pictures, test: Pictures, held_out: float | None = None) -> Split:
-    """All of train and all of test where they share no class; else the share `held_out` (0.5) of classes is unseen.
+    """All of train and all of test where they share no class, or for `held_out` 0; else that share (0.5) is unseen.
 
     Labels below 0 name no class: never trained on. Raises DataError where there are no labels, too few classes, or a
     share of classes that are divided already.
@@ -45,7 +45,9 @@ def split_classes(train: Pictures, test: Pictures, held_out: float | None = None
 
 
 def _first_unseen(train: Pictures, test: Pictures, held_out: float | None) -> int | None:
-    """The first class that is not trained on; None where train and test are divided already."""
+    """The first class that is not trained on; None where train and test are divided already, or are not to be."""
+    if held_out == 0:
+        return None
     ours, theirs = (torch.unique(_labels(pictures)) for pictures in (train, test))
     if torch.isin(ours[ours >= 0], theirs).any():
         return first_unseen(len(train.classes), HELD_OUT if held_out is None else held_out)

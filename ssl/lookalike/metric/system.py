@@ -3,6 +3,7 @@
 from typing import Self
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lookalike.backbones import Backbone, layers
 from lookalike.blocks import Loss
@@ -16,7 +17,8 @@ class System(nn.Module):
     """The embedding model and its objective, which may own parameters (proxies, classifiers, A).
 
     `train_blocks`: how many of the backbone's last blocks are trained, with what follows them; None: all of it, 0: none
-    of it. A part of which nothing is trained is in eval mode, so its BatchNorm statistics stand still. A layer's rate
+    of it; `freeze_batchnorm`: none of its BatchNorms. A part of which nothing is trained is in eval mode, so its
+    BatchNorm statistics stand still. A layer's rate
     is the recipe's times `layer_decay` to the power of its depth, counted from what follows the last block (BEiT,
     arXiv 2106.08254; MAE, arXiv 2111.06377); the objective's own parameters have `proxy_lr_factor` times the recipe's.
     Before epoch `head_epochs` the whole backbone stands still.
@@ -28,6 +30,7 @@ class System(nn.Module):
         objective: Objective,
         *,
         train_blocks: int | None = None,
+        freeze_batchnorm: bool = False,
         layer_decay: float = 1.0,
         head_epochs: float = 0.0,
         proxy_lr_factor: float = 1.0,
@@ -38,6 +41,9 @@ class System(nn.Module):
         self.layer_decay, self.head_epochs, self.proxy_lr_factor = layer_decay, head_epochs, proxy_lr_factor
         self.resting = False
         freeze(model.backbone, train_blocks)
+        for norm in model.backbone.modules() if freeze_batchnorm else ():
+            if isinstance(norm, _BatchNorm):
+                norm.requires_grad_(False)
 
     def forward(self, view_BCHW: Tensor, labels_B: Tensor) -> Loss:
         """One view of each picture and its class -> the loss over all ranks."""

@@ -41,17 +41,17 @@ class Finetune(Settings):
     """Metric learning on the train pictures; where test has the same classes, on the first, and never on the others.
 
     `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train and test share no
-    class already. A batch holds `per_class` pictures of each of `classes_per_batch` classes, over all ranks; `cameras`
-    distinct: of each class no two of one camera, as far as it has so many; `memory` compares it with earlier ones.
-    `estimator` learns the head on features of the frozen backbone instead, without gradients: then there is no
-    optimizer, and only `held_out`, `pool` and `workers` beside it.
+    class already; 0: all are trained on, and scored. A batch holds `per_class` pictures of each of
+    `classes_per_batch` classes, over all ranks; `cameras` distinct: of each class no two of one camera, as far as it
+    has so many; `memory` compares it with earlier ones. `estimator` learns the head on features of the frozen backbone
+    instead, without gradients: then there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
 
     `pool`: another pooling than the backbone's own. The head is a linear layer to `dim`, null for none; `batchnorm`
     adds a BatchNorm over all ranks, folded into it afterwards; without `unit` vectors keep their lengths and are
     compared by Euclidean distance. `train_blocks`: how many of the backbone's last blocks are trained, with what
-    follows them; by default all of it, 0: the head alone. `layer_decay`: a layer's rate as a share of the next one's;
-    `head_epochs`: how long the backbone waits for the head; `proxy_lr_factor`: the rate of what the objective owns, in
-    rates of the rest.
+    follows them; by default all of it, 0: the head alone; `freeze_batchnorm`: its BatchNorms are not, as published
+    recipes for small sets have it. `layer_decay`: a layer's rate as a share of the next one's; `head_epochs`: how long
+    the backbone waits for the head; `proxy_lr_factor`: the rate of what the objective owns, in rates of the rest.
     """
 
     optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
@@ -70,10 +70,11 @@ class Finetune(Settings):
     batchnorm: bool = False
     unit: bool = True
     train_blocks: Index | None = None
+    freeze_batchnorm: bool = False
     layer_decay: Share = 1.0
     head_epochs: NonNegative = 0.0
     proxy_lr_factor: Positive = 1.0
-    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
+    held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,6 +212,7 @@ def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int
             memory=settings.memory,
         ),
         train_blocks=settings.train_blocks,
+        freeze_batchnorm=settings.freeze_batchnorm,
         layer_decay=settings.layer_decay,
         head_epochs=settings.head_epochs,
         proxy_lr_factor=settings.proxy_lr_factor,
