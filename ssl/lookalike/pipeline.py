@@ -25,6 +25,7 @@ from lookalike.metric.sampler import PKOrder
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.stages.evaluate import Evaluate, evaluate, table
+from lookalike.stages.evaluate import check as check_evaluate
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.finetune import Finetune, finetune, make_objective
 from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
@@ -150,7 +151,7 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
             )
     if wanted["pretrain"]:
         Order(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
-    if wanted["probe"] or wanted["finetune"] or wanted["evaluate"]:
+    if wanted["probe"] or wanted["finetune"]:
         test = source.split("test")
         if train.labels is None or test.labels is None:
             raise DataError(
@@ -158,6 +159,8 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
             )
     if wanted["finetune"]:
         _preflight_finetune(wanted["finetune"], train, recipe)
+    if wanted["evaluate"]:
+        check_evaluate(recipe, train.shape[0])
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
 
@@ -191,12 +194,12 @@ def _preflight_finetune(settings: Finetune, train: Pictures, recipe: Recipe) -> 
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
-    """Scores before fine-tuning and after; returns the last."""
+    """Scores before fine-tuning and after; returns the last, without its groups."""
     scores = {"backbone": evaluate(backbone, recipe, folder, name="backbone")}
     if embedding:
         scores["fine-tuned"] = evaluate(embedding, recipe, folder, name="fine-tuned")
     say(table(scores))
-    return list(scores.values())[-1]
+    return {key: value for key, value in list(scores.values())[-1].items() if key != "breakdown"}
 
 
 def _results(folder: Path) -> str:
@@ -207,7 +210,8 @@ def _results(folder: Path) -> str:
         "tensorboard": "the same for TensorBoard",
         "probe.json": "linear probe and kNN",
         "finetune/embedding": "the embedding model",
-        "evaluate.json": "retrieval on unseen classes",
+        "evaluate.json": "retrieval, re-identification or verification on unseen classes",
+        "evaluate.html": "the same, with the worst queries to look at",
         "export": "folders with model.onnx",
     }
     lines = [f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()]
