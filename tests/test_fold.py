@@ -62,7 +62,7 @@ def test_the_folder_computes_what_the_estimator_learned(name, backbone, tmp_path
     monkeypatch.setattr(loop, "make_engine", lambda *_: pytest.fail("took a gradient"))
     made = recipe(backbone, FAST[name])
     model = lookalike.load_model(lookalike.finetune(backbone, made, tmp_path / "run"))
-    x_ND, labels_N, _ = seen(backbone)
+    x_ND, labels_N, *_ = seen(backbone)
     x = x_ND.double().numpy()
     x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0).mean())
     learner = build(made.section(lookalike.pipeline.Finetune).estimator, made.values["seed"])

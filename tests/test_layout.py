@@ -20,7 +20,7 @@ FLOORS = [
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
     {"health", "trouble"},
     {"methods", "metric", "features", "loop", "doctor", "page"},
-    {"search"},
+    {"search", "evaluation"},
     {"stages"},
     {"pipeline"},
     {"__init__", "__main__", "cli"},

@@ -136,3 +136,10 @@ def test_a_row_is_its_own_first_neighbour_among_copies():
 def test_what_cannot_be_re_ranked_is_refused(change, message):
     with pytest.raises(Error, match=message):
         distances(**({"query_QD": torch.ones(2, 1), "gallery_ND": torch.ones(2, 1)} | change))
+
+
+def test_equal_rows_are_no_nearer_than_0():
+    query_QD, gallery_ND = people()
+    found_QN = distances(query_QD, torch.cat([gallery_ND, gallery_ND, query_QD, query_QD]), weight=0.0)
+    assert float(found_QN.min()) == 0
+    assert float(found_QN.max()) <= 1

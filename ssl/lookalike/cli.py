@@ -72,13 +72,22 @@ def finetune(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
-    """Retrieval scores of an embedding model or backbone -> DIR/evaluate.json."""
-    from lookalike.stages.evaluate import table
+def evaluate(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    model: Model = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", metavar="FILE", help="The examples as a .html or .png of this name.")
+    ] = None,
+) -> None:
+    """Retrieval, re-identification or verification of a model -> DIR/evaluate.json, DIR/evaluate.html."""
+    from lookalike.stages.evaluate import own, table
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    name = model or str(out / "finetune" / "embedding")
-    print(table({name: lookalike.evaluate(name, loaded, out, name=name)}))
+    name, folder = (model, model) if model else own(out)
+    print(table({name: lookalike.evaluate(folder, loaded, out, name=name, pictures=pictures)}))
 
 
 @app.command()

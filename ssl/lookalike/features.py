@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +23,12 @@ Embed = Callable[[Tensor], Tensor]
 
 
 class Features(NamedTuple):
-    """`x_ND` float32 and `labels_N` int64 on the CPU; `dropped` pictures could not be read and are left out."""
+    """`x_ND` float32, `labels_N` int64 on the CPU; `dropped` pictures could not be read: `ids_N` are the others."""
 
     x_ND: Tensor
     labels_N: Tensor
     dropped: int
+    ids_N: Tensor
 
 
 def embed(model: nn.Module, architecture: Architecture) -> Embed:
@@ -48,9 +50,14 @@ def pixels(canvas_BCHW: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def extract(function: Embed, pictures: Pictures, *, batch: int = 256, workers: int = 0) -> Features:
-    """Every readable picture's features, in order. Raises Error where the pictures have no labels."""
-    if pictures.labels is None:
+def extract(
+    function: Embed, pictures: Pictures, *, batch: int = 256, workers: int = 0, labelled: bool = True
+) -> Features:
+    """Every readable picture's features, in order.
+
+    Raises Error where the pictures have no labels; they are -1 where none are asked for (`labelled`).
+    """
+    if labelled and pictures.labels is None:
         raise Error(
             "data: these pictures have no labels to score with: use class folders, or leave probe and evaluate out"
         )
@@ -62,21 +69,32 @@ def extract(function: Embed, pictures: Pictures, *, batch: int = 256, workers: i
     if not rows:
         raise Error("data: not one picture of this split could be read")
     ids_N = torch.tensor(kept)
-    return Features(torch.cat(rows), pictures.labels[ids_N], len(pictures) - len(kept))
+    labels_N = torch.full_like(ids_N, -1) if pictures.labels is None else pictures.labels[ids_N]
+    return Features(torch.cat(rows), labels_N, len(pictures) - len(kept), ids_N)
+
+
+def identity(pictures: Pictures) -> tuple[str, ...]:
+    """What features depend on: pictures, shape and fit, and the order and labels that no fingerprint need tell."""
+    digest = hashlib.sha256()
+    for i in range(len(pictures)):
+        digest.update(os.fsencode(pictures.name(i)) + b"\0")
+    if pictures.labels is not None:
+        digest.update(pictures.labels.numpy().tobytes())
+    return pictures.fingerprint, str(pictures.shape), getattr(pictures, "fit", ""), digest.hexdigest()
 
 
 def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:
-    """The features under `key` (model, data, view) from `folder`, made and kept there if new."""
+    """The features under `key` (a model's digest, and `identity`) from `folder`, made and kept there if new."""
     if folder is None:
         return make()
     path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
         try:
             tensors = load_file(path)
-            kept = Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]))
+            kept = Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]), tensors["ids_N"])
             if (
-                len(kept.x_ND) == len(kept.labels_N)
-                and kept.labels_N.dtype == torch.int64
+                len(kept.x_ND) == len(kept.labels_N) == len(kept.ids_N)
+                and kept.labels_N.dtype == kept.ids_N.dtype == torch.int64
                 and kept.x_ND.isfinite().all()
             ):
                 return kept
@@ -87,6 +105,7 @@ def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Feature
         "x_ND": found.x_ND.contiguous(),
         "labels_N": found.labels_N,
         "dropped": torch.tensor(found.dropped),
+        "ids_N": found.ids_N,
     }
     write_file(path, save(tensors))
     return found

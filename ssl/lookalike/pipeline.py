@@ -29,6 +29,7 @@ from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
 from lookalike.search.index import SearchIndex
 from lookalike.stages.evaluate import Evaluate, evaluate, table
+from lookalike.stages.evaluate import check as check_evaluate
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.fetch import fetch
 from lookalike.stages.finetune import Finetune, build_system, finetune, make_order
@@ -146,7 +147,7 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
             )
     if wanted["pretrain"]:
         Order(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
-    if wanted["probe"] or wanted["finetune"] or wanted["evaluate"]:
+    if wanted["probe"] or wanted["finetune"]:
         test = source.split("test")
         if train.labels is None or test.labels is None:
             raise DataError(
@@ -154,6 +155,8 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
             )
     if wanted["finetune"]:
         _preflight_finetune(wanted["finetune"], train, test, recipe)
+    if wanted["evaluate"]:
+        check_evaluate(recipe, train.shape[0])
     if wanted["export"] and wanted["export"].onnx:
         onnx_at_hand()
 
@@ -192,12 +195,12 @@ def _tuned(recipe: Recipe) -> Backbone:
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
-    """Scores before fine-tuning and after; returns the last."""
+    """Scores before fine-tuning and after; returns the last, without its groups."""
     scores = {"backbone": evaluate(backbone, recipe, folder, name="backbone")}
     if embedding:
         scores["fine-tuned"] = evaluate(embedding, recipe, folder, name="fine-tuned")
     say(table(scores))
-    return list(scores.values())[-1]
+    return {key: value for key, value in list(scores.values())[-1].items() if key != "breakdown"}
 
 
 def _results(folder: Path) -> str:
@@ -208,7 +211,8 @@ def _results(folder: Path) -> str:
         "tensorboard": "the same for TensorBoard",
         "probe.json": "linear probe and kNN",
         "finetune/embedding": "the embedding model",
-        "evaluate.json": "retrieval on unseen classes",
+        "evaluate.json": "retrieval, re-identification or verification on unseen classes",
+        "evaluate.html": "the same, with the worst queries to look at",
         "export": "folders with model.onnx",
     }
     lines = [f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()]

@@ -263,3 +263,10 @@ def png(picture_CHW: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture_CHW.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
     return file.getvalue()
+
+
+def jpeg(picture_CHW: Tensor) -> bytes:
+    """The JPEG file of a uint8 picture of three channels, good enough to look at."""
+    file = io.BytesIO()
+    Image.fromarray(picture_CHW.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -155,5 +155,5 @@ def _mixed(sets: _Sets, row_ND: Tensor, largest_N: Tensor, queries: int, weight:
         least_BN.index_add_(0, of_E[pair_P] * gallery + owner_K[hit_P], least_P)
         least_BN = least_BN.view(len(row_B), gallery)
         d_BN = squares(row_ND[row_B], row_ND[queries:]) / largest_N[row_B][:, None]
-        out_QN[row_B] = ((1 - weight) * (1 - least_BN / (2 - least_BN)) + weight * d_BN).float()
+        out_QN[row_B] = ((1 - weight) * (1 - least_BN / (2 - least_BN)).clamp_min(0) + weight * d_BN).float()
     return out_QN

@@ -130,7 +130,7 @@ def best_accuracy(found: Roc) -> float:
     return float(right_T.max()) / (found.negatives + found.positives)
 
 
-def _threshold(scores_P: Tensor, same_P: Tensor) -> float:
+def threshold(scores_P: Tensor, same_P: Tensor) -> float:
     """The most accurate threshold, halfway between two scores or infinite; the middle one of those that tie."""
     found = _roc(scores_P, same_P)
     right_T = found.true_T - found.false_T
@@ -152,7 +152,7 @@ def over_folds(scores_P: Tensor, same_P: Tensor, folds_P: Tensor) -> Folds:
     accuracies, thresholds = [], []
     for fold in folds:
         held_P = folds_P == fold
-        thresholds.append(_threshold(scores_P[~held_P], same_P[~held_P]))
+        thresholds.append(threshold(scores_P[~held_P], same_P[~held_P]))
         accepted = scores_P[held_P] >= thresholds[-1]
         accuracies.append((accepted == same_P[held_P]).double().mean())
     accuracy_F = torch.stack(accuracies)

@@ -1,35 +1,74 @@
-"""Evaluation: retrieval scores on classes that fine-tuning has never seen, before it and after."""
+"""Evaluation: what a model is worth on pictures that fine-tuning has never seen, in numbers and to be looked at."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from torch import nn
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from lookalike import comm
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.card import weights_digest
+from lookalike.data import SOURCES
+from lookalike.data.decode import BadPicture
+from lookalike.data.decode import shown as readable
 from lookalike.data.loader import workers_for
 from lookalike.data.pictures import Pictures
-from lookalike.errors import DataError
-from lookalike.features import cached, embed, extract
+from lookalike.errors import DataError, RecipeError
+from lookalike.evaluation import album, examples, standings, tasks
+from lookalike.features import Features, cached, embed, extract, identity
 from lookalike.folder import write_file
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
 from lookalike.metric.embedding import Embedding, load_model
-from lookalike.recipe import Count, Index, Recipe
-from lookalike.scoring import retrieval
+from lookalike.recipe import Choice, Count, Fraction, Index, Recipe, Spec
+from lookalike.scoring.reidentification import AP
+
+Far = Annotated[float, Field(gt=0, lt=1)]
+Reranking = TypedDict("Reranking", {"k1": Count, "k2": Count, "lambda": Fraction}, total=False)
+Reranking.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Retrieval on the test split: of the classes held out of fine-tuning where the recipe has one, else of all."""
+    """Retrieval, re-identification or verification, by what is known of the pictures, or by `task`.
 
-    ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5)
+    Of `data`'s test split; without it of the recipe's data, of the classes held out of fine-tuning if there is one.
+    Of verification: `fars`, of those 0.1, 0.01 and 0.001 that there are pairs for. Of re-identification: `ap`,
+    k-reciprocal `rerank`, `multi_query`. `intervals`: their level, 0 for none. `examples`: queries in evaluate.html.
+    """
+
+    task: Literal["auto", "retrieval", "reidentification", "verification"] = "auto"
+    data: Annotated[Spec, Choice(SOURCES)] | None = None
+    ks: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 10)
+    ap: AP = "step"
+    rerank: bool | Reranking = False
+    multi_query: bool = False
+    nmi: bool = False
+    fars: tuple[Far, ...] | None = None
+    intervals: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    breakdown: bool = True
+    examples: Annotated[int, Field(ge=0, le=1000)] = 16
     batch: Count = 256
     workers: Index | None = None
+
+    def questions(self, seed: int) -> tasks.Questions:
+        """What to measure, in the words of `tasks`."""
+        given: dict[str, Any] = {} if isinstance(self.rerank, bool) else dict(self.rerank)
+        rerank = tasks.Reranking(given.get("k1", 20), given.get("k2", 6), given.get("lambda", 0.3))
+        return tasks.Questions(
+            ks=self.ks,
+            ap=self.ap,
+            rerank=None if self.rerank is False else rerank,
+            multi_query=self.multi_query,
+            fars=self.fars,
+            level=self.intervals,
+            breakdown=self.breakdown,
+            seed=seed,
+        )
 
 
 def evaluate(
@@ -38,42 +77,59 @@ def evaluate(
     out: str | Path | None = None,
     *,
     name: str = "model",
+    pictures: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Recall@k, MAP@R and R-precision of a model, a folder or a timm name; queries and gallery are the same pictures.
+    """Scores of a model, a folder or a timm name, with what they are scores of: task, protocol, counts, groups.
 
     Nearness is the cosine, or the Euclidean distance of an embedding that is not on the unit sphere. With `out` the
-    scores go to `out/evaluate.json` under `name`, beside those of other names.
+    scores go to `out/evaluate.json` under `name`, beside those of other names, and `out/evaluate.html` shows the worst
+    queries and some others; `pictures`, .html or .png, shows them elsewhere.
     """
-    settings = recipe.section(Evaluate)
+    settings, seed = recipe.section(Evaluate), recipe.values["seed"]
+    target = _picture_file(pictures, settings)
     opened = open_model(model, recipe)
-    pictures = shown(recipe, opened.architecture.size)
-    workers = workers_for(pictures, settings.workers)
-    function = embed(opened.to(comm.device()), opened.architecture)
+    scored = shown(recipe, opened.architecture.size)
+    task = _fitting(scored, settings, recipe, opened.architecture.channels)
     folder = Path(out) if out else None
-    key = (weights_digest(opened), pictures.fingerprint, str(pictures.shape))
-    features = cached(
-        folder and folder / "features",
-        key,
-        lambda: extract(function, pictures, batch=settings.batch, workers=workers),
-    )
-    scores = {
-        **retrieval.scores(features.x_ND, features.labels_N, ks=settings.ks, normalize=getattr(opened, "unit", True)),
-        "classes": len(set(features.labels_N.tolist())),
-    }
-    if folder:
-        keep(folder / "evaluate.json", name, scores)
-    return scores
+    features = _features(opened, scored, settings, folder, labelled=task != "verification")
+    tasks.refuse_numberless(features.x_ND, name)
+    scene = scene_of(scored, features, unit=getattr(opened, "unit", True))
+    answers, sections = _asked(task, scene, settings, examples.Named(scored, features.ids_N), seed)
+    if settings.nmi:
+        answers["scores"]["nmi"] = tasks.clusters(scene, seed)
+    found = _record(task, answers, settings, scored, features)
+    standing = keep(folder / "evaluate.json", name, found) if folder else {name: found}
+    files = [folder / "evaluate.html"] if folder and settings.examples else []
+    for file in files + ([target] if target else []):
+        title = f"{Path(recipe.name).stem}: {name}"
+        write_file(file, _drawn(file, title, standings.page(standing, name), sections, scored))
+    return found
+
+
+def table(scores: dict[str, dict[str, Any]]) -> str:
+    """Several models' scores as lines for a person."""
+    return standings.text(scores)
+
+
+def check(recipe: Recipe, channels: int) -> None:
+    """Raises what `evaluate` would raise for the recipe's pictures and a model of `channels`, without the model."""
+    _fitting(shown(recipe), recipe.section(Evaluate), recipe, channels)
 
 
 def shown(recipe: Recipe, size: int | None = None) -> Pictures:
     """The test pictures to score on, for views of `size` pixels."""
-    source = recipe.values["data"].build()
-    pictures: Pictures = source.split("test", size)
-    if pictures.labels is None:
-        raise DataError("data: evaluation needs labels: use class folders, or leave evaluate out")
-    if recipe.values.get("finetune") is None:
+    settings = recipe.values.get("evaluate")
+    source: Spec = (settings and settings.data) or recipe.values["data"]
+    made = source.build()
+    pictures: Pictures = made.split("test", size)
+    if recipe.values.get("finetune") is None or source is not recipe.values["data"]:
         return pictures
-    return split_classes(source.split("train", size), pictures, recipe.values["finetune"].held_out).unseen
+    kept = split_classes(made.split("train", size), pictures, recipe.values["finetune"].held_out).unseen
+    if pictures.pairs is not None and kept.pairs is None:
+        raise DataError(
+            "data: no pair lies within the classes held out of fine-tuning: set evaluate.data, or another evaluate.task"
+        )
+    return kept
 
 
 def open_model(model: Backbone | Embedding | str | Path, recipe: Recipe) -> Any:
@@ -85,22 +141,125 @@ def open_model(model: Backbone | Embedding | str | Path, recipe: Recipe) -> Any:
     return open_backbone(model, recipe.values["backbone"])
 
 
-def keep(path: Path, name: str, scores: dict[str, Any]) -> None:
-    """Adds these scores to the file's."""
+def own(out: Path) -> tuple[str, Path]:
+    """The run's own model, the fine-tuned one where there is one, and its name in evaluate.json."""
+    embedding = out / "finetune" / "embedding"
+    return ("fine-tuned", embedding) if embedding.exists() else ("backbone", out / "backbone")
+
+
+def keep(path: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """Adds these scores to the file's; returns all."""
     earlier: dict[str, Any] = {}
     if path.exists():
         try:
             earlier = dict(json.loads(path.read_bytes()))
         except (ValueError, TypeError):
             say(f"{path}: could not be read and is written anew")
-    write_file(path, json.dumps({**earlier, name: scores}, indent=2).encode())
+    together = {**earlier, name: scores}
+    write_file(path, json.dumps(together, indent=2).encode())
+    return together
 
 
-def table(scores: dict[str, dict[str, Any]]) -> str:
-    """Several models' scores as lines for a person."""
-    measures = [m for m in next(iter(scores.values())) if m not in ("queries", "dropped", "classes")]
-    lines = [f"{'retrieval':<20}" + "".join(f"{m:>13}" for m in measures)]
-    lines += [f"{name:<20}" + "".join(f"{100 * s[m]:>11.2f} %" for m in measures) for name, s in scores.items()]
-    first = next(iter(scores.values()))
-    lines.append(f"({first['queries']:.0f} queries of {first['classes']} classes)")
-    return "\n".join(lines)
+def _fitting(pictures: Pictures, settings: Evaluate, recipe: Recipe, channels: int) -> tasks.Task:
+    """The task, if the pictures allow it. Raises RecipeError or DataError before anything is computed."""
+    where = "data" if settings.data is None else "evaluate.data"
+    if pictures.shape[0] != channels:
+        raise RecipeError(
+            f"{recipe.name}: {where}: {pictures.shape[0]} channels, but the model takes {channels}: make them equal"
+        )
+    task = tasks.task_of(pictures, settings.task)
+    if task != "verification":
+        tasks.who_asks(len(pictures), pictures.labels, pictures.roles, task)
+    if task != "reidentification" and (settings.rerank is not False or settings.multi_query):
+        key = "multi_query" if settings.multi_query else "rerank"
+        raise RecipeError(f"{recipe.name}: evaluate.{key}: for re-identification only, this is {task}: remove it")
+    if settings.nmi and pictures.labels is None:
+        raise RecipeError(f"{recipe.name}: evaluate.nmi: needs labels, which these pictures have not: remove it")
+    return task
+
+
+def _picture_file(pictures: str | Path | None, settings: Evaluate) -> Path | None:
+    """Where pictures are asked for by name."""
+    if pictures is None:
+        return None
+    if Path(pictures).suffix.lower() not in (".png", ".html"):
+        raise RecipeError(f"{readable(pictures)}: pictures are a .png or an .html: name it so")
+    if not settings.examples:
+        raise RecipeError("evaluate.examples: 0, so there are no pictures to show: raise it")
+    return Path(pictures)
+
+
+def _features(model: Any, pictures: Pictures, settings: Evaluate, folder: Path | None, *, labelled: bool) -> Features:
+    function = embed(model.to(comm.device()), model.architecture)
+    workers = workers_for(pictures, settings.workers)
+    return cached(
+        folder and folder / "features",
+        (weights_digest(model), *identity(pictures)),
+        lambda: extract(function, pictures, batch=settings.batch, workers=workers, labelled=labelled),
+    )
+
+
+def scene_of(pictures: Pictures, features: Features, *, unit: bool) -> tasks.Scene:
+    """The embedded pictures with what is known of them."""
+    ids_N = features.ids_N
+    return tasks.Scene(
+        features.x_ND,
+        None if pictures.labels is None else pictures.labels[ids_N],
+        None if pictures.cameras is None else pictures.cameras[ids_N],
+        None if pictures.roles is None else pictures.roles.of(ids_N),
+        None if pictures.pairs is None else pictures.pairs.of(ids_N),
+        unit,
+    )
+
+
+def _asked(
+    task: tasks.Task, scene: tasks.Scene, settings: Evaluate, named: examples.Named, seed: int
+) -> tuple[tasks.Answers, list[album.Section]]:
+    """The answers of the task, and the pictures that show them."""
+    questions = settings.questions(seed)
+    if task == "verification":
+        answers, near_P, threshold_P = tasks.compared(scene, questions)
+        assert scene.pairs is not None
+        return answers, examples.of_pairs(named, scene.pairs, near_P, threshold_P, settings.examples)
+    sets, query_Q, gallery_G = tasks.gallery_of(scene, task)
+    answers, found = tasks.ranked(sets, task, questions)
+    return answers, examples.of_lists(named, sets, query_Q, gallery_G, found, settings.examples, seed)
+
+
+def _record(
+    task: tasks.Task, answers: tasks.Answers, settings: Evaluate, pictures: Pictures, features: Features
+) -> dict[str, Any]:
+    """What evaluate.json holds of one model."""
+    groups = {
+        kind: {_named(pictures, kind, one): means for one, means in each.items()}
+        for kind, each in answers["groups"].items()
+    }
+    return {
+        **answers["scores"],
+        **answers["counts"],
+        "unreadable": features.dropped,
+        "task": task,
+        "protocol": answers["protocol"],
+        "level": settings.intervals,
+        "intervals": {name: list(ends) for name, ends in answers["intervals"].items()},
+        "breakdown": groups,
+        "data": pictures.fingerprint,
+    }
+
+
+def _named(pictures: Pictures, kind: str, group: int) -> str:
+    return examples.class_name(pictures, group) if kind == "class" else str(group)
+
+
+def _drawn(file: Path, title: str, lead: str, sections: list[album.Section], pictures: Pictures) -> bytes:
+    """The examples as the file's ending says."""
+
+    def read(i: int) -> Tensor | None:
+        try:
+            return pictures.read(i)
+        except BadPicture:
+            return None
+
+    if file.suffix.lower() == ".png":
+        return album.sheet(sections, read)
+    return album.document(title, lead, sections, read)

@@ -17,7 +17,7 @@ from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, workers_for
 from lookalike.data.pictures import Pictures
 from lookalike.errors import DataError
-from lookalike.features import cached, embed, extract
+from lookalike.features import cached, embed, extract, identity
 from lookalike.log import say
 from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
 from lookalike.metric.classes import split_classes
@@ -149,9 +149,9 @@ def learn(
 ) -> None:
     """Features of the frozen backbone -> the estimator -> the embedding folder, on one rank."""
     function = embed(backbone.to(comm.device()), backbone.architecture)
-    key = (about["backbone"], pictures.fingerprint, str(pictures.shape))
+    key = (about["backbone"], *identity(pictures))
     processes = workers_for(pictures, workers)
-    x_ND, labels_N, dropped = cached(out / "features", key, lambda: extract(function, pictures, workers=processes))
+    x_ND, labels_N, dropped, _ = cached(out / "features", key, lambda: extract(function, pictures, workers=processes))
     model = folded(backbone, estimator, x_ND, labels_N, seed)
     facts = {
         **about,

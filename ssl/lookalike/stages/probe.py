@@ -12,7 +12,7 @@ from lookalike import comm, draw
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.card import weights_digest
 from lookalike.data.loader import workers_for
-from lookalike.features import Embed, Features, cached, embed, extract, pixels
+from lookalike.features import Embed, Features, cached, embed, extract, identity, pixels
 from lookalike.folder import write_file
 from lookalike.log import say
 from lookalike.recipe import Count, Index, Positive, Recipe
@@ -53,7 +53,7 @@ def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | Non
             workers = workers_for(pictures, settings.workers)
             make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
             keep = folder / "features" if folder and function is not pixels else None
-            features.append(cached(keep, (key, pictures.fingerprint, str(pictures.shape)), make))
+            features.append(cached(keep, (key, *identity(pictures)), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
     if folder:
         write_file(folder / "probe.json", json.dumps(scores, indent=2).encode())

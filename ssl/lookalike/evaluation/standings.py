@@ -1,0 +1,170 @@
+"""The scores of evaluate.json as tables for people, a table a task: in the terminal, and in a page."""
+
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lookalike.evaluation.tasks import POOLED, RERANKED
+
+_TITLES = {
+    "r_precision": "R-precision",
+    "map@r": "MAP@R",
+    "map": "mAP",
+    "minp": "mINP",
+    "nmi": "NMI",
+    "auc": "AUC",
+    "eer": "EER",
+    "accuracy": "Accuracy",
+    "best_accuracy": "Best accuracy",
+}
+_VARIANTS = {"": "", RERANKED: ", re-ranked", POOLED: ", multi-query"}
+_TASKS = {"reidentification": "re-identification"}
+_WORST = 3
+
+Found = Mapping[str, Any]
+
+
+class Row(NamedTuple):
+    """What the table calls a model, and its cells by measure."""
+
+    name: str
+    cells: dict[str, str]
+
+
+def title(measure: str) -> str | None:
+    """The usual name of a measure; None for what is no measure or says the same as another."""
+    if known := re.fullmatch(r"(recall|cmc)@(\d+)", measure):
+        return f"Recall@{known[2]}" if known[1] == "recall" else f"Rank-{known[2]}"
+    return f"TAR@FAR={measure[8:]}" if measure.startswith("tar@far=") else _TITLES.get(measure)
+
+
+def by_task(scores: Mapping[str, Any]) -> dict[str, dict[str, Found]]:
+    """The entries of evaluate.json by task; what is none is left out."""
+    found: dict[str, dict[str, Found]] = {}
+    for name, one in scores.items():
+        if isinstance(one, dict):
+            found.setdefault(str(one.get("task", "retrieval")), {})[name] = one
+    return found
+
+
+def rows(scores: Mapping[str, Found]) -> tuple[list[str], list[Row]]:
+    """The measures that any of these models has, in order, and a row a model and variant of its lists."""
+    columns: dict[str, None] = {}
+    out = []
+    for name, found in scores.items():
+        for prefix, words in _VARIANTS.items():
+            own = {m.removeprefix(prefix): m for m in found if m.startswith(prefix) and title(m.removeprefix(prefix))}
+            own = {short: m for short, m in own.items() if isinstance(found[m], int | float)}
+            if own:
+                columns |= dict.fromkeys(own)
+                out.append(Row(name + words, {short: _cell(found, m) for short, m in own.items()}))
+    return list(columns), out
+
+
+def _cell(found: Found, measure: str) -> str:
+    """Percent, with half the interval's width or the standard error where there is one."""
+    half, intervals = found.get(f"{measure}_error"), found.get("intervals")
+    match intervals.get(measure) if isinstance(intervals, dict) else None:
+        case [float(low), float(high)]:
+            half = (high - low) / 2
+    spread = f" ± {100 * half:.2f}" if isinstance(half, float) else ""
+    return f"{100 * found[measure]:.2f}{spread} %"
+
+
+def counts(found: Found) -> str:
+    """How many were asked, in words."""
+    if "pairs" in found:
+        words = f"{found['pairs']} pairs, {found['same']} of them the same, {found['folds']} folds"
+    else:
+        words = f"{found.get('queries', 0):.0f} queries of {found.get('classes', 0)} classes"
+        words += f", gallery of {found['gallery']}" if "gallery" in found else ""
+        words += f"; {found['dropped']:.0f} more had nothing to find" if found.get("dropped") else ""
+    words += f"; {found['unreadable']} pictures could not be read" if found.get("unreadable") else ""
+    return words
+
+
+def spreads(found: Found) -> str:
+    """What ± stands for, nothing where there is none."""
+    if found.get("intervals"):
+        return f"±: half of a {100 * found.get('level', 0):g} % interval, whole classes drawn again"
+    return "±: standard error over the folds" if "accuracy_error" in found else ""
+
+
+def worst(found: Found) -> dict[str, list[tuple[str, float, int]]]:
+    """The groups with the lowest mAP or accuracy, (name, value, size) of each, worst first; by kind of group."""
+    out = {}
+    for kind, groups in found.get("breakdown", {}).items():
+        measure = "accuracy" if kind == "fold" else "map"
+        size = "pairs" if kind == "fold" else "queries"
+        each = [(name, float(one[measure]), int(one[size])) for name, one in groups.items()]
+        if len(each) > 1:
+            out[kind] = sorted(each, key=lambda group: group[1])
+    return out
+
+
+def text(scores: Mapping[str, Any]) -> str:
+    """The tables as lines for a terminal."""
+    return "\n".join(line for task, some in by_task(scores).items() for line in _lines(task, some))
+
+
+def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
+    columns, body = rows(scores)
+    heads = [_TASKS.get(task, task), *(title(m) or m for m in columns)]
+    cells = [[row.name, *(row.cells.get(m, "–") for m in columns)] for row in body]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    for line in (heads, *cells):
+        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        yield "  ".join([line[0].ljust(len(first)), *others])
+    notes = [counts(found) for found in scores.values()] + [spreads(found) for found in scores.values()]
+    yield from (f"({note})" for note in dict.fromkeys(filter(None, notes)))
+    for name, found in scores.items():
+        for kind, groups in worst(found).items():
+            listed = ", ".join(f"{group} ({100 * value:.2f} %)" for group, value, _ in groups[:_WORST])
+            measure = "accuracy" if kind == "fold" else "mAP"
+            yield f"{name}: lowest {measure} by {kind}: {listed}"
+
+
+def page(scores: Mapping[str, Any], name: str) -> str:
+    """The tables as HTML, that of `name`'s task first and alone with what is said of `name`."""
+    tasks = by_task(scores)
+    found = scores[name]
+    task = str(found["task"])
+    parts = [f"<p>{html.escape(' · '.join(filter(None, (counts(found), _words(found), spreads(found)))))}</p>"]
+    for each in [task, *(other for other in tasks if other != task)]:
+        columns, body = rows(tasks[each])
+        parts.append(
+            _table([_TASKS.get(each, each), *(title(m) or m for m in columns)], [_cells(row, columns) for row in body])
+        )
+    boxes = [_groups(kind, groups) for kind, groups in worst(found).items()]
+    return "".join(parts) + (f'<div class="side">{"".join(boxes)}</div>' if boxes else "")
+
+
+def _words(found: Found) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in found["protocol"].items() if isinstance(value, str))
+
+
+def _cells(row: Row, columns: Sequence[str]) -> list[str]:
+    return [html.escape(row.name), *(row.cells.get(m, "–") for m in columns)]
+
+
+def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Heads are escaped here, cells before."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        first, *others = cells
+        numbers = "".join(f'<{tag} class="n">{cell}</{tag}>' for cell in others)
+        return f"<tr><{tag}>{first}</{tag}>{numbers}</tr>"
+
+    lines = "".join(line(cells, "td") for cells in body)
+    return f"<table>{line([html.escape(head) for head in heads], 'th')}{lines}</table>"
+
+
+def _groups(kind: str, groups: Sequence[tuple[str, float, int]]) -> str:
+    """The lowest groups with a bar each."""
+    measure, size = ("accuracy", "pairs") if kind == "fold" else ("mAP", "queries")
+    body = []
+    for name, value, count in groups[:10]:
+        bar = f'<span class="bar"><i style="width:{100 * value:.1f}%"></i></span>'
+        body.append([html.escape(name), str(count), f"{100 * value:.2f} %", bar])
+    return f"<div>{_table([f'lowest by {kind}', size, measure, ''], body)}</div>"

@@ -1,0 +1,303 @@
+"""What a set of embedded pictures can be asked: retrieval, re-identification or verification, and the answers.
+
+Pairs make it verification; cameras, and who asks and who is searched, make it re-identification; labels are enough
+for retrieval.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from lookalike.data.pictures import Pairs, Pictures, Roles
+from lookalike.errors import DataError, Error, RecipeError
+from lookalike.scoring import bootstrap, breakdown, clustering, reidentification, rerank, retrieval, verification
+from lookalike.scoring.nearest import Gallery
+from lookalike.scoring.ranks import PerQuery
+from lookalike.scoring.reidentification import AP
+
+Task = Literal["retrieval", "reidentification", "verification"]
+
+FARS = (0.1, 0.01, 0.001)
+"""Of these, the ones that enough different pairs can measure, where none are asked for."""
+
+RERANKED, POOLED = "rerank/", "multi_query/"
+"""Before the names of the scores of re-ranked lists and of pooled queries."""
+
+
+class Reranking(NamedTuple):
+    """Numbers of k-reciprocal re-ranking; `weight` is the paper's λ."""
+
+    k1: int
+    k2: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What to measure beside the task's own scores."""
+
+    ks: tuple[int, ...] = (1, 5, 10)
+    ap: AP = "step"
+    rerank: Reranking | None = None
+    multi_query: bool = False
+    nmi: bool = False
+    fars: tuple[float, ...] | None = None
+    level: float = 0.0
+    breakdown: bool = True
+    seed: int = 0
+
+
+class Scene(NamedTuple):
+    """N embedded pictures and what is known of them: labels and cameras int64 (N,), roles, pairs; None: nothing.
+
+    `unit`: they are compared by cosine, else by Euclidean distance.
+    """
+
+    x_ND: Tensor
+    labels_N: Tensor | None
+    cameras_N: Tensor | None
+    roles: Roles | None
+    pairs: Pairs | None
+    unit: bool
+
+
+class Answers(TypedDict):
+    """Scores in [0, 1] by name, counts, the protocol in words, intervals, and means by group."""
+
+    scores: dict[str, float]
+    counts: dict[str, int]
+    protocol: dict[str, Any]
+    intervals: dict[str, tuple[float, float]]
+    groups: dict[str, dict[int, dict[str, float]]]
+
+
+def task_of(pictures: Pictures, wanted: str = "auto") -> Task:
+    """The task that the pictures are made for, or the one that is wanted.
+
+    Raises RecipeError where a wanted one needs what is not known of them, DataError where not even labels are.
+    """
+    known = {
+        "labels": pictures.labels is not None,
+        "cameras": pictures.cameras is not None,
+        "pairs": pictures.pairs is not None,
+    }
+    task: Task = "retrieval"
+    if wanted != "auto":
+        task = wanted  # type: ignore[assignment]
+    elif known["pairs"]:
+        task = "verification"
+    elif known["cameras"] and pictures.roles is not None:
+        task = "reidentification"
+    remedies = {
+        "labels": "use class folders or a manifest with labels, or leave evaluate out",
+        "cameras": "add them (a manifest's column camera), or set evaluate.task=retrieval",
+        "pairs": "take data that lists pairs, or another evaluate.task",
+    }
+    needs = {"retrieval": ["labels"], "reidentification": ["labels", "cameras"], "verification": ["pairs"]}
+    for name in needs[task]:
+        if not known[name] and name == "labels":
+            raise DataError(f"data: evaluation needs labels, and these pictures have none: {remedies[name]}")
+        if not known[name]:
+            raise RecipeError(f"evaluate.task: {task} needs {name}, which these pictures have not: {remedies[name]}")
+    return task
+
+
+def who_asks(rows: int, labels_N: Tensor | None, roles: Roles | None, task: Task) -> tuple[Tensor, Tensor]:
+    """The rows that ask, int64 (Q,), and that are searched, (G,); without roles all do both.
+
+    A label below 0 names no class: it never asks, and re-identification's -1 is not searched either. Raises DataError
+    where nobody asks or nothing is searched.
+    """
+    everything_N = torch.ones(rows, dtype=torch.bool)
+    query_N, gallery_N = (everything_N, everything_N) if roles is None else roles
+    if labels_N is not None:
+        query_N = query_N & (labels_N >= 0)
+        gallery_N = gallery_N & (labels_N != reidentification.SKIPPED) if task == "reidentification" else gallery_N
+    query_Q, gallery_G = query_N.nonzero()[:, 0], gallery_N.nonzero()[:, 0]
+    for some, what in ((query_Q, "no picture asks (query)"), (gallery_G, "the gallery is empty")):
+        if not len(some):
+            raise DataError(f"data: {what} among {rows} pictures: check the split and the roles in the data")
+    return query_Q, gallery_G
+
+
+def gallery_of(scene: Scene, task: Task) -> tuple[Gallery, Tensor, Tensor]:
+    """Who asks and who is searched, and the rows of both, int64 (Q,) and (G,).
+
+    Raises DataError as `who_asks` and where no query has anything to find or to be mistaken for.
+    """
+    assert scene.labels_N is not None
+    cameras_N = scene.cameras_N if task == "reidentification" else None
+    query_Q, gallery_G = who_asks(len(scene.x_ND), scene.labels_N, scene.roles, task)
+    place_N = torch.full_like(scene.labels_N, -1)
+    place_N[gallery_G] = torch.arange(len(gallery_G))
+    gallery_GD = scene.x_ND[gallery_G]
+    sets = Gallery(
+        gallery_GD if torch.equal(query_Q, gallery_G) else scene.x_ND[query_Q],
+        scene.labels_N[query_Q],
+        None if cameras_N is None else cameras_N[query_Q],
+        gallery_GD,
+        scene.labels_N[gallery_G],
+        None if cameras_N is None else cameras_N[gallery_G],
+        place_N[query_Q],
+        scene.unit,
+    )
+    refuse_hopeless(sets)
+    return sets, query_Q, gallery_G
+
+
+def refuse_hopeless(sets: Gallery) -> None:
+    """Raises DataError where no query has anything to find, or nothing could be mistaken for it."""
+    if len(torch.unique(torch.cat([sets.labels_Q, sets.labels_N]))) < 2:
+        raise DataError("data: all pictures are of one class, so every answer is right: give two or more classes")
+    if not bool(relevant(sets).any()):
+        where = "of another camera in the gallery" if sets.cameras_Q is not None else "in the gallery"
+        raise DataError(
+            f"data: none of {len(sets.labels_Q)} queries has another picture of its class {where}: "
+            "give two or more pictures a class"
+        )
+
+
+def relevant(sets: Gallery) -> Tensor:
+    """How many items of the gallery each query should find, int64 (Q,)."""
+    same_Q = _twins(sets.labels_Q, sets.labels_N)
+    if sets.cameras_Q is not None and sets.cameras_N is not None:
+        return same_Q - junk(sets)
+    own_Q = sets.own_Q
+    return same_Q - ((own_Q >= 0) & (sets.labels_N[own_Q.clamp_min(0)] == sets.labels_Q)).long()
+
+
+def junk(sets: Gallery) -> Tensor:
+    """How many items of the gallery are of each query's own class and camera, int64 (Q,)."""
+    if sets.cameras_Q is None or sets.cameras_N is None:
+        return torch.zeros_like(sets.labels_Q)
+    _, class_K = torch.unique(torch.cat([sets.labels_Q, sets.labels_N]), return_inverse=True)
+    _, camera_K = torch.unique(torch.cat([sets.cameras_Q, sets.cameras_N]), return_inverse=True)
+    both_K = class_K * (int(camera_K.max()) + 1) + camera_K
+    return _twins(both_K[: len(sets.labels_Q)], both_K[len(sets.labels_Q) :])
+
+
+def _twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
+    """How often each number occurs among others, int64 (Q,)."""
+    _, group_K = torch.unique(torch.cat([of_Q, among_N]), return_inverse=True)
+    return torch.bincount(group_K[len(of_Q) :], minlength=len(group_K))[group_K[: len(of_Q)]]
+
+
+def ranked(sets: Gallery, task: Task, asked: Questions) -> tuple[Answers, PerQuery]:
+    """Retrieval's or re-identification's answers, and the measures of single queries."""
+    if task == "retrieval":
+        found = retrieval.each(
+            sets.query_QD,
+            sets.labels_Q,
+            sets.gallery_ND,
+            sets.labels_N,
+            own_N=sets.own_Q,
+            ks=asked.ks,
+            normalize=sets.normalize,
+        )
+        variants = {"": (found, sets.labels_Q)}
+    else:
+        variants = _reidentified(sets, asked)
+        found = variants[""][0]
+    scores: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for prefix, (each, labels_Q) in variants.items():
+        scores |= {f"{prefix}{name}": float(value_Q.mean()) for name, value_Q in each.values.items()}
+        if asked.level:
+            ends = bootstrap.intervals(each.values, labels_Q[each.row_Q], level=asked.level, seed=asked.seed)
+            intervals |= {f"{prefix}{name}": pair for name, pair in ends.items()}
+    protocol: dict[str, Any] = {"nearness": _nearness(sets.normalize), "ties": "pessimistic"}
+    if task == "reidentification":
+        protocol |= {"ap": asked.ap, "junk": "same class and camera, left out"}
+        protocol |= {"rerank": asked.rerank._asdict()} if asked.rerank else {}
+    else:
+        protocol |= {"ap": "step", "own picture": "left out"}
+    counts = {
+        "queries": len(found.row_Q),
+        "dropped": found.dropped,
+        "gallery": len(sets.labels_N),
+        "classes": len(torch.unique(torch.cat([sets.labels_Q, sets.labels_N]))),
+    }
+    counts |= {"junk": int(junk(sets).sum())} if task == "reidentification" else {}
+    groups = {}
+    if asked.breakdown:
+        groups["class"] = breakdown.by_group(found.values, sets.labels_Q[found.row_Q])
+        if sets.cameras_Q is not None:
+            groups["camera"] = breakdown.by_group(found.values, sets.cameras_Q[found.row_Q])
+    return Answers(scores=scores, counts=counts, protocol=protocol, intervals=intervals, groups=groups), found
+
+
+def _reidentified(sets: Gallery, asked: Questions) -> dict[str, tuple[PerQuery, Tensor]]:
+    """By prefix: the measures of single queries, and the classes of all."""
+    searched = (sets.gallery_ND, sets.labels_N, sets.cameras_N)
+    how: dict[str, Any] = {"ks": asked.ks, "ap": asked.ap}
+    each = reidentification.each(
+        sets.query_QD, sets.labels_Q, sets.cameras_Q, *searched, **how, normalize=sets.normalize
+    )
+    found = {"": (each, sets.labels_Q)}
+    if asked.multi_query:
+        some_PD, labels_P, cameras_P = reidentification.pooled(
+            sets.query_QD, sets.labels_Q, sets.cameras_Q, normalize=sets.normalize
+        )
+        each = reidentification.each(some_PD, labels_P, cameras_P, *searched, **how, normalize=sets.normalize)
+        found[POOLED] = each, labels_P
+    if asked.rerank:
+        distance_QN = rerank.distances(
+            sets.query_QD, sets.gallery_ND, **asked.rerank._asdict(), normalize=sets.normalize
+        )
+        each = reidentification.each_of_distances(
+            distance_QN, sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N, **how
+        )
+        found[RERANKED] = each, sets.labels_Q
+    return found
+
+
+def compared(scene: Scene, asked: Questions) -> tuple[Answers, Tensor, Tensor]:
+    """Verification's answers, the similarity of each pair and the threshold that judges it, float64 (P,) both.
+
+    With folds the threshold of a pair comes from the other folds. Raises Error as `verification.scores` does.
+    """
+    assert scene.pairs is not None
+    rows_P2, same_P, folds_P = scene.pairs
+    near_P = verification.similarity(scene.x_ND, rows_P2, normalize=scene.unit)
+    different = int((~same_P).sum())
+    fars = asked.fars
+    if fars is None:
+        fars = tuple(far for far in FARS if far * different >= 1)
+    folded = len(torch.unique(folds_P)) > 1
+    scores = verification.scores(near_P, same_P, folds_P if folded else None, fars=fars)
+    protocol = {"nearness": _nearness(scene.unit), "threshold": "of the other folds" if folded else "of these pairs"}
+    groups: dict[str, dict[int, dict[str, float]]] = {}
+    if folded:
+        folds = verification.over_folds(near_P, same_P, folds_P)
+        names_F, fold_P = torch.unique(folds_P, return_inverse=True)
+        threshold_P = folds.threshold_F[fold_P]
+        if asked.breakdown:
+            size_F = torch.bincount(fold_P).tolist()
+            each = zip(names_F.tolist(), folds.accuracy_F.tolist(), size_F, strict=True)
+            groups["fold"] = {fold: {"accuracy": accuracy, "pairs": size} for fold, accuracy, size in each}
+    else:
+        threshold_P = torch.full_like(near_P, verification.threshold(near_P, same_P))
+    counts = {"pairs": len(same_P), "same": len(same_P) - different, "different": different}
+    counts |= {"folds": len(torch.unique(folds_P))}
+    answers = Answers(scores=scores, counts=counts, protocol=protocol, intervals={}, groups=groups)
+    return answers, near_P, threshold_P
+
+
+def clusters(scene: Scene, seed: int) -> float:
+    """NMI of all the pictures. Raises DataError without labels."""
+    if scene.labels_N is None:
+        raise DataError("evaluate.nmi: needs labels, which these pictures have not: remove it")
+    return clustering.nmi(scene.x_ND, scene.labels_N, normalize=scene.unit, seed=seed)
+
+
+def refuse_numberless(x_ND: Tensor, name: str) -> None:
+    """Raises Error, with the model's name, where embeddings are NaN or Inf."""
+    bad = int((~x_ND.isfinite().all(1)).sum())
+    if bad:
+        raise Error(f"{name}: NaN or Inf in {bad} of {len(x_ND)} embeddings: check the weights and the precision")
+
+
+def _nearness(unit: bool) -> str:
+    return "cosine" if unit else "euclidean"
