@@ -342,6 +342,9 @@ def _leave() -> None:
         comm.stop()
 
 
+_told: set[str] = set()
+
+
 def _one_line(
     message: Warning | str,
     category: type[Warning],
@@ -350,4 +353,7 @@ def _one_line(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    print(f"lookalike: warning: {message}", file=sys.stderr)
+    """Each warning once, whichever stages meet it again."""
+    if (text := str(message)) not in _told:
+        _told.add(text)
+        print(f"lookalike: warning: {text}", file=sys.stderr)

@@ -1,0 +1,116 @@
+"""The recipes of published data sets, each on a miniature of its data: every key works, the protocol is its own."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lookalike
+from lookalike import card
+from lookalike.backbones import Architecture, folder_files
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SHORT = ("finetune.epochs=1", "finetune.warmup_epochs=0", "finetune.classes_per_batch=4", "export=null")
+
+
+def picture(path: Path, one: int, height: int = 64, width: int = 64) -> None:
+    """Classes differ by a coarse pattern."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(one).integers(0, 255, (4, 4, 3))
+    noise = np.random.default_rng(len(str(path))).normal(0, 30, (height, width, 3))
+    whole = np.kron(coarse, np.ones((height // 4, width // 4, 1))) + noise
+    Image.fromarray(whole.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def market(root: Path) -> Iterator[str]:
+    """Four persons to train on, four others whose first two pictures ask; a distractor and one of no one."""
+    for one, k in np.ndindex(8, 6):
+        part = "bounding_box_train" if one < 4 else "query" if k < 2 else "bounding_box_test"
+        picture(root / part / f"{one + 1:04d}_c{k % 3 + 1}s1_{k:06d}_00.jpg", one, 128)
+    for name in ("0000_c1s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"):
+        picture(root / "bounding_box_test" / name, 99, 128)
+    yield f"data.path={root}"
+
+
+def cub(root: Path) -> Iterator[str]:
+    """Four birds of either half, five pictures each."""
+    paths = [f"{one:03d}.Bird/{k}.jpg" for one in (1, 2, 3, 4, 101, 102, 103, 104) for k in range(5)]
+    for path in paths:
+        picture(root / "images" / path, int(path[:3]))
+    lines = {"images.txt": paths, "image_class_labels.txt": [int(path[:3]) for path in paths]}
+    for name, column in lines.items():
+        (root / name).write_text("".join(f"{i} {value}\n" for i, value in enumerate(column, 1)))
+    yield f"data.path={root}"
+    yield "finetune.head_epochs=0.5"
+
+
+def sop(root: Path) -> Iterator[str]:
+    """Four products of either part, four pictures each."""
+    for part, first in (("train", 1), ("test", 5)):
+        rows = [(one, f"chair_final/{one}_{k}.JPG") for one in range(first, first + 4) for k in range(4)]
+        for one, path in rows:
+            picture(root / path, one)
+        lines = [f"{i} {one} 1 {path}\n" for i, (one, path) in enumerate(rows, 1)]
+        (root / f"Ebay_{part}.txt").write_text("image_id class_id super_class_id path\n" + "".join(lines))
+    yield f"data.path={root}"
+
+
+def lfw(root: Path) -> Iterator[str]:
+    """Six persons to train on; six others in two folds of three pairs of one and three of two."""
+    for one, k in np.ndindex(6, 8):
+        picture(root / "faces" / f"P{one}" / f"{k}.jpg", one, 112, 112)
+    for one, k in np.ndindex(6, 3):
+        picture(root / "lfw" / f"N{one}" / f"N{one}_{k + 1:04d}.jpg", 20 + one, 112, 112)
+    lines = ["2\t3"]
+    for fold in range(2):
+        lines += [f"N{3 * fold + a}\t1\t2" for a in range(3)] + [f"N{a}\t{fold + 1}\tN{3 + a}\t3" for a in range(3)]
+    (root / "lfw" / "pairs.txt").write_text("\n".join(lines) + "\n")
+    yield f"data.path={root / 'faces'}"
+    yield f"evaluate.data.path={root / 'lfw'}"
+    yield "data.test_fraction=0.1"
+    yield "evaluate.fars=[0.2]"
+
+
+TRIED = [
+    ("cub_proxy_anchor_resnet50", cub, 64, {"task": "retrieval", "queries": 20, "gallery": 20}),
+    ("sop_proxy_anchor_resnet50", sop, 64, {"task": "retrieval", "queries": 16, "gallery": 16}),
+    ("sop_dino_vit_small", sop, 64, {"task": "retrieval", "queries": 16, "gallery": 16}),
+    (
+        "market1501_baseline_resnet50",
+        market,
+        (64, 32),
+        {"task": "reidentification", "queries": 8, "gallery": 17},
+    ),
+    ("lfw_arcface_resnet50", lfw, 64, {"task": "verification", "pairs": 12}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*where the published set has")
+@pytest.mark.parametrize(
+    ("name", "make", "size", "expected"),
+    TRIED,
+)
+def test_a_published_recipe_runs_on_a_miniature_of_its_data(name, make, size, expected, tmp_path):
+    torch.manual_seed(0)
+    args = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
+    backbone = Architecture("resnet18", size=size, pool="avg", args=args).build()
+    card.write_model(tmp_path / "drawn", folder_files(backbone), card.facts(backbone.architecture, backbone.dim, {}))
+    words = [*make(tmp_path / "data"), f"backbone={{folder: {tmp_path / 'drawn'}}}"]
+    path = RECIPES / f"{name}.yaml"
+    tuned = "finetune:" in path.read_text()
+    run = lookalike.run(lookalike.load_recipe(path, [*words, *(SHORT if tuned else ())]), tmp_path / "run")
+    scores = json.loads((run / "evaluate.json").read_text())
+    assert set(scores) == ({"backbone", "fine-tuned"} if tuned else {"backbone"})
+    for found in scores.values():
+        assert {key: found[key] for key in expected} == expected
+    assert "not yet run" in path.read_text()
+
+
+def test_every_such_recipe_is_tried_here():
+    words = ("cub_", "sop_", "market1501_", "lfw_")
+    listed = {path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(words)}
+    assert listed == {name for name, *_ in TRIED}
