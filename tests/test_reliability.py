@@ -644,14 +644,14 @@ def test_two_thousand_batches_leave_memory_and_descriptors_as_they_were(tmp_path
 
 @pytest.mark.slow
 def test_two_thousand_steps_leave_memory_and_descriptors_as_they_were(tmp_path, monkeypatch):
-    measured, opened = [], set()
+    measured, opened = [], []
     original, calls = loop.begin, itertools.count()
 
     def begin(*arguments):
         if (step := next(calls)) >= 400 and step % 100 == 0:
             gc.collect()
             measured.append((step, resident()))
-            opened.add(len(list(Path("/proc/self/fd").iterdir())))
+            opened.append(len(list(Path("/proc/self/fd").iterdir())))
         return original(*arguments)
 
     monkeypatch.setattr(loop, "begin", begin)
@@ -660,7 +660,8 @@ def test_two_thousand_steps_leave_memory_and_descriptors_as_they_were(tmp_path, 
     pretrain(toy.recipe(*words, "pretrain.workers=1", backbone=tiny), tmp_path / "run")
     assert len(measured) == 18
     assert slope(measured) < 1
-    assert len(opened) == 1
+    # A thread that logs may have a file open for a moment; what leaks stays open.
+    assert min(opened[-6:]) == min(opened[:6])
 
 
 # ---- R14: collapse
