@@ -23,6 +23,7 @@ FLOORS = [
     {"search", "evaluation"},
     {"stages"},
     {"pipeline"},
+    {"show"},
     {"__init__", "__main__", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -100,9 +100,9 @@ def export(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: 
 @app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """The resolved recipe, shapes, parameters, steps, optimizer groups, memory."""
-    from lookalike import pipeline
+    from lookalike.show import show
 
-    print(pipeline.show(lookalike.load_recipe(recipe, overrides or ())))
+    print(show(lookalike.load_recipe(recipe, overrides or ())))
 
 
 @app.command()

@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from lookalike import comm, fault
 from lookalike.backbones import Architecture, Backbone, make_backbone, repooled
 from lookalike.checkpoint import refuse_other
@@ -26,14 +23,14 @@ from lookalike.log import say
 from lookalike.metric.classes import split_classes
 from lookalike.metric.fold import check as check_estimator
 from lookalike.optim import parameter_groups
-from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema, sides
+from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.search.index import SearchIndex
 from lookalike.stages.evaluate import Evaluate, evaluate, table
 from lookalike.stages.evaluate import check as check_evaluate
 from lookalike.stages.export import Export, export, onnx_at_hand
 from lookalike.stages.fetch import fetch
 from lookalike.stages.finetune import Finetune, build_system, finetune, make_order
-from lookalike.stages.pretrain import Pretrain, make_method, pretrain, refuse_more_ranks
+from lookalike.stages.pretrain import Pretrain, pretrain, refuse_more_ranks
 from lookalike.stages.pretrain import check as check_pretrain
 from lookalike.stages.probe import Probe, probe
 from lookalike.stages.search import in_folder, in_source, search_index
@@ -182,13 +179,13 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
 def _preflight_finetune(settings: Finetune, train: Pictures, test: Pictures, recipe: Recipe) -> None:
     divided = split_classes(train, test, settings.held_out)
     if settings.estimator:
-        check_estimator(settings.estimator, _tuned(recipe).dim, divided.classes)
+        check_estimator(settings.estimator, tuned(recipe).dim, divided.classes)
         return
     make_order(settings, divided.seen, divided.labels_N, recipe.values["seed"])
-    parameter_groups(build_system(_tuned(recipe), settings, divided.classes, recipe.values["seed"]))
+    parameter_groups(build_system(tuned(recipe), settings, divided.classes, recipe.values["seed"]))
 
 
-def _tuned(recipe: Recipe) -> Backbone:
+def tuned(recipe: Recipe) -> Backbone:
     """The backbone as fine-tuning would begin with it, without published weights."""
     bare = replace(recipe.values["backbone"], pretrained=False)
     return repooled(make_backbone(bare), recipe.section(Finetune).pool)
@@ -219,23 +216,6 @@ def _results(folder: Path) -> str:
     return "\n".join(["results:", *lines])
 
 
-def show(recipe: Recipe) -> str:
-    """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups, memory."""
-    preflight(recipe)
-    lines = [recipe.text().rstrip(), ""]
-    source = recipe.values["data"].build()
-    pictures = source.split("train", recipe.values["backbone"].size)
-    shape = "×".join(map(str, pictures.shape))
-    lines.append(f"data        {len(pictures)} pictures of {shape}, {len(pictures.classes)} classes")
-    if recipe.values["pretrain"]:
-        lines += _training(recipe, len(pictures))
-    else:
-        lines += _shapes(make_backbone(recipe.values["backbone"]))
-    if recipe.values["finetune"]:
-        lines += _tuning(recipe, pictures)
-    return "\n".join(lines)
-
-
 def pack(
     source: str, target: Path, overrides: Sequence[str] = (), *, workers: int | None = None, **options: Any
 ) -> None:
@@ -256,72 +236,3 @@ def open_search(index: Path, source: str, model: str | None, *, approximate: boo
     values = load_recipe(source).values
     find = partial(in_source, values["data"].build())
     return search_index(index, find, model, like=values["backbone"], approximate=approximate)
-
-
-def _shapes(backbone: Backbone) -> list[str]:
-    a = backbone.architecture
-    shapes = f"(B, {a.channels}, {', '.join(map(str, sides(a.size)))}) -> (B, {backbone.dim})"
-    return [f"backbone    {a.timm_name}: {shapes}, {_parameters(backbone)}"]
-
-
-def _training(recipe: Recipe, pictures: int) -> list[str]:
-    settings = recipe.section(Pretrain)
-    module = make_method(recipe)
-    order = Order(pictures, settings.batch, settings.accumulate, recipe.values["seed"])
-    optimizer = settings.optimizer.build(parameter_groups(module))
-    steps = settings.epochs * order.steps_per_epoch
-    lines = _shapes(module.backbone)
-    lines.append(f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with its heads")
-    lines.append(
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} pictures"
-    )
-    return lines + _groups(optimizer, module, settings.optimizer.name)
-
-
-def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
-    settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], _tuned(recipe)
-    size = recipe.values["backbone"].size
-    divided = split_classes(pictures, recipe.values["data"].build().split("test", size), settings.held_out)
-    labels_N = divided.labels_N
-    classes = f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} of others to score"
-    if settings.estimator:
-        return [f"finetune    {settings.estimator.name} on features (B, {backbone.dim}): {classes}"]
-    system = build_system(backbone, settings, divided.classes, seed)
-    order = make_order(settings, divided.seen, labels_N, seed)
-    chosen: Any = settings.optimizer
-    optimizer = chosen.build(parameter_groups(system))
-    shapes = f"(B, {backbone.dim}) -> (B, {system.model.dim})"
-    steps = settings.epochs * order.steps_per_epoch
-    return [
-        f"finetune    {settings.objective.name}: {classes}",
-        f"embedding   {shapes}, {_parameters(system)} with the objective's",
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {order.batch} pictures",
-        *_groups(optimizer, system, chosen.name),
-    ]
-
-
-def _groups(optimizer: Optimizer, module: nn.Module, name: str) -> list[str]:
-    lines = []
-    for group in optimizer.param_groups:
-        count = sum(p.numel() for p in group["params"])
-        lines.append(
-            f"group       {group['name']}: {len(group['params'])} tensors, {count:,} numbers, "
-            f"lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}"
-        )
-    frozen = [p.numel() for p in module.parameters() if not p.requires_grad]
-    if frozen:
-        lines.append(f"frozen      {len(frozen)} tensors, {sum(frozen):,} numbers")
-    return [
-        *lines,
-        f"memory      {_mebibytes(module, name)} MiB of weights, gradient and optimizer state, without activations",
-    ]
-
-
-def _parameters(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()):,} parameters"
-
-
-def _mebibytes(module: nn.Module, optimizer: str) -> int:
-    """fp32 weights and, of those that are trained, the gradient and one (momentum) or two (Adam) moments."""
-    more = 3 if optimizer == "adamw" else 2
-    return round(4 * sum((1 + more * p.requires_grad) * p.numel() for p in module.parameters()) / 2**20)
