@@ -28,6 +28,7 @@ from lookalike.metric.system import System
 from lookalike.optim import Moment, Pace
 from lookalike.recipe import from_text
 from lookalike.scoring import retrieval
+from lookalike.show import show
 from lookalike.signals import Stopped
 from lookalike.stages import export as room
 
@@ -505,7 +506,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(words, tmp_path):
 
 def test_show_says_what_fine_tuning_will_do():
     words = ("pretrain=null", "finetune.layer_decay=0.5", "finetune.train_blocks=1", "finetune.epochs=3")
-    lines = pipeline.show(toy.recipe(*words)).splitlines()
+    lines = show(toy.recipe(*words)).splitlines()
     text = "\n".join(lines[lines.index("") :])
     assert "finetune    FaceNetLoss: 721 pictures of 5 classes, 179 of others to score" in text
     assert "embedding   (B, 16) -> (B, 16)" in text
@@ -517,9 +518,9 @@ def test_show_says_what_fine_tuning_will_do():
     assert "group       weights: 1 tensors, 256 numbers, lr 0.001, weight decay 0.05" in text
     frozen = [p for n, p in model.named_parameters() if not n.startswith("layer4")]
     assert f"frozen      {len(frozen)} tensors, {sum(p.numel() for p in frozen):,} numbers" in text
-    both = pipeline.show(toy.recipe())
+    both = show(toy.recipe())
     assert both.count("\ngroup ") == 4
-    assert "finetune    rca on features (B, 16)" in pipeline.show(toy.recipe("finetune={estimator: rca}"))
+    assert "finetune    rca on features (B, 16)" in show(toy.recipe("finetune={estimator: rca}"))
 
 
 # --- export ----------------------------------------------------------------------------------------------------
