@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import lookalike
 import toy
-from lookalike import loop, optim, pipeline
+from lookalike import loop, optim
 from lookalike.backbones import Architecture, Backbone, folder_files, layers, load_backbone, repooled
 from lookalike.errors import BackboneError, Error, RunError
+from lookalike.features import embed, extract
 from lookalike.folder import write_folder
 from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.objectives import OBJECTIVE, Objective
@@ -31,6 +32,7 @@ from lookalike.scoring import retrieval
 from lookalike.show import show
 from lookalike.signals import Stopped
 from lookalike.stages import export as room
+from lookalike.stages.evaluate import shown
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 8, 16, 16], "layers": [1, 2, 1, 1]})
 SWIN = Architecture(
@@ -465,20 +467,22 @@ def test_two_ranks_train_what_one_does(tmp_path, ranks, whole):
 
 
 @pytest.mark.parametrize("estimated", [False, True])
-def test_vectors_that_keep_their_lengths_are_scored_by_euclidean_distance(tmp_path, estimated, monkeypatch):
-    asked, original = [], retrieval.scores
-
-    def spied(*arguments: Any, normalize: bool, **more: Any) -> Any:
-        asked.append(normalize)
-        return original(*arguments, normalize=normalize, **more)
-
-    monkeypatch.setattr(retrieval, "scores", spied)
+def test_vectors_that_keep_their_lengths_are_scored_by_euclidean_distance(tmp_path, estimated):
     words = ("finetune.unit=false", "finetune.dim=null", "finetune.pool=max")
     if estimated:
         words = ("finetune={estimator: {name: rca, n_components: 4}, pool: max}",)
     run = tuned(tmp_path, "resnet", *words)
-    pipeline.evaluate(run / "embedding", toy.recipe(*words))
-    assert asked == [False]
+    recipe = toy.recipe(*words)
+    found, model, pictures = (
+        lookalike.evaluate(run / "embedding", recipe),
+        lookalike.load_model(run / "embedding"),
+        shown(recipe),
+    )
+    x_ND, labels_N, *_ = extract(embed(model, model.architecture), pictures)
+    assert found["protocol"]["nearness"] == "euclidean"
+    for normalize in (False, True):
+        expected = retrieval.scores(x_ND, labels_N, normalize=normalize)
+        assert (found["map"] == pytest.approx(expected["map"], abs=1e-9)) is not normalize
     assert lookalike.load_model(run / "embedding").architecture.pool == "max"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 import toy
 from lookalike import comm, loop
@@ -580,7 +581,12 @@ def test_another_batch_is_refused_unless_asked_for(tmp_path, monkeypatch):
 # ---- R11: a loader process dies
 
 
-def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize("before", [False, True])
+def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp_path, monkeypatch, whole, before):
+    """`before`: another loader of the process has left its handler of dead children."""
+    if before:
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        signal_handling._set_SIGCHLD_handler()
     original = Reader.fill
 
     def dies(self, epoch, ids, parts):

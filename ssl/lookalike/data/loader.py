@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
 
 from lookalike.data.decode import BadPicture
 from lookalike.data.order import Plan, share
@@ -195,7 +196,8 @@ def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[A
 
 @contextlib.contextmanager
 def _own_children() -> Iterator[None]:
-    """Takes back torch's handler of dead children, which raises wherever the training stands at that moment.
+    """Takes back torch's handler of dead children, which raises wherever the training stands at that moment; also one
+    that an earlier loader of the same process has left.
 
     Without it the loader itself notices, within seconds, when its next batch is asked for.
     """
@@ -203,7 +205,8 @@ def _own_children() -> Iterator[None]:
     before = signal.getsignal(signal.SIGCHLD) if here else None
     yield
     if here:
-        signal.signal(signal.SIGCHLD, before)
+        of_torch = getattr(before, "__module__", None) == signal_handling.__name__
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else before)
 
 
 def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:
