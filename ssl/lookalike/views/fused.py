@@ -49,12 +49,18 @@ def make(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> li
     shape = (views * batch, *form.sides, channels)
     out_MCHW = torch.empty(shape, dtype=form.dtype, device=device).permute(0, 3, 1, 2)
     mean_C11, std_C11 = (torch.tensor(v, device=device)[:, None, None] for v in (form.mean, form.std))
-    limit = views * batch if device.type != "cpu" else max(1, _CACHED // (channels * math.prod(form.sides)))
+    limit = views * batch if device.type != "cpu" else max(1, cached() // (channels * math.prod(form.sides)))
     for rows in groups(draws, limit):
         chosen = {name: value[rows] for name, value in draws.items()}
         x = colours(cut(pictures, rows, chosen, form), chosen, form.sigma_max).sub_(mean_C11).div_(std_C11)
         put(out_MCHW, rows, x)
     return list(torch.split(out_MCHW, batch))
+
+
+def cached() -> int:
+    """How many numbers of a group stay in the caches of all threads; with several each needs enough to be worth it."""
+    threads = torch.get_num_threads()
+    return _CACHED if threads == 1 else 2 * threads * _CACHED
 
 
 def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
