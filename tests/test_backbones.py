@@ -293,6 +293,8 @@ REFUSED = {
     "both": ({"name": "resnet18", "folder": "x"}, r"give either a timm `name` or a `folder` written by lookalike"),
     "mean": ({"name": "resnet18", "mean": (0.5,)}, r"mean has 1 values for 3 channels"),
     "std": ({"name": "resnet18", "channels": 1, "std": (1.0, 1.0, 1.0)}, r"std has 3 values for 1 channels"),
+    "size of a folder": ({"folder": "x", "size": 32}, r"size: the folder says it: delete it"),
+    "weights of a folder": ({"folder": "x", "pretrained": True}, r"pretrained: the folder says it: delete it"),
     "zero std": ({"name": "resnet18", "std": (1.0, 0.0, 1.0)}, r"std must be positive"),
     "cifar vit": ({"name": VIT.name, "stem": "cifar"}, rf"stem: cifar exists for resnet18, .*, not for {VIT.name}"),
     **{

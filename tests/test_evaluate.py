@@ -19,7 +19,7 @@ from lookalike.cli import app
 from lookalike.data import SOURCES
 from lookalike.data.pictures import ArrayPictures, FilePictures, Pairs, Roles
 from lookalike.errors import Error
-from lookalike.evaluation import examples
+from lookalike.evaluation import examples, standings
 from lookalike.features import embed, extract, identity
 from lookalike.pipeline import SECTIONS, load_recipe, preflight
 from lookalike.recipe import from_text
@@ -619,7 +619,7 @@ def coloured():
         (lambda: without("gallery"), "", "the gallery is empty among 60 pictures: check the split"),
         (crowd, "rerank: true", r"evaluate\.rerank: for re-identification only, this is retrieval: remove it"),
         (crowd, "multi_query: true", r"evaluate\.multi_query: for re-identification only"),
-        (lambda: crowd(pairs=True), "fars: [1e-4]", "TAR@FAR: FAR 0.0001 with"),
+        (lambda: crowd(pairs=True), "fars: [1e-4]", r"evaluate\.fars: 0\.0001, but 37 different pairs"),
         (coloured, "", "data: 3 channels, but the model takes 1: make them equal"),
     ],
 )
@@ -633,6 +633,15 @@ def test_what_cannot_be_scored_is_refused_in_one_line(given, pictures, asked, pa
 def test_embeddings_that_are_no_numbers_name_the_model_and_their_count(given):
     with pytest.raises(Error, match=r"^fine-tuned: NaN or Inf in 30 of 60 embeddings: check the weights"):
         evaluate(Flat(broken=True), given(crowd()), name="fine-tuned")
+
+
+def test_scores_of_other_pictures_stand_in_a_table_of_their_own():
+    one = {"task": "retrieval", "data": "a", "recall@1": 0.5, "queries": 4, "classes": 2}
+    text = standings.text({"x": one, "y": {**one, "data": "b", "queries": 9}, "z": one})
+    tables = [line for line in text.splitlines() if line.startswith("retrieval")]
+    names = [line.split()[0] for line in text.splitlines() if line[0] in "xyz"]
+    assert len(tables) == 2
+    assert names == ["x", "z", "y"]
 
 
 def test_pictures_that_are_none_are_refused_before_any_work(given, tmp_path):

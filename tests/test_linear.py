@@ -111,6 +111,18 @@ def test_more_dimensions_than_rows_fit():
     assert fitted.predict(x_ND).equal(y_N)
 
 
+def test_features_that_almost_collapsed_are_rotated_in_double_precision(monkeypatch):
+    """Single precision gave up on such a matrix of a short pretraining: 512 features of rank 188."""
+    seen, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda x: (seen.append(x.dtype), eigh(x))[1])
+    x_ND, labels_N, *_ = made()
+    flat_ND = torch.cat([x_ND, x_ND + 1e-7 * torch.randn(x_ND.shape)], dim=1).float()
+    fitted = linear.fit(flat_ND, labels_N, 1e-2, classes=4)
+    assert fitted.weight_CD.isfinite().all()
+    assert fitted.weight_CD.dtype == torch.float32
+    assert seen == [torch.float64]
+
+
 def test_a_fit_cut_short_says_so():
     x_ND, y_N = digits()
     assert not linear.fit(x_ND, y_N, 1e-4, classes=10, max_iterations=3).converged

@@ -99,6 +99,8 @@ BAD = {
     "empty path": ('path,label\n"",1\n', r":2: the path '' is empty"),
     "no path": ("file,label\nx,1\n", r":1: no column path, the header has file, label: name it so"),
     "nothing": ("", r":1: no column path, the header has nothing"),
+    "nearly": ("path,lable\nx,1\n", r":1: column 'lable': did you mean 'label'\? rename it"),
+    "spaced": ("path, label\nx,1\n", r":1: column ' label': did you mean 'label'\?"),
     "twice": ("path,label,label\nx,1,2\n", r":1: two columns label: rename one"),
     "ragged": ("path,label\na,1\nb\n", r":3: 1 fields where the header has 2: mend the line"),
     "wide": ("path,label\na,1,2\n", r":2: 3 fields where the header has 2"),

@@ -181,6 +181,13 @@ def test_the_shell_refuses_what_cannot_be(photos, tmp_path, capsys, words):
     assert not (tmp_path / "s").exists()
 
 
+def test_shards_may_not_lie_among_the_pictures(photos, capsys):
+    for target in (photos, photos / "shards"):
+        assert cli.guarded(lambda t=target: cli.app(["pack", str(photos), str(t)], standalone_mode=False)) == 2
+        assert "lies in the folder that is packed" in capsys.readouterr().err
+    assert not (photos / "shards").exists()
+
+
 def test_the_shell_packs_a_folder_and_a_recipe(photos, tmp_path, capsys):
     call = ["pack", str(photos), str(tmp_path / "s"), "--shard-size", "0.02", "--workers", "0"]
     assert cli.guarded(lambda: cli.app(call, standalone_mode=False)) == 0

@@ -74,6 +74,17 @@ def test_the_probe_stands_beside_raw_pixels_and_the_untrained_backbone(run):
     assert scores["knn20/top1"] > scores["untrained/knn20/top1"] + 0.05
 
 
+def test_another_model_s_probe_stands_beside_the_run_s_own(run, tmp_path):
+    recipe, own = toy.recipe(*LONGER), json.loads((run / "probe.json").read_text())
+    (tmp_path / "probe.json").write_text(json.dumps(own))
+    lookalike.probe(toy.architecture("vit").build().eval(), recipe, tmp_path, name="another")
+    held = json.loads((tmp_path / "probe.json").read_text())
+    assert held.pop("others")["another"]["linear/top1"] != own["linear/top1"]
+    assert held == own
+    lookalike.probe(run / "backbone", recipe, tmp_path)
+    assert set(json.loads((tmp_path / "probe.json").read_text())["others"]) == {"another"}
+
+
 def test_raw_pixels_score_as_scikit_learn_says():
     source = Digits()
     train, test = (extract(pixels, source.split(name)) for name in ("train", "test"))
@@ -189,6 +200,15 @@ def test_another_fine_tuning_in_the_same_run_sets_the_earlier_one_aside(run, tmp
 def test_what_a_later_stage_would_refuse_is_refused_before_anything_is_trained(tmp_path, change, pattern):
     with pytest.raises(Error, match=pattern):
         lookalike.run(toy.recipe(change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_trained(tmp_path):
+    rows = ["path,label,split", *(f"{i}.png,{i % 2},train" for i in range(8)), "8.png,2,test", "9.png,3,test"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    data = f"evaluate.data={{name: manifest, path: {tmp_path / 't.csv'}, channels: 1}}"
+    with pytest.raises(Error, match="none of 2 queries has another picture of its class in the gallery"):
+        lookalike.run(toy.recipe(data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -62,13 +62,20 @@ def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accep
 @app.command()
 def probe(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
     """Linear probe and kNN of a backbone -> DIR/probe.json."""
-    lookalike.probe(model or str(out / "backbone"), lookalike.load_recipe(recipe, overrides or ()), out)
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    lookalike.probe(model or _backbone(loaded, out), loaded, out, name=model)
 
 
 @app.command()
 def finetune(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
     """Metric learning on a backbone -> DIR/finetune/embedding."""
-    lookalike.finetune(model or str(out / "backbone"), lookalike.load_recipe(recipe, overrides or ()), out)
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    lookalike.finetune(model or _backbone(loaded, out), loaded, out)
+
+
+def _backbone(recipe: Any, out: Path) -> str:
+    """The folder that the recipe works on, the run's own where it names none."""
+    return recipe.values["backbone"].folder or str(out / "backbone")
 
 
 @app.command()
@@ -86,15 +93,16 @@ def evaluate(
     from lookalike.stages.evaluate import own, table
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    name, folder = (model, model) if model else own(out)
+    name, folder = (model, model) if model else own(out, loaded)
     print(table({name: lookalike.evaluate(folder, loaded, out, name=name, pictures=pictures)}))
 
 
 @app.command()
 def export(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
     """A model -> DIR/export/…: timm layout, model card and ONNX, checked."""
-    source = Path(model) if model else out / "backbone"
-    lookalike.export(source, lookalike.load_recipe(recipe, overrides or ()), out / "export" / source.name)
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    source = Path(model or _backbone(loaded, out))
+    lookalike.export(source, loaded, out / "export" / source.name)
 
 
 @app.command()
@@ -210,7 +218,7 @@ def search(
     """The nearest pictures of a folder, by a model's embedding."""
     from lookalike.search import answers as said
 
-    said.refuse(k, out)
+    said.refuse(k, out, bool(queries))
     if source is None:  # the pipeline would import for two seconds what only training needs
         from lookalike.stages.search import search_index
 

@@ -55,7 +55,7 @@ def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, A
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
-            f"{target}: cannot be written: {error.strerror or error}: free space or choose another --out"
+            f"{target}: cannot be written: {error.strerror or error}: free space or choose another place"
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -233,7 +233,7 @@ class BadSamples:
         if self.count > self.limit:
             raise DataError(
                 f"data: {self.count} pictures could not be read, more than the {self.limit} allowed: "
-                f"see {self.path}, mend them or raise pretrain.max_bad"
+                f"see {self.path}, mend them or raise max_bad"
             )
 
 

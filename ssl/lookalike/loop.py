@@ -22,7 +22,7 @@ from lookalike.data.reader import Cuts
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import LostError, RunError
 from lookalike.health import Alarm, measure, queue_ages
-from lookalike.log import BadSamples, Meter, Metrics, Terminal
+from lookalike.log import BadSamples, Meter, Metrics, Terminal, say
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
 from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Size, Spec
 from lookalike.signals import Signals, Stopped
@@ -168,6 +168,8 @@ def train(job: Job, settings: Settings) -> None:
                 raise Stopped(signals.caught, done, steps)
             watchdog.step(done)
     settle(saver)
+    if bad.count and comm.rank() == 0:
+        say(f"{job.title}: {bad.count} of {len(job.pictures)} pictures could not be read, see {bad.path}")
     engine.close()
 
 

@@ -77,6 +77,8 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
     comm.start(seconds=max(training, default=1800.0))
     preflight(recipe, comm.world_size())
     folder = Path(out)
+    if not folder.is_file():
+        refuse_unwritable(folder)
     backbone: Path | str = folder / "backbone"
     if wanted["pretrain"]:
         backbone = pretrain(recipe, folder, accept_changes=accept_changes)
@@ -185,10 +187,14 @@ def _preflight_finetune(settings: Finetune, train: Pictures, test: Pictures, rec
     parameter_groups(build_system(tuned(recipe), settings, divided.classes, recipe.values["seed"]))
 
 
+def bare(recipe: Recipe) -> Backbone:
+    """The recipe's backbone, published weights not fetched."""
+    return make_backbone(replace(recipe.values["backbone"], pretrained=False))
+
+
 def tuned(recipe: Recipe) -> Backbone:
-    """The backbone as fine-tuning would begin with it, without published weights."""
-    bare = replace(recipe.values["backbone"], pretrained=False)
-    return repooled(make_backbone(bare), recipe.section(Finetune).pool)
+    """The same as fine-tuning would begin with it."""
+    return repooled(bare(recipe), recipe.section(Finetune).pool)
 
 
 def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
@@ -223,6 +229,8 @@ def pack(
     if Path(source).is_dir():
         if overrides:
             raise RecipeError(f"{overrides[0]}: a folder has no keys: name a recipe to change one")
+        if target.resolve().is_relative_to(Path(source).resolve()):
+            raise DataError(f"{target}: lies in the folder that is packed: name another for the shards")
         made = Folder(source)
     else:
         made = load_recipe(source, overrides).values["data"].build()
@@ -231,6 +239,10 @@ def pack(
 
 def open_search(index: Path, source: str, model: str | None, *, approximate: bool = False) -> SearchIndex:
     """The index, brought up to date with a folder of pictures, or with what a recipe's `data:` names."""
+    if not Path(source).exists():
+        raise DataError(f"--from {source}: no such folder of pictures, and no such recipe: check the path")
+    if Path(source).is_file() and Path(source).suffix not in (".yaml", ".yml"):
+        raise DataError(f"--from {source}: neither a folder of pictures nor a recipe (.yaml)")
     if Path(source).is_dir():
         return search_index(index, partial(in_folder, Path(source)), model, approximate=approximate)
     values = load_recipe(source).values

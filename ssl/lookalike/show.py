@@ -5,12 +5,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lookalike.backbones import Backbone, make_backbone
+from lookalike.backbones import Backbone
 from lookalike.data.order import Order
 from lookalike.data.pictures import Pictures
 from lookalike.metric.classes import split_classes
 from lookalike.optim import parameter_groups
-from lookalike.pipeline import preflight, tuned
+from lookalike.pipeline import bare, preflight, tuned
 from lookalike.recipe import Recipe, sides
 from lookalike.stages.finetune import Finetune, build_system, make_order
 from lookalike.stages.pretrain import Pretrain, make_method
@@ -20,14 +20,14 @@ def show(recipe: Recipe) -> str:
     """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups, memory."""
     preflight(recipe)
     lines = [recipe.text().rstrip(), ""]
-    source = recipe.values["data"].build()
-    pictures = source.split("train", recipe.values["backbone"].size)
+    backbone = bare(recipe)
+    pictures = recipe.values["data"].build().split("train", backbone.architecture.size)
     shape = "×".join(map(str, pictures.shape))
     lines.append(f"data        {len(pictures)} pictures of {shape}, {len(pictures.classes)} classes")
     if recipe.values["pretrain"]:
         lines += _training(recipe, len(pictures))
     else:
-        lines += _shapes(make_backbone(recipe.values["backbone"]))
+        lines += _shapes(backbone)
     if recipe.values["finetune"]:
         lines += _tuning(recipe, pictures)
     return "\n".join(lines)
@@ -55,7 +55,7 @@ def _training(recipe: Recipe, pictures: int) -> list[str]:
 
 def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
     settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], tuned(recipe)
-    size = recipe.values["backbone"].size
+    size = backbone.architecture.size
     divided = split_classes(pictures, recipe.values["data"].build().split("test", size), settings.held_out)
     labels_N = divided.labels_N
     classes = f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} of others to score"

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 import timm
@@ -59,6 +59,9 @@ class Architecture:
     def __post_init__(self) -> None:
         if bool(self.name) == bool(self.folder):
             raise ValueError("give either a timm `name` or a `folder` written by lookalike")
+        for known in fields(self) if self.folder else ():
+            if known.name != "folder" and getattr(self, known.name) != _default(known):
+                raise ValueError(f"{known.name}: the folder says it: delete it")
         for label, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{label} has {len(values)} values for {self.channels} channels")
@@ -102,6 +105,10 @@ class Architecture:
         """Mean and standard deviation of each channel, for pictures in [0, 1]: ImageNet's, or .5 for grey."""
         mean = self.mean or (IMAGENET_MEAN if self.channels == 3 else (0.5,))
         return mean, self.std or (IMAGENET_STD if self.channels == 3 else (0.5,))
+
+
+def _default(known: Field[Any]) -> Any:
+    return known.default if known.default_factory is MISSING else known.default_factory()
 
 
 class GeM(nn.Module):

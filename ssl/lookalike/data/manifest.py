@@ -1,6 +1,7 @@
 """Pictures that a table lists: CSV or Parquet with a path and, where known, label, camera, split, query or gallery."""
 
 import csv
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,6 +154,10 @@ def _known(file: Path, header: Sequence[str]) -> list[str]:
     for name in COLUMNS:
         if header.count(name) > 1:
             raise DataError(f"{shown(file)}:1: two columns {name}: rename one")
+    for name in header:
+        near = difflib.get_close_matches(name.strip().lower(), COLUMNS, n=1, cutoff=0.75)
+        if near and name not in COLUMNS and near[0] not in header:
+            raise DataError(f"{shown(file)}:1: column {shown(name)[:40]!r}: did you mean {near[0]!r}? rename it")
     if "path" not in header:
         found = ", ".join(shown(name)[:40] for name in header[:8]) or "nothing"
         raise DataError(f"{shown(file)}:1: no column path, the header has {found}: name it so")

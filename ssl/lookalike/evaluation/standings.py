@@ -39,13 +39,13 @@ def title(measure: str) -> str | None:
     return f"TAR@FAR={measure[8:]}" if measure.startswith("tar@far=") else _TITLES.get(measure)
 
 
-def by_task(scores: Mapping[str, Any]) -> dict[str, dict[str, Found]]:
-    """The entries of evaluate.json by task; what is none is left out."""
-    found: dict[str, dict[str, Found]] = {}
+def by_task(scores: Mapping[str, Any]) -> list[tuple[str, dict[str, Found]]]:
+    """The entries of evaluate.json that may be compared, same task and same pictures; what is none is left out."""
+    found: dict[tuple[str, str], dict[str, Found]] = {}
     for name, one in scores.items():
         if isinstance(one, dict):
-            found.setdefault(str(one.get("task", "retrieval")), {})[name] = one
-    return found
+            found.setdefault((str(one.get("task", "retrieval")), str(one.get("data"))), {})[name] = one
+    return [(task, each) for (task, _), each in found.items()]
 
 
 def rows(scores: Mapping[str, Found]) -> tuple[list[str], list[Row]]:
@@ -105,7 +105,7 @@ def worst(found: Found) -> dict[str, list[tuple[str, float, int]]]:
 
 def text(scores: Mapping[str, Any]) -> str:
     """The tables as lines for a terminal."""
-    return "\n".join(line for task, some in by_task(scores).items() for line in _lines(task, some))
+    return "\n".join(line for task, some in by_task(scores) for line in _lines(task, some))
 
 
 def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
@@ -126,15 +126,13 @@ def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
 
 
 def page(scores: Mapping[str, Any], name: str) -> str:
-    """The tables as HTML, that of `name`'s task first and alone with what is said of `name`."""
-    tasks = by_task(scores)
-    found = scores[name]
-    task = str(found["task"])
+    """The tables as HTML, the one that has `name` first and alone with what is said of it."""
+    found, tables = scores[name], sorted(by_task(scores), key=lambda table: name not in table[1])
     parts = [f"<p>{html.escape(' · '.join(filter(None, (counts(found), _words(found), spreads(found)))))}</p>"]
-    for each in [task, *(other for other in tasks if other != task)]:
-        columns, body = rows(tasks[each])
+    for task, some in tables:
+        columns, body = rows(some)
         parts.append(
-            _table([_TASKS.get(each, each), *(title(m) or m for m in columns)], [_cells(row, columns) for row in body])
+            _table([_TASKS.get(task, task), *(title(m) or m for m in columns)], [_cells(row, columns) for row in body])
         )
     boxes = [_groups(kind, groups) for kind, groups in worst(found).items()]
     return "".join(parts) + (f'<div class="side">{"".join(boxes)}</div>' if boxes else "")

@@ -147,6 +147,23 @@ def gallery_of(scene: Scene, task: Task) -> tuple[Gallery, Tensor, Tensor]:
     return sets, query_Q, gallery_G
 
 
+def refuse_unanswerable(pictures: Pictures, task: Task) -> None:
+    """Raises, before there are embeddings, what `gallery_of` would raise for these pictures."""
+    nowhere_N1 = torch.zeros(len(pictures), 1)
+    gallery_of(Scene(nowhere_N1, pictures.labels, pictures.cameras, pictures.roles, None, True), task)
+
+
+def refuse_fars(pictures: Pictures, fars: tuple[float, ...] | None) -> None:
+    """Raises RecipeError for a FAR that so few different pairs cannot measure."""
+    different = 0 if pictures.pairs is None else int((~pictures.pairs.same_P).sum())
+    for far in fars or ():
+        if different and far * different < 1 - 1e-9:
+            least = f"from 1/{different} = {1 / different:.3g} on"
+            raise RecipeError(
+                f"evaluate.fars: {far:g}, but {different} different pairs can measure one {least}: change it"
+            )
+
+
 def refuse_hopeless(sets: Gallery) -> None:
     """Raises DataError where no query has anything to find, or nothing could be mistaken for it."""
     if len(torch.unique(torch.cat([sets.labels_Q, sets.labels_N]))) < 2:
@@ -154,8 +171,8 @@ def refuse_hopeless(sets: Gallery) -> None:
     if not bool(relevant(sets).any()):
         where = "of another camera in the gallery" if sets.cameras_Q is not None else "in the gallery"
         raise DataError(
-            f"data: none of {len(sets.labels_Q)} queries has another picture of its class {where}: "
-            "give two or more pictures a class"
+            f"data: none of {len(sets.labels_Q)} queries has another picture of its class {where}: give two or more of "
+            "a class to the pictures that are scored, or score more of them (test_fraction, held_out)"
         )
 
 
@@ -217,7 +234,7 @@ def ranked(sets: Gallery, task: Task, asked: Questions) -> tuple[Answers, PerQue
         "queries": len(found.row_Q),
         "dropped": found.dropped,
         "gallery": len(sets.labels_N),
-        "classes": len(torch.unique(torch.cat([sets.labels_Q, sets.labels_N]))),
+        "classes": len(torch.unique(sets.labels_Q)),
     }
     counts |= {"junk": int(junk(sets).sum())} if task == "reidentification" else {}
     groups = {}

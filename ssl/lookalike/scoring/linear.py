@@ -80,7 +80,8 @@ def _problem(features_ND: Tensor, labels_N: Tensor, classes: int) -> _Problem:
     x_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
     mean_D, std_D = _standard(x_ND)
     x_ND = (x_ND - mean_D) / std_D
-    spectrum_D, axes_DD = torch.linalg.eigh(x_ND.T @ x_ND / len(x_ND))
+    # In double precision: single gives up on the nearly equal eigenvalues of features that almost collapsed.
+    spectrum_D, axes_DD = (part.to(x_ND.dtype) for part in torch.linalg.eigh((x_ND.T @ x_ND / len(x_ND)).double()))
     u_NE = torch.cat([x_ND @ axes_DD, x_ND.new_ones(len(x_ND), 1)], 1)
     spectrum_E = torch.cat([spectrum_D.clamp_min(0), spectrum_D.new_ones(1)])
     return _Problem(u_NE, labels_N.long(), classes, spectrum_E, axes_DD, mean_D, std_D)

@@ -57,8 +57,10 @@ def ask_lines(
         raise DataError(f"{failed} of {count} queries could not be read")
 
 
-def refuse(k: int, show: Path | None) -> None:
-    """Raises Error, before any work, for what `report` could not say."""
+def refuse(k: int, show: Path | None, asked: bool) -> None:
+    """Raises Error, before any work, for what `report` could not say. `asked`: there are queries."""
+    if show and not asked:
+        raise Error(f"--show {shown(show)}: there is no QUERY, so nothing to show: name a picture")
     if k < 1:
         raise Error(f"-k {k}: ask for at least 1")
     if show and show.suffix.lower() not in (".png", ".html"):

@@ -141,10 +141,11 @@ def open_model(model: Backbone | Embedding | str | Path, recipe: Recipe) -> Any:
     return open_backbone(model, recipe.values["backbone"])
 
 
-def own(out: Path) -> tuple[str, Path]:
+def own(out: Path, recipe: Recipe) -> tuple[str, Path]:
     """The run's own model, the fine-tuned one where there is one, and its name in evaluate.json."""
     embedding = out / "finetune" / "embedding"
-    return ("fine-tuned", embedding) if embedding.exists() else ("backbone", out / "backbone")
+    backbone = Path(recipe.values["backbone"].folder or out / "backbone")
+    return ("fine-tuned", embedding) if embedding.exists() else ("backbone", backbone)
 
 
 def keep(path: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -168,11 +169,15 @@ def _fitting(pictures: Pictures, settings: Evaluate, recipe: Recipe, channels: i
             f"{recipe.name}: {where}: {pictures.shape[0]} channels, but the model takes {channels}: make them equal"
         )
     task = tasks.task_of(pictures, settings.task)
-    if task != "verification":
-        tasks.who_asks(len(pictures), pictures.labels, pictures.roles, task)
+    if task == "verification":
+        tasks.refuse_fars(pictures, settings.fars)
+    else:
+        tasks.refuse_unanswerable(pictures, task)
     if task != "reidentification" and (settings.rerank is not False or settings.multi_query):
         key = "multi_query" if settings.multi_query else "rerank"
         raise RecipeError(f"{recipe.name}: evaluate.{key}: for re-identification only, this is {task}: remove it")
+    if task != "verification" and settings.fars is not None:
+        raise RecipeError(f"{recipe.name}: evaluate.fars: for verification only, this is {task}: remove it")
     if settings.nmi and pictures.labels is None:
         raise RecipeError(f"{recipe.name}: evaluate.nmi: needs labels, which these pictures have not: remove it")
     return task

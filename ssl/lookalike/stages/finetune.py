@@ -16,7 +16,7 @@ from lookalike.backbones import Backbone, Pool, open_backbone, repooled
 from lookalike.checkpoint import open_run
 from lookalike.data.loader import Batch, workers_for
 from lookalike.data.pictures import Pictures
-from lookalike.errors import DataError
+from lookalike.errors import BackboneError, DataError
 from lookalike.features import cached, embed, extract, identity
 from lookalike.log import say
 from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
@@ -96,6 +96,10 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     comm.start(seconds=settings.timeout)
     folder = open_run(Path(out), recipe) / "finetune"
     opened = repooled(open_backbone(backbone, recipe.values["backbone"]), settings.pool)
+    if not all(bool(p.isfinite().all()) for p in opened.parameters()):
+        raise BackboneError(
+            f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another backbone"
+        )
     about = {"recipe": recipe.digest("seed", "data", "finetune"), "backbone": card.weights_digest(opened)}
     target = folder / "embedding"
     if card.is_done(target, about):

@@ -35,11 +35,14 @@ class Probe:
     baselines: bool = True
 
 
-def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | None = None) -> dict[str, Any]:
+def probe(
+    backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | None = None, *, name: str | None = None
+) -> dict[str, Any]:
     """Scores of a backbone, a backbone folder or a timm name on the recipe's data, in [0, 1].
 
     Keys: `linear/top1`, `knn20/top1`, …, with `pixels/` and `untrained/` before them for the baselines. With
-    `out` the scores go to `out/probe.json` and the features are kept in `out/features/`.
+    `out` the scores go to `out/probe.json`, those of another model than the run's own under its `name`, and the
+    features are kept in `out/features/`.
     """
     settings, seed = recipe.section(Probe), recipe.values["seed"]
     folder = Path(out) if out else None
@@ -56,9 +59,21 @@ def probe(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | Non
             features.append(cached(keep, (key, *identity(pictures)), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
     if folder:
-        write_file(folder / "probe.json", json.dumps(scores, indent=2).encode())
-        say(table(scores, settings.k))
+        remember(folder / "probe.json", scores, name)
+        say(table(scores, settings.k, name or "this backbone"))
     return scores
+
+
+def remember(path: Path, scores: dict[str, Any], name: str | None) -> None:
+    """Writes the scores of the run's own backbone, or of another one, `name`, under `others` beside them."""
+    try:
+        held = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        held = {}
+    others = held.pop("others", {})
+    if name is not None:
+        scores, others = held, {**others, name: scores}
+    write_file(path, json.dumps({**scores, **({"others": others} if others else {})}, indent=2).encode())
 
 
 def score(train: Features, test: Features, settings: Probe, seed: int) -> dict[str, Any]:
@@ -90,15 +105,15 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
     return found | ({"pixels/": ("pixels", pixels)} if settings.baselines else {})
 
 
-def table(scores: dict[str, Any], k: int) -> str:
+def table(scores: dict[str, Any], k: int, name: str = "this backbone") -> str:
     """The scores as lines for a person."""
     lines = [f"{'probe (top-1)':<20}{'linear':>10}{f'kNN-{k}':>10}"]
-    for prefix, name in (
-        ("", "this backbone"),
+    for prefix, row in (
+        ("", name),
         ("untrained/", "untrained backbone"),
         ("pixels/", "raw pixels"),
     ):
         if f"{prefix}linear/top1" in scores:
             line, near = scores[f"{prefix}linear/top1"], scores[f"{prefix}knn{k}/top1"]
-            lines.append(f"{name:<20}{100 * line:>8.2f} %{100 * near:>8.2f} %")
+            lines.append(f"{row:<20}{100 * line:>8.2f} %{100 * near:>8.2f} %")
     return "\n".join(lines)
