@@ -42,7 +42,6 @@ class Questions:
     ap: AP = "step"
     rerank: Reranking | None = None
     multi_query: bool = False
-    nmi: bool = False
     fars: tuple[float, ...] | None = None
     level: float = 0.0
     breakdown: bool = True
@@ -157,7 +156,7 @@ def refuse_fars(pictures: Pictures, fars: tuple[float, ...] | None) -> None:
     """Raises RecipeError for a FAR that so few different pairs cannot measure."""
     different = 0 if pictures.pairs is None else int((~pictures.pairs.same_P).sum())
     for far in fars or ():
-        if different and far * different < 1 - 1e-9:
+        if different and not verification.measurable(far, different):
             least = f"from 1/{different} = {1 / different:.3g} on"
             raise RecipeError(
                 f"evaluate.fars: {far:g}, but {different} different pairs can measure one {least}: change it"
@@ -178,27 +177,16 @@ def refuse_hopeless(sets: Gallery) -> None:
 
 def relevant(sets: Gallery) -> Tensor:
     """How many items of the gallery each query should find, int64 (Q,)."""
-    same_Q = _twins(sets.labels_Q, sets.labels_N)
-    if sets.cameras_Q is not None and sets.cameras_N is not None:
-        return same_Q - junk(sets)
-    own_Q = sets.own_Q
-    return same_Q - ((own_Q >= 0) & (sets.labels_N[own_Q.clamp_min(0)] == sets.labels_Q)).long()
+    if sets.cameras_Q is None or sets.cameras_N is None:
+        return retrieval.relevant(sets.labels_Q, sets.labels_N, sets.own_Q)
+    return reidentification.relevant_and_junk(sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N)[0]
 
 
 def junk(sets: Gallery) -> Tensor:
     """How many items of the gallery are of each query's own class and camera, int64 (Q,)."""
     if sets.cameras_Q is None or sets.cameras_N is None:
         return torch.zeros_like(sets.labels_Q)
-    _, class_K = torch.unique(torch.cat([sets.labels_Q, sets.labels_N]), return_inverse=True)
-    _, camera_K = torch.unique(torch.cat([sets.cameras_Q, sets.cameras_N]), return_inverse=True)
-    both_K = class_K * (int(camera_K.max()) + 1) + camera_K
-    return _twins(both_K[: len(sets.labels_Q)], both_K[len(sets.labels_Q) :])
-
-
-def _twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
-    """How often each number occurs among others, int64 (Q,)."""
-    _, group_K = torch.unique(torch.cat([of_Q, among_N]), return_inverse=True)
-    return torch.bincount(group_K[len(of_Q) :], minlength=len(group_K))[group_K[: len(of_Q)]]
+    return reidentification.relevant_and_junk(sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N)[1]
 
 
 def ranked(sets: Gallery, task: Task, asked: Questions) -> tuple[Answers, PerQuery]:
@@ -281,13 +269,13 @@ def compared(scene: Scene, asked: Questions) -> tuple[Answers, Tensor, Tensor]:
     different = int((~same_P).sum())
     fars = asked.fars
     if fars is None:
-        fars = tuple(far for far in FARS if far * different >= 1)
+        fars = tuple(far for far in FARS if verification.measurable(far, different))
     folded = len(torch.unique(folds_P)) > 1
-    scores = verification.scores(near_P, same_P, folds_P if folded else None, fars=fars)
+    folds = verification.over_folds(near_P, same_P, folds_P) if folded else None
+    scores = verification.scores(near_P, same_P, fars=fars) | (folds.scores() if folds else {})
     protocol = {"nearness": _nearness(scene.unit), "threshold": "of the other folds" if folded else "of these pairs"}
     groups: dict[str, dict[int, dict[str, float]]] = {}
-    if folded:
-        folds = verification.over_folds(near_P, same_P, folds_P)
+    if folds:
         names_F, fold_P = torch.unique(folds_P, return_inverse=True)
         threshold_P = folds.threshold_F[fold_P]
         if asked.breakdown:

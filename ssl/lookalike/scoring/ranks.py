@@ -53,6 +53,13 @@ def measured(
     return PerQuery(query_Q, values, len(relevant_Q) - len(query_Q))
 
 
+def twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
+    """How often each whole number occurs among others, int64 `(Q,)`."""
+    _, group_K = torch.unique(torch.cat([of_Q.long(), among_N.long()]), return_inverse=True)
+    group_Q, group_N = group_K.split([len(of_Q), len(among_N)])
+    return torch.bincount(group_N, minlength=int(group_K.max()) + 1)[group_Q]
+
+
 def summary(found: PerQuery) -> dict[str, float]:
     """The mean of each measure, `queries` averaged over, `dropped` ones that had nothing to find."""
     means = {name: float(value_Q.mean()) for name, value_Q in found.values.items()}

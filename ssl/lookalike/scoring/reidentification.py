@@ -151,7 +151,7 @@ def _each(
     if (chunk is not None and chunk < 1) or not ks or min(ks) < 1 or ap not in get_args(AP):
         names = " or ".join(get_args(AP))
         raise Error(f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, ap {names}")
-    relevant_Q = _relevant(ids_Q, cameras_Q, ids_N, cameras_N)
+    relevant_Q, _ = relevant_and_junk(ids_Q, cameras_Q, ids_N, cameras_N)
     if not bool(relevant_Q.any()):
         raise Error("re-identification: no query has a picture by another camera in the gallery; check the identities")
     precision = ranks.average_precision if ap == "step" else ranks.trapezoid_precision
@@ -167,12 +167,10 @@ def _each(
     return ranks.measured(lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N)))
 
 
-def _relevant(ids_Q: Tensor, cameras_Q: Tensor, ids_N: Tensor, cameras_N: Tensor) -> Tensor:
-    """How many pictures of its identity by other cameras each query has, `(Q,)`."""
-    _, id_QN = torch.unique(torch.cat([ids_Q.long(), ids_N.long()]), return_inverse=True)
-    _, camera_QN = torch.unique(torch.cat([cameras_Q, cameras_N]), return_inverse=True)
-    both_QN = id_QN * (int(camera_QN.max()) + 1) + camera_QN
-    rows = len(ids_Q)
-    of_id = torch.bincount(id_QN[rows:], minlength=int(id_QN.max()) + 1)[id_QN[:rows]]
-    of_both = torch.bincount(both_QN[rows:], minlength=int(both_QN.max()) + 1)[both_QN[:rows]]
-    return of_id - of_both
+def relevant_and_junk(ids_Q: Tensor, cameras_Q: Tensor, ids_N: Tensor, cameras_N: Tensor) -> tuple[Tensor, Tensor]:
+    """How many pictures of its identity each query has by other cameras, and by its own; int64 `(Q,)` both."""
+    _, id_K = torch.unique(torch.cat([ids_Q.long(), ids_N.long()]), return_inverse=True)
+    _, camera_K = torch.unique(torch.cat([cameras_Q, cameras_N]), return_inverse=True)
+    both_Q, both_N = (id_K * (int(camera_K.max()) + 1) + camera_K).split([len(ids_Q), len(ids_N)])
+    junk_Q = ranks.twins(both_Q, both_N)
+    return ranks.twins(ids_Q, ids_N) - junk_Q, junk_Q

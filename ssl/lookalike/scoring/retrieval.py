@@ -47,7 +47,8 @@ def each(
         own_N = torch.arange(len(labels_N), device=labels_N.device)
     check(gallery_MD, "gallery", gallery_labels_M)
     own_N = _own(own_N, labels_N, len(gallery_MD))
-    class_N, class_M, relevant_N = _relevant(labels_N, gallery_labels_M, own_N)
+    relevant_N = relevant(labels_N, gallery_labels_M, own_N)
+    class_N, class_M = _numbered(labels_N, gallery_labels_M)
     if not bool(relevant_N.any()):
         raise Error("retrieval labels: no query has a match (no class has two rows); pass more per class")
     from_ND, to_MD = points(embeddings_ND, gallery_MD, normalize)
@@ -94,14 +95,17 @@ def _own(own_N: Tensor | None, labels_N: Tensor, rows: int) -> Tensor:
     return own_N
 
 
-def _relevant(labels_N: Tensor, gallery_labels_M: Tensor, own_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels numbered from 0, int32, of queries and gallery, and how many rows of the gallery match each query."""
-    both = torch.cat([labels_N.long(), gallery_labels_M.long()])
-    _, class_NM = torch.unique(both, return_inverse=True)
-    class_N, class_M = class_NM.split([len(labels_N), len(gallery_labels_M)])
-    size_C = torch.bincount(class_M, minlength=int(class_NM.max()) + 1)
-    itself_N = (own_N >= 0) & (class_M[own_N.clamp_min(0)] == class_N)
-    return class_N.int(), class_M.int(), size_C[class_N] - itself_N.long()
+def relevant(labels_N: Tensor, gallery_labels_M: Tensor, own_N: Tensor) -> Tensor:
+    """How many rows of the gallery match each query, int64 `(N,)`; `own_N`: which of them it is itself, -1 for none."""
+    itself_N = (own_N >= 0) & (gallery_labels_M[own_N.clamp_min(0)] == labels_N)
+    return ranks.twins(labels_N, gallery_labels_M) - itself_N.long()
+
+
+def _numbered(labels_N: Tensor, gallery_labels_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels of queries and gallery numbered from 0, int32."""
+    _, class_NM = torch.unique(torch.cat([labels_N.long(), gallery_labels_M.long()]), return_inverse=True)
+    class_N, class_M = class_NM.int().split([len(labels_N), len(gallery_labels_M)])
+    return class_N, class_M
 
 
 def _marks(class_B: Tensor, class_M: Tensor, own_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,10 @@ class Folds(NamedTuple):
     mean: float
     error: float
 
+    def scores(self) -> dict[str, float]:
+        """`accuracy` and `accuracy_error`."""
+        return {"accuracy": self.mean, "accuracy_error": self.error}
+
 
 @torch.no_grad()
 def similarity(embeddings_ND: Tensor, pairs_P2: Tensor, *, normalize: bool = True) -> Tensor:
@@ -110,12 +114,17 @@ def eer(found: Roc) -> float:
     return float(far_T[after - 1] + share * (far_T[after] - far_T[after - 1]))
 
 
+def measurable(far: float, negatives: int) -> bool:
+    """Whether so many different pairs can tell this FAR from none, and it is below 1."""
+    return far < 1 and far * negatives >= 1 - 1e-9
+
+
 def tar_at_far(found: Roc, far: float) -> float:
     """The highest TAR at a threshold whose FAR is at most `far`; nothing is interpolated.
 
     Raises Error when `far` is below 1 / negatives, which so few pairs cannot measure, or not below 1.
     """
-    if not far < 1 or far * found.negatives < 1 - 1e-9:
+    if not measurable(far, found.negatives):
         least = f"1/{found.negatives} = {1 / found.negatives:.3g}"
         raise Error(
             f"TAR@FAR: FAR {far:g} with {found.negatives} different pairs; from {least} to below 1 can be measured"
@@ -171,6 +180,5 @@ def scores(
     out = {"auc": auc(found), "eer": eer(found), "best_accuracy": best_accuracy(found)}
     out |= {f"tar@far={far:g}": tar_at_far(found, far) for far in fars}
     if folds_P is not None:
-        folds = over_folds(scores_P, same_P, folds_P)
-        out |= {"accuracy": folds.mean, "accuracy_error": folds.error}
+        out |= over_folds(scores_P, same_P, folds_P).scores()
     return out
