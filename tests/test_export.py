@@ -401,6 +401,9 @@ def test_the_digest_stands_for_architecture_and_weights():
     with torch.no_grad():
         models[0].gem.p.add_(1)
     assert card.weights_digest(models[0]) != digests[0]
+    twin = made("embedding")
+    twin.unit = False  # the same weights, other vectors
+    assert card.weights_digest(twin) != card.weights_digest(made("embedding"))
 
 
 def test_the_manifest_is_not_among_its_own_files(tmp_path):

@@ -44,8 +44,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A word that stands for a model's architecture and weights."""
+    """A word that stands for what a model computes: its architecture and weights, and whether vectors have length 1."""
     digest = hashlib.sha256(repr(getattr(model, "architecture", "")).encode())
+    if not getattr(model, "unit", True):
+        digest.update(b"not unit")
     for name, tensor in model.state_dict().items():
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(name.encode() + raw.numpy().tobytes())

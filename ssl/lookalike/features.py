@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,15 @@ def pixels(canvas_BCHW: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def embedded_in_order(
+    function: Embed, pictures: Pictures, batch: int, workers: int
+) -> Generator[tuple[list[int], Tensor], None, None]:
+    """(ids, float32 features (B, D) on the CPU) of all pictures in order; those that cannot be read are left out."""
+    device = comm.device()
+    for ids, canvas_BCHW in in_order(pictures, batch, workers, pin=device.type == "cuda"):
+        yield ids, function(canvas_BCHW.to(device)).float().cpu()
+
+
 def extract(
     function: Embed, pictures: Pictures, *, batch: int = 256, workers: int = 0, labelled: bool = True
 ) -> Features:
@@ -61,10 +70,9 @@ def extract(
         raise Error(
             "data: these pictures have no labels to score with: use class folders, or leave probe and evaluate out"
         )
-    device = comm.device()
     rows, kept = [], []
-    for ids, canvas_BCHW in in_order(pictures, batch, workers, pin=device.type == "cuda"):
-        rows.append(function(canvas_BCHW.to(device)).float().cpu())
+    for ids, x_BD in embedded_in_order(function, pictures, batch, workers):
+        rows.append(x_BD)
         kept += ids
     if not rows:
         raise Error("data: not one picture of this split could be read")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lookalike.backbones import Backbone, folder_files, load_backbone
+from lookalike.backbones import Architecture, Backbone, folder_files, load_backbone, open_backbone
 from lookalike.errors import BackboneError
 
 HEAD = "head.safetensors"
@@ -79,6 +79,15 @@ def embedding_files(model: Embedding) -> dict[str, bytes]:
     if not model.unit:
         tensors["unit"] = torch.tensor(model.unit)
     return {**folder_files(model.backbone), HEAD: save(tensors)}
+
+
+def open_model(what: "Backbone | Embedding | str | Path", like: Architecture | None) -> Any:
+    """A model in memory, an embedding or backbone folder, or a timm name, which gets size and channels of `like`."""
+    if isinstance(what, nn.Module):
+        return what
+    if (Path(what) / "manifest.json").exists():
+        return load_model(what)
+    return open_backbone(what, like).eval()
 
 
 def load_model(folder: str | Path) -> Backbone | Embedding:

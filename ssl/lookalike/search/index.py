@@ -66,7 +66,7 @@ class SearchIndex:
     ) -> None:
         self.model, self.x_ND, self.names, self.cells = model, x_ND, names, cells
         self.canvas, self.fit = canvas, fit
-        self.root, self.digest = root, digest or model_digest(model)
+        self.root, self.digest = root, digest or weights_digest(model)
         # Off the unit sphere nearness is the Euclidean distance.
         self.unit: bool = getattr(model, "unit", True)
 
@@ -96,11 +96,6 @@ class SearchIndex:
         if self.cells is None:
             self.cells = find_cells(self.x_ND, self.unit)
         return nearest_in_cells(query_QD, self.x_ND, k, self.cells, normalize=self.unit)
-
-
-def model_digest(model: Model) -> str:
-    """A word that stands for the model's embeddings."""
-    return f"{weights_digest(model)}{'' if getattr(model, 'unit', True) else ' not unit'}"
 
 
 def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypedDict
 
 from lookalike import comm
-from lookalike.backbones import Backbone, open_backbone
+from lookalike.backbones import Backbone
 from lookalike.card import weights_digest
 from lookalike.data import SOURCES
 from lookalike.data.decode import BadPicture
@@ -23,7 +23,7 @@ from lookalike.features import Features, cached, embed, extract, identity
 from lookalike.folder import write_file
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
-from lookalike.metric.embedding import Embedding, load_model
+from lookalike.metric.embedding import Embedding, open_model
 from lookalike.recipe import Choice, Count, Fraction, Index, Recipe, Spec
 from lookalike.scoring.reidentification import AP
 
@@ -87,7 +87,7 @@ def evaluate(
     """
     settings, seed = recipe.section(Evaluate), recipe.values["seed"]
     target = _picture_file(pictures, settings)
-    opened = open_model(model, recipe)
+    opened = open_model(model, recipe.values["backbone"])
     scored = shown(recipe, opened.architecture.size)
     task = _fitting(scored, settings, recipe, opened.architecture.channels)
     folder = Path(out) if out else None
@@ -130,15 +130,6 @@ def shown(recipe: Recipe, size: int | None = None) -> Pictures:
             "data: no pair lies within the classes held out of fine-tuning: set evaluate.data, or another evaluate.task"
         )
     return kept
-
-
-def open_model(model: Backbone | Embedding | str | Path, recipe: Recipe) -> Any:
-    """A model in memory, an embedding or backbone folder, or a timm name."""
-    if isinstance(model, nn.Module):
-        return model
-    if (Path(model) / "manifest.json").exists():
-        return load_model(model)
-    return open_backbone(model, recipe.values["backbone"])
 
 
 def own(out: Path, recipe: Recipe) -> tuple[str, Path]:

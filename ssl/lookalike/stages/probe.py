@@ -48,15 +48,16 @@ def probe(
     folder = Path(out) if out else None
     source = recipe.values["data"].build()
     opened = open_backbone(backbone, recipe.values["backbone"])
-    train, test = (source.split(name, opened.architecture.size) for name in ("train", "test"))
+    sets = [source.split(split, opened.architecture.size) for split in ("train", "test")]
+    identities = [identity(pictures) for pictures in sets]
     scores: dict[str, Any] = {}
     for prefix, (key, function) in _models(opened, settings, seed).items():
         features = []
-        for pictures in (train, test):
+        for pictures, known in zip(sets, identities, strict=True):
             workers = workers_for(pictures, settings.workers)
             make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
             keep = folder / "features" if folder and function is not pixels else None
-            features.append(cached(keep, (key, *identity(pictures)), make))
+            features.append(cached(keep, (key, *known), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
     if folder:
         remember(folder / "probe.json", scores, name)

@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.backbones import Architecture, open_backbone
+from lookalike.backbones import Architecture
+from lookalike.card import weights_digest
 from lookalike.data.decode import BadPicture, shown
 from lookalike.data.index import SUFFIXES, scan
-from lookalike.data.loader import in_order, workers_for
+from lookalike.data.loader import workers_for
 from lookalike.data.pictures import FilePictures, Pictures, file_states, subset
 from lookalike.data.sources import Source, canvas_for, folder_at
 from lookalike.errors import DataError, Error, RunError
-from lookalike.features import embed
+from lookalike.features import embed, embedded_in_order
 from lookalike.folder import recover
 from lookalike.log import note, progress
-from lookalike.metric.embedding import load_model
+from lookalike.metric.embedding import open_model
 from lookalike.scoring.cells import find_cells
 from lookalike.search.index import (
     SEEN,
     Model,
     SearchIndex,
     Seen,
-    model_digest,
     open_index,
     read_seen,
     write_index,
@@ -88,20 +88,13 @@ def search_index(
             f"{shown(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the pictures"
         )
     opened = old.model if old and model is None else open_model(str(model), like)
-    digest = old.digest if old and model is None else model_digest(opened)
+    digest = old.digest if old and model is None else weights_digest(opened)
     if find is None:
         assert old is not None
         if digest != old.digest:
             raise RunError(f"{shown(folder)}: made by another model than {shown(str(model))}: add --from to embed anew")
         return with_cells(folder, old) if approximate and old.cells is None else old
     return update(folder, old, find(opened.architecture), opened, digest, approximate)
-
-
-def open_model(model: str, like: Architecture | None) -> Model:
-    """An embedding or backbone folder, or a timm name."""
-    if (Path(model) / "manifest.json").exists():
-        return load_model(model)
-    return open_backbone(model, like).eval()
 
 
 def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
@@ -155,15 +148,14 @@ def embedded(model: Model, sets: Sequence[Pictures], asked: list[int]) -> tuple[
 
     Raises Error where an embedding is no number.
     """
-    device, ids, parts, start = comm.device(), [], [torch.empty(0, model.dim)], 0
-    function = embed(model.to(device), model.architecture)
-    with progress("embedding", len(asked)) as tell_done, torch.inference_mode():
+    ids, parts, start = [], [torch.empty(0, model.dim)], 0
+    function = embed(model.to(comm.device()), model.architecture)
+    with progress("embedding", len(asked)) as tell_done:
         for pictures in sets:
             here = [i - start for i in asked if start <= i < start + len(pictures)]
             some = subset(pictures, here)
             workers = workers_for(some, 0 if len(some) <= BATCH else None)
-            for read, canvas_BCHW in in_order(some, BATCH, workers, pin=device.type == "cuda"):
-                x_BD = function(canvas_BCHW.to(device)).float().cpu()
+            for read, x_BD in embedded_in_order(function, some, BATCH, workers):
                 if not bool(x_BD.isfinite().all()):
                     row = int((~x_BD.isfinite().all(1)).nonzero()[0])
                     name = shown(some.name(read[row]))
