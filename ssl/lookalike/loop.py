@@ -168,8 +168,7 @@ def train(job: Job, settings: Settings) -> None:
                 raise Stopped(signals.caught, done, steps)
             watchdog.step(done)
     settle(saver)
-    if bad.count and comm.rank() == 0:
-        say(f"{job.title}: {bad.count} of {len(job.pictures)} pictures could not be read, see {bad.path}")
+    tell(job, bad)
     engine.close()
 
 
@@ -262,6 +261,12 @@ def settle(saver: Saver) -> None:
     reason = comm.from_first(saver.reason if saver.failures else "")
     if reason:
         raise RunError(reason)
+
+
+def tell(job: Job, bad: BadSamples) -> None:
+    """Says, once, how many pictures could not be read."""
+    if bad.count and comm.rank() == 0:
+        say(f"{job.title}: {bad.count} of {len(job.pictures)} pictures could not be read, see {bad.path}")
 
 
 def watch(engine: Engine, loss: Loss, alarm: Alarm, meter: Meter, settings: Settings, batch: int, done: int) -> None:

@@ -2,12 +2,14 @@
 
 import base64
 import html
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookalike.data.decode import png
+from lookalike.data.decode import png, shown
+from lookalike.errors import RecipeError
 
 _EDGE = 4
 _SMALLEST = 96  # tiny pictures are shown enlarged to this many pixels
@@ -15,6 +17,12 @@ _STYLE = (
     "body{font:14px/1.4 system-ui,sans-serif;margin:2em;color:#222}td,th{padding:6px;vertical-align:top;"
     "text-align:left}img{image-rendering:pixelated;display:block}small{color:#666}"
 )
+
+
+def refuse_other(path: Path, what: str) -> None:
+    """Raises RecipeError, saying `what` is shown, for a path that ends neither in .png nor in .html."""
+    if path.suffix.lower() not in (".png", ".html"):
+        raise RecipeError(f"{shown(path)}: {what} a .png or an .html: name it so")
 
 
 def tile(picture_CHW: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from lookalike import comm
+from lookalike import comm, page
 from lookalike.backbones import Backbone
 from lookalike.card import weights_digest
 from lookalike.data import SOURCES
 from lookalike.data.decode import BadPicture
-from lookalike.data.decode import shown as readable
 from lookalike.data.loader import workers_for
 from lookalike.data.pictures import Pictures
 from lookalike.errors import DataError, RecipeError
@@ -178,8 +177,7 @@ def _picture_file(pictures: str | Path | None, settings: Evaluate) -> Path | Non
     """Where pictures are asked for by name."""
     if pictures is None:
         return None
-    if Path(pictures).suffix.lower() not in (".png", ".html"):
-        raise RecipeError(f"{readable(pictures)}: pictures are a .png or an .html: name it so")
+    page.refuse_other(Path(pictures), "pictures are")
     if not settings.examples:
         raise RecipeError("evaluate.examples: 0, so there are no pictures to show: raise it")
     return Path(pictures)

@@ -26,8 +26,7 @@ def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 
     settings, target = recipe.values["pretrain"], Path(out)
     if not settings:
         raise RecipeError(f"{recipe.name}: pretrain: not there, so there are no views to show: add the section")
-    if target.suffix.lower() not in (".png", ".html"):
-        raise RecipeError(f"{shown(target)}: a preview is a .png or an .html: name it so")
+    page.refuse_other(target, "a preview is")
     seed, size = recipe.values["seed"], recipe.values["backbone"].size
     train, law = recipe.values["data"].build().split("train", size), settings.views.build()
     order = order_of(train, settings.batch, settings.accumulate, seed)

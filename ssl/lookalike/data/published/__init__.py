@@ -162,6 +162,18 @@ class Published(ABC):
         return self._known.pictures(self.layout, wanted, self._canvas or canvas_for(size or 224))
 
 
+class Divided(Published):
+    """One that is split by class, or under `protocol: closed_set` with every class in both, whose counts are other."""
+
+    closed_set: Mapping[str, int]
+
+    def __init__(self, path: str, canvas: Canvas | None = None, protocol: Protocol = "zero_shot") -> None:
+        super().__init__(path, canvas)
+        self._closed = protocol == "closed_set"
+        if self._closed:
+            self.layout = self.layout._replace(counts=self.closed_set)
+
+
 class Line(NamedTuple):
     """A line of a list: its `file:line`, for people, and its words."""
 

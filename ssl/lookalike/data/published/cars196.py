@@ -4,9 +4,8 @@ from pathlib import Path
 
 from lookalike.data.decode import shown
 from lookalike.data.index import refusing
-from lookalike.data.published import Layout, Listing, Protocol, Published, file_in
+from lookalike.data.published import Divided, Layout, Listing, file_in
 from lookalike.data.published.matlab import variable
-from lookalike.data.sources import Canvas
 from lookalike.errors import DataError
 
 ZERO_SHOT = {"train pictures": 8054, "train classes": 98, "test pictures": 8131, "test classes": 98}
@@ -14,7 +13,7 @@ CLOSED_SET = {"train pictures": 8144, "train classes": 196, "test pictures": 804
 TRAIN, TEST = "devkit/cars_train_annos.mat", "devkit/cars_test_annos_withlabels.mat"
 
 
-class Cars196(Published):
+class Cars196(Divided):
     """`cars_train/`, `cars_test/`, their annotations in `devkit/`; `devkit/cars_meta.mat`, if there, names the classes.
 
     `cars_test_annos_withlabels.mat` may lie beside `devkit`. Classes 1 to 98 of both folders are the train set, 99 to
@@ -22,16 +21,7 @@ class Cars196(Published):
     """
 
     layout = Layout("Cars196", "Stanford Cars, 3D Object Representations 2013", ZERO_SHOT)
-
-    def __init__(
-        self,
-        path: str,
-        canvas: Canvas | None = None,
-        protocol: Protocol = "zero_shot",
-    ) -> None:
-        super().__init__(path, canvas)
-        self._closed = protocol == "closed_set"
-        self.layout = self.layout._replace(counts=CLOSED_SET if self._closed else ZERO_SHOT)
+    closed_set = CLOSED_SET
 
     def listing(self, root: Path) -> Listing:
         listing = Listing(root, ("train", "test"))

@@ -3,15 +3,14 @@
 from pathlib import Path
 
 from lookalike.data.decode import shown
-from lookalike.data.published import AGAIN, Layout, Line, Listing, Protocol, Published, file_in, read, whole
-from lookalike.data.sources import Canvas
+from lookalike.data.published import AGAIN, Divided, Layout, Line, Listing, file_in, read, whole
 from lookalike.errors import DataError
 
 ZERO_SHOT = {"train pictures": 5864, "train classes": 100, "test pictures": 5924, "test classes": 100}
 CLOSED_SET = {"train pictures": 5994, "train classes": 200, "test pictures": 5794, "test classes": 200}
 
 
-class Cub(Published):
+class Cub(Divided):
     """`images.txt`, `image_class_labels.txt`, `images/001.Black_footed_Albatross/*.jpg`.
 
     Classes 1 to 100 are the train set, 101 to 200 the test set; under `protocol: closed_set` every class is in both,
@@ -19,16 +18,7 @@ class Cub(Published):
     """
 
     layout = Layout("CUB-200-2011", "vision.caltech.edu/datasets/cub_200_2011", ZERO_SHOT)
-
-    def __init__(
-        self,
-        path: str,
-        canvas: Canvas | None = None,
-        protocol: Protocol = "zero_shot",
-    ) -> None:
-        super().__init__(path, canvas)
-        self._closed = protocol == "closed_set"
-        self.layout = self.layout._replace(counts=CLOSED_SET if self._closed else ZERO_SHOT)
+    closed_set = CLOSED_SET
 
     def listing(self, root: Path) -> Listing:
         listing = Listing(root, ("train", "test"))
