@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageFile
 
 from lookalike.data import decode as decode_room
-from lookalike.data.decode import BadPicture, Opened, contents, cut, shown
+from lookalike.data.decode import BadPicture, Opened, contents, cut
 from lookalike.data.decode import decode as decode_bytes
+from lookalike.errors import printable
 
 MEGABYTE = 1 << 20
 
@@ -575,7 +576,7 @@ def test_bad_picture_survives_a_worker_and_shows_in_one_line():
     bad = pickle.loads(pickle.dumps(BadPicture("x/a\nb\udcff.jpg", "empty file")))
     assert (bad.path, bad.reason) == ("x/a\nb\udcff.jpg", "empty file")
     assert str(bad) == "x/a\\nb\\udcff.jpg: empty file"
-    assert shown("grün/猫.png") == "grün/猫.png"
+    assert printable("grün/猫.png") == "grün/猫.png"
 
 
 def test_channels_are_one_or_three(tmp_path):

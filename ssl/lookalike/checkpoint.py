@@ -6,7 +6,6 @@ file in its manifest; `latest.json` is a hint for people, the truth is the newes
 
 import contextlib
 import json
-import os
 import shutil
 import threading
 import warnings
@@ -22,13 +21,8 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.errors import NewerError, RecipeError, RunError
-from lookalike.folder import verify, write_file, write_folder
+from lookalike.folder import lock, sweep, verify, write_file, write_folder
 from lookalike.recipe import Recipe, read
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two runs in one folder go unnoticed there
-    fcntl = None  # type: ignore[assignment]
 
 RECIPE = "recipe.yaml"
 FILES = {"model.safetensors", "optim.safetensors"}
@@ -61,7 +55,7 @@ def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
     if comm.rank() == 0:
         refuse_other(out, recipe, accept_changes)
         out.mkdir(parents=True, exist_ok=True)
-        _lock(out)
+        lock(out)
         if not (accept_changes and (out / RECIPE).exists()):
             write_recipe(out, recipe)
     comm.barrier()
@@ -87,22 +81,6 @@ def write_recipe(out: Path, recipe: Recipe) -> None:
     """Writes `recipe.yaml`; of a changed recipe only once the earlier state was found to fit it."""
     if comm.rank() == 0:
         write_file(out / RECIPE, recipe.text().encode())
-
-
-_LOCKS: dict[Path, int] = {}
-
-
-def _lock(out: Path) -> None:
-    """Keeps the run folder for this process until it ends. Raises RunError while another process holds it."""
-    if fcntl is None or out.resolve() in _LOCKS:
-        return
-    file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(file)
-        raise RunError(f"{out}: another run writes here: wait for it, or choose another --out") from error
-    _LOCKS[out.resolve()] = file
 
 
 def _refuse_other_recipe(path: Path, recipe: Recipe, accept: bool) -> None:
@@ -160,8 +138,6 @@ class Checkpoints:
     def _forget(self) -> None:
         for old in self._folders()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
-        for leftover in [*self.folder.glob(".tmp-*"), *self.folder.glob(".old-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
         """Newest first."""

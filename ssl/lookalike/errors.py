@@ -1,7 +1,10 @@
 """What a user did or met that stops the work: one line that names the place and the remedy, exit code 2.
 
 Codes from 128 on mean that the same command may go on: 128 + signal, LOST, HUNG.
+Text from outside (paths, keys, names in cards) is made `printable` before it stands in a message.
 """
+
+import os
 
 # Another rank has ended or does not answer.
 LOST = 200
@@ -35,3 +38,9 @@ class NewerError(RunError):
 
 class LostError(RunError):
     """Another rank has ended or does not answer: exit code LOST, the same command goes on."""
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """Text from outside, fit for one line of output: line breaks, control characters, direction marks and stray bytes
+    are escaped, as `\\n`, `\\x1b`, `\\u202e` and `\\udcff`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))

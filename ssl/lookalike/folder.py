@@ -1,27 +1,40 @@
 """Folders that appear whole or not at all, with a manifest of every file's sha256 that is checked before use.
 
-Write into `.tmp-…` beside the target, flush every file to disk, write the manifest, flush, rename, flush the
+Write into `.tmp-NAME-PID` beside the target, flush every file to disk, write the manifest, flush, rename, flush the
 parent: a kill at any moment leaves the old folder or the new one, never half of one. Only where a folder is
-replaced can a kill between two renames leave the old one under another name: `recover` puts it back.
+replaced can a kill between two renames leave the old one as `.old-NAME-PID`: `recover` puts it back. What a process
+that has ended left under such a name, and nothing of another name, goes when its folder is next written: `sweep`.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from lookalike.errors import Error, NewerError, RunError
+from lookalike.errors import Error, NewerError, RunError, printable
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: two runs in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _LARGEST = 16 * 2**20
+_LEFTOVER = re.compile(r"\.(tmp|old)-(.+)-([0-9]{1,10})", re.DOTALL)
+_LOCK = ".lock"
+# How flock says that another process holds the file; all else says that there are no locks to be had.
+_BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 
 
 def nearest(folder: Path) -> Path:
@@ -31,35 +44,86 @@ def nearest(folder: Path) -> Path:
 
 def refuse_unwritable(folder: Path) -> None:
     """Raises RunError unless something can be made in `folder`, or where it would be made; leaves nothing there."""
+    place = nearest(folder)
     try:
-        Path(tempfile.mkdtemp(prefix=".tmp-", dir=nearest(folder))).rmdir()
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{printable(place)} is a file")
+        Path(tempfile.mkdtemp(prefix=".tmp-", dir=place)).rmdir()
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror}): choose another --out") from error
+        raise RunError(f"{printable(folder)}: cannot be written ({error.strerror}): choose another place") from error
 
 
-def write_folder(target: Path, files: Mapping[str, bytes], about: Mapping[str, Any] | None = None) -> None:
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """The bytes of a regular file, itself or through links, of at most `most` bytes; a named pipe is not waited for.
+
+    Raises OSError where it cannot be read, ValueError where it is a folder, a pipe or a device, or larger.
+    """
+    with open(path, "rb", opener=without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > most:
+            raise ValueError(f"{status.st_size} bytes, more than the {most} allowed")
+        return file.read(status.st_size)
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An opener for `open`: a named pipe without a writer would be waited for for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def write_folder(
+    target: Path,
+    files: Mapping[str, bytes],
+    about: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Makes or replaces the folder `target` with these files and a manifest that also holds `about`.
 
-    Raises RunError when the disk is full or the place cannot be written; what was there before stays whole.
+    `check` is called with the finished folder before it is moved into place, and may refuse it by an error. Raises
+    RunError when the disk is full, the place cannot be written, or `target` holds what lookalike did not write; what
+    was there before stays whole.
     """
+    refuse_strangers(target)
     temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         temporary.mkdir()
         for name, content in files.items():
             _write(temporary / name, content)
         _write(temporary / MANIFEST, _manifest(files, about or {}))
         _flush(temporary)
+        if check is not None:
+            check(temporary)
         _swap(temporary, target)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise RunError(
             f"{target}: cannot be written: {error.strerror or error}: free space or choose another place"
         ) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         raise
+
+
+def refuse_strangers(target: Path) -> None:
+    """Raises RunError where `target` is something that lookalike did not write, or holds something that it did not.
+
+    Hidden files, as file managers leave them, are nobody's.
+    """
+    if not target.exists():
+        return
+    try:
+        names = {entry.name for entry in target.iterdir() if not entry.name.startswith(".")}
+    except OSError as error:
+        raise RunError(f"{target}: cannot be replaced: {error.strerror or error}: choose another place") from error
+    known = {MANIFEST, *read_manifest(target)["files"]} if MANIFEST in names else set()
+    if strange := sorted(names - known):
+        raise RunError(
+            f"{printable(target)}: holds {printable(strange[0])}, which lookalike did not write there: move it away, "
+            "or choose another place"
+        )
 
 
 def write_file(target: Path, content: bytes) -> None:
@@ -108,24 +172,154 @@ def _flush(folder: Path) -> None:
 def _swap(temporary: Path, target: Path) -> None:
     """Renames into place; an older folder steps aside first and goes last."""
     old = target.parent / f".old-{target.name}-{os.getpid()}"
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    if replaced := target.exists():
+        _remove(old)
         target.rename(old)
     try:
         temporary.rename(target)
     except BaseException:
-        if old.exists():
+        if replaced:
             old.rename(target)
         raise
     _flush(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Best effort, whatever it is; what a link leads to stays."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Leftover(NamedTuple):
+    """`.tmp-NAME-PID` or `.old-NAME-PID` of a process that has ended."""
+
+    path: Path
+    kind: str
+    name: str
+
+
+def leftovers(folder: Path) -> list[Leftover]:
+    """What processes that have ended left in `folder` while they wrote there, newest first.
+
+    Of another machine no process is known: its leftovers are taken for those of ended ones, which is why a folder's
+    lock is held first. A number that is this process's own was an earlier one's, as in a container.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _LEFTOVER.fullmatch(entry.name)
+            if match and not _lives(int(match[3])):
+                with contextlib.suppress(OSError):
+                    changed = entry.stat(follow_symlinks=False).st_mtime_ns
+                    found.append((changed, Leftover(Path(folder, entry.name), match[1], match[2])))
+    return [left for _, left in sorted(found, key=lambda one: one[0], reverse=True)]
+
+
+def _lives(pid: int) -> bool:
+    """Whether another Python process of this machine has this number; on Windows, where to ask is to end it, each does.
+
+    Where the system says what a process runs, one that is no Python is a later bearer of the number.
+    """
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    try:
+        runs = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        runs = b"python"
+    return pid != os.getpid() and (b"python" in runs or b"lookalike" in runs)
+
+
+def sweep(folder: Path) -> None:
+    """Removes, from a folder of ours whose lock is held, what processes that have ended left there half-done.
+
+    An old folder whose successor never came is put back first.
+    """
+    for left in leftovers(folder):
+        target = folder / left.name
+        if left.kind == "old":
+            recover(target)
+        if left.kind == "tmp" or target.exists():
+            _remove(left.path)
+
+
+def sweep_beside(target: Path, names: Collection[str]) -> None:
+    """The same of `target` alone, in a folder that others use too: only folders of these files, and of nothing else."""
+    for left in leftovers(target.parent):
+        if left.name == target.name and (left.kind == "tmp" or target.exists()) and _holds_only(left.path, names):
+            _remove(left.path)
+
+
+def _holds_only(folder: Path, names: Collection[str]) -> bool:
+    try:
+        return not folder.is_symlink() and all(p.name in names and p.is_file() for p in folder.iterdir())
+    except OSError:
+        return False
 
 
 def recover(target: Path) -> None:
-    """Puts the old folder back where a kill fell between the two renames of its replacement."""
-    if not target.exists():
-        for old in sorted(target.parent.glob(f".old-{target.name}-*"))[:1]:
-            old.rename(target)
+    """Puts the old folder back where a kill fell between the two renames of its replacement: the newest whole one."""
+    if os.path.lexists(target):
+        return
+    for left in leftovers(target.parent):
+        if left.kind == "old" and left.name == target.name:
+            with contextlib.suppress(Error):
+                verify(left.path)
+                left.path.rename(target)
+                return
+
+
+_LOCKS: dict[Path, int] = {}
+
+
+def lock(folder: Path) -> None:
+    """Keeps `folder` for this process until it ends. Raises RunError while another process holds it.
+
+    Where the file system has no locks, as some Lustre mounts, a warning says so and the work goes on.
+    """
+    if fcntl is None or _held(folder):
+        return
+    try:
+        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}): choose another --out") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if error.errno in _BUSY:
+            raise RunError(f"{folder}: another run writes here: wait for it, or choose another --out") from error
+        warnings.warn(f"{folder}: no lock can be had here ({error.strerror}): start no second run in it", stacklevel=3)
+        return
+    _LOCKS[folder.resolve()] = file
+
+
+def _held(folder: Path) -> bool:
+    """Whether this process holds the lock file that is there now: a folder may have been deleted under a run."""
+    file = _LOCKS.get(folder.resolve())
+    if file is None:
+        return False
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(file), (folder / _LOCK).stat()):
+            return True
+    os.close(_LOCKS.pop(folder.resolve()))
+    return False
+
+
+def unlock(folder: Path) -> None:
+    """Gives the lock back, if this process holds it."""
+    file = _LOCKS.pop(folder.resolve(), None)
+    if file is not None:
+        os.close(file)
 
 
 def _manifest(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:
@@ -148,9 +342,9 @@ def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
     if not folder.is_dir():
         raise kind(f"{folder}: no such folder: pretrain first, or name another")
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
+        if path.is_symlink():
             raise ValueError("not a manifest")
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_regular(path, _LARGEST))
         if not isinstance(manifest, dict) or not all(isinstance(e, dict) for e in manifest["files"].values()):
             raise ValueError("not a manifest")
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:

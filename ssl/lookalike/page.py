@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookalike.data.decode import png, shown
-from lookalike.errors import RecipeError
+from lookalike.data.decode import png
+from lookalike.errors import RecipeError, printable
 
 _EDGE = 4
 _SMALLEST = 96  # tiny pictures are shown enlarged to this many pixels
@@ -22,7 +22,7 @@ _STYLE = (
 def refuse_other(path: Path, what: str) -> None:
     """Raises RecipeError, saying `what` is shown, for a path that ends neither in .png nor in .html."""
     if path.suffix.lower() not in (".png", ".html"):
-        raise RecipeError(f"{shown(path)}: {what} a .png or an .html: name it so")
+        raise RecipeError(f"{printable(path)}: {what} a .png or an .html: name it so")
 
 
 def tile(picture_CHW: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ process with a segmentation fault where pixels are missing.
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -26,6 +25,8 @@ from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError, WebPIm
 from torch import Tensor
 
 from lookalike.data import headers
+from lookalike.errors import printable
+from lookalike.folder import read_regular
 from lookalike.recipe import Size, sides
 from lookalike.views.resample import central
 
@@ -50,18 +51,12 @@ class BadPicture(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{shown(self.path)}: {self.reason}"
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """The path fit for one line of output: line breaks, control characters and stray bytes are escaped."""
-    text = os.fspath(path)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return f"{printable(self.path)}: {self.reason}"
 
 
 def contents(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
     """What the file holds, as it is. Raises BadPicture when it is no readable, regular, non-empty file in the limit."""
-    return _judged(os.fspath(path), lambda: _contents(path, max_bytes))
+    return _judged(os.fspath(path), lambda: read_regular(path, max_bytes))
 
 
 class Opened:
@@ -150,20 +145,6 @@ def _reason(error: Exception) -> str:
         return "not enough memory to decode it"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return " ".join(text.split())[:200]
-
-
-def _contents(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    with open(path, "rb", opener=_without_waiting) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        if status.st_size > max_bytes:
-            raise ValueError(f"{status.st_size} bytes, more than the {max_bytes} allowed")
-        return file.read(status.st_size)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for ever
 
 
 def _look(data: bytes, max_pixels: int) -> tuple[headers.Header, int, tuple[int, int]]:

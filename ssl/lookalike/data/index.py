@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lookalike.data import cache
-from lookalike.data.decode import shown
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
 
@@ -113,7 +112,7 @@ def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
     """
     if not path or path[0] == "/" or "\0" in path or (".." in path and ".." in path.split("/")):
         what = "empty" if not path else "absolute" if path[0] == "/" else "one that leaves root"
-        raise DataError(f"{place}: the path {shown(path)[:80]!r} is {what}: give it relative to {shown(root)}")
+        raise DataError(f"{place}: the path {printable(path)[:80]!r} is {what}: give it relative to {printable(root)}")
     return os.fsencode(path)
 
 
@@ -124,7 +123,7 @@ def refusing(place: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         what = (error.strerror or str(error)).lower()
-        raise DataError(f"{shown(place)}: {what}; check that it exists and that you may read it") from error
+        raise DataError(f"{printable(place)}: {what}; check that it exists and that you may read it") from error
 
 
 def unit(name: bytes) -> float:

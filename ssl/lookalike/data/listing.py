@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lookalike.data import remote
-from lookalike.data.decode import shown
 from lookalike.data.index import refusing
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 LISTING = "index.json"
 FORMAT = 1
@@ -76,7 +75,7 @@ def expanded(path: str) -> list[Shard]:
                 places = [f"{glob.escape(home.rstrip('/'))}/*.tar"]
             places = [p for place in places for p in (sorted(glob.glob(place)) if glob.has_magic(place) else [place])]  # noqa: PTH207
     if not places:
-        raise DataError(f"{shown(path)}: no .tar files there: check the path")
+        raise DataError(f"{printable(path)}: no .tar files there: check the path")
     return [Shard(place) for place in places]
 
 

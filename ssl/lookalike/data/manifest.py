@@ -12,11 +12,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.decode import shown
 from lookalike.data.index import below, chosen, refusing, units
 from lookalike.data.pictures import FilePictures, Fit, Pictures, Roles
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
 
 COLUMNS = ("path", "label", "camera", "split", "is_query", "is_gallery")
@@ -66,7 +65,7 @@ class Manifest:
         mask_N = self._mask(file, table, paths, wants_test)
         if not mask_N.any():
             which = f"none of its {len(paths)} rows is in the {name} set"
-            raise DataError(f"{shown(file)}: {which}; add rows, or change split or test_fraction")
+            raise DataError(f"{printable(file)}: {which}; add rows, or change split or test_fraction")
         labels_N, classes = _numbered(file, table, "label")
         cameras_N, _ = _numbered(file, table, "camera")
         rows = torch.from_numpy(mask_N)
@@ -83,7 +82,9 @@ class Manifest:
             return mask_N
         for line, split in zip(table.lines, splits, strict=True):
             if split not in _SPLITS:
-                raise DataError(f"{shown(file)}:{line}: split {split[:40]!r} is none of {', '.join(_SPLITS)}: mend it")
+                raise DataError(
+                    f"{printable(file)}:{line}: split {split[:40]!r} is none of {', '.join(_SPLITS)}: mend it"
+                )
         wanted = "train" if not wants_test else "test" if "test" in splits else "val"
         return np.fromiter((split == wanted for split in splits), bool, len(splits))
 
@@ -107,9 +108,11 @@ def _csv(file: Path) -> Table:
                 for place, column in places:
                     column.append(row[place])
         except csv.Error as error:
-            raise DataError(f"{shown(file)}:{rows.line_num}: {error}: mend the line, or quote its fields") from error
+            raise DataError(
+                f"{printable(file)}:{rows.line_num}: {error}: mend the line, or quote its fields"
+            ) from error
         except UnicodeDecodeError as error:
-            where = f"{shown(file)}:{_undecodable(file)}"
+            where = f"{printable(file)}:{_undecodable(file)}"
             raise DataError(f"{where}: not UTF-8 ({error.reason}): save it as UTF-8") from error
     return Table(columns, lines)
 
@@ -125,19 +128,19 @@ def _parquet(file: Path) -> Table:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise DataError(
-            f"{shown(file)}: pyarrow is missing: pip install 'lookalike[parquet]', or give a .csv"
+            f"{printable(file)}: pyarrow is missing: pip install 'lookalike[parquet]', or give a .csv"
         ) from error
     try:
         with parquet.ParquetFile(file) as opened:
             rows = opened.metadata.num_rows
             if rows > _MOST:
-                raise DataError(f"{shown(file)}: {rows} rows, more than the {_MOST} allowed: cut it")
+                raise DataError(f"{printable(file)}: {rows} rows, more than the {_MOST} allowed: cut it")
             known = _known(file, opened.schema_arrow.names)
             table = opened.read(columns=known)
         columns = {name: _words(file, name, table.column(name).to_pylist()) for name in known}
     except (ArrowException, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{shown(file)}: no Parquet file that can be read ({reason}): write it again") from error
+        raise DataError(f"{printable(file)}: no Parquet file that can be read ({reason}): write it again") from error
     return Table(columns, range(1, rows + 1))
 
 
@@ -145,7 +148,7 @@ def _words(file: Path, name: str, values: list[Any]) -> list[str]:
     for row, value in enumerate(values, 1):
         if not isinstance(value, str | int):
             what = "empty" if value is None else f"a {type(value).__name__}"
-            raise DataError(f"{shown(file)}:{row}: {name} is {what}: give a string or an integer")
+            raise DataError(f"{printable(file)}:{row}: {name} is {what}: give a string or an integer")
     return [str(value) for value in values]
 
 
@@ -153,20 +156,22 @@ def _known(file: Path, header: Sequence[str]) -> list[str]:
     """Those of the columns that we read. Raises DataError when there is no path, or one of them twice."""
     for name in COLUMNS:
         if header.count(name) > 1:
-            raise DataError(f"{shown(file)}:1: two columns {name}: rename one")
+            raise DataError(f"{printable(file)}:1: two columns {name}: rename one")
     for name in header:
         near = difflib.get_close_matches(name.strip().lower(), COLUMNS, n=1, cutoff=0.75)
         if near and name not in COLUMNS and near[0] not in header:
-            raise DataError(f"{shown(file)}:1: column {shown(name)[:40]!r}: did you mean {near[0]!r}? rename it")
+            raise DataError(
+                f"{printable(file)}:1: column {printable(name)[:40]!r}: did you mean {near[0]!r}? rename it"
+            )
     if "path" not in header:
-        found = ", ".join(shown(name)[:40] for name in header[:8]) or "nothing"
-        raise DataError(f"{shown(file)}:1: no column path, the header has {found}: name it so")
+        found = ", ".join(printable(name)[:40] for name in header[:8]) or "nothing"
+        raise DataError(f"{printable(file)}:1: no column path, the header has {found}: name it so")
     return [name for name in COLUMNS if name in header]
 
 
 def _paths(file: Path, table: Table, root: Path) -> Iterator[bytes]:
     """The paths below `root`. Raises DataError for one that leaves it."""
-    name = shown(file)
+    name = printable(file)
     for line, path in zip(table.lines, table.columns["path"], strict=True):
         yield below(root, path, f"{name}:{line}")
 
@@ -183,7 +188,7 @@ def _roles(file: Path, table: Table, mask_N: np.ndarray) -> Roles | None:
     gallery_N = ~asks if searched is None else searched  # type: ignore[operator]
     for what, name, some in (("a query", "is_query", query_N), ("searched", "is_gallery", gallery_N)):
         if not some.any():
-            raise DataError(f"{shown(file)}: no row of the test set is {what}: say so in {name}")
+            raise DataError(f"{printable(file)}: no row of the test set is {what}: say so in {name}")
     return Roles(query_N, gallery_N)
 
 
@@ -195,7 +200,7 @@ def _truths(file: Path, table: Table, name: str, mask_N: np.ndarray) -> Tensor |
     for row in np.flatnonzero(mask_N).tolist():
         if (truth := _TRUTHS.get(words[row].lower())) is None:
             what = f"{name} {words[row][:40]!r} is none of true, false, 1, 0"
-            raise DataError(f"{shown(file)}:{table.lines[row]}: {what}: mend it")
+            raise DataError(f"{printable(file)}:{table.lines[row]}: {what}: mend it")
         found.append(truth)
     return torch.tensor(found)
 
@@ -208,7 +213,7 @@ def _numbered(file: Path, table: Table, name: str) -> tuple[Tensor | None, tuple
     values = set(words)
     if "" in values:
         line = table.lines[words.index("")]
-        raise DataError(f"{shown(file)}:{line}: {name} is empty: fill it, or leave the whole column out")
+        raise DataError(f"{printable(file)}:{line}: {name} is empty: fill it, or leave the whole column out")
     whole = all(
         len(value) < 19 and value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() for value in values
     )

@@ -24,15 +24,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from lookalike.data import cache
-from lookalike.data.decode import BadPicture, decode, shown
+from lookalike.data.decode import BadPicture, decode
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
 from lookalike.data.pictures import Encoded, Pictures
 from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
-from lookalike.errors import DataError, RunError
-from lookalike.folder import appearing, write_file
+from lookalike.errors import DataError, RunError, printable
+from lookalike.folder import appearing, sweep, write_file
 from lookalike.log import say
 
 PLAN = "pack.json"
@@ -126,8 +126,7 @@ def _agree(target: Path, plan: dict[str, Any]) -> None:
     path, text = target / PLAN, json.dumps(plan, indent=1).encode()
     if path.exists() and path.read_bytes() != text:
         raise DataError(f"{target}: holds shards of other pictures or options: choose another folder, or empty it")
-    for left in target.glob(".tmp-*"):
-        left.unlink()
+    sweep(target)
     write_file(path, text)
 
 
@@ -169,7 +168,7 @@ def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed],
         while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
             packed = _next(stream)
             if packed.reason:
-                bad.append({"sample": i, "path": shown(pictures.name(i)), "reason": packed.reason})
+                bad.append({"sample": i, "path": printable(pictures.name(i)), "reason": packed.reason})
             else:
                 name = f"{i:09d}{packed.suffix}"
                 label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])

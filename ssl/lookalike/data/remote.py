@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lookalike.data import cache
-from lookalike.data.decode import shown
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 from lookalike.folder import appearing
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ def is_remote(place: str) -> bool:
 
 def redacted(text: str) -> str:
     """The text fit for one line of output, without user names, passwords, queries and fragments of URLs."""
-    text = shown(text)
+    text = printable(text)
     return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?…", re.sub(r"://[^\s/'\"]*@", "://…@", text))
 
 

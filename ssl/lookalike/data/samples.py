@@ -21,10 +21,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lookalike.data import cache
-from lookalike.data.decode import shown
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.tar import LONGEST_NAME, Damaged, Entry, entries
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 NO_LABEL = -1
 MOST_CLASSES = 1_000_000
@@ -54,7 +53,7 @@ def samples_of(path: str, place: str = "") -> Samples:
 
     `place`: how people know the shard, where that is not its path. Raises DataError for a shard that is not whole.
     """
-    place = place or shown(path)
+    place = place or printable(path)
     with refusing(place):
         status = os.stat(path)  # noqa: PTH116 (a shard's name may hold any bytes)
     with contextlib.suppress(OSError):
@@ -126,7 +125,7 @@ def read_samples(file: BinaryIO, place: str) -> Samples:
             elif not why and suffix in (b"cls", b"json"):
                 why = _note_label(labels, key, suffix, file, entry)
             elif not why:
-                why = f".{shown(os.fsdecode(suffix))[:20]}" if len(ignored) < 50 else "others"
+                why = f".{printable(os.fsdecode(suffix))[:20]}" if len(ignored) < 50 else "others"
             ignored[why] += 1
     except Damaged as damage:
         raise DataError(f"{place}: {damage}: fetch or pack the shard again") from damage

@@ -18,14 +18,14 @@ import torch
 from pydantic import Field
 
 from lookalike.data import remote
-from lookalike.data.decode import MAX_BYTES, BadPicture, shown
+from lookalike.data.decode import MAX_BYTES, BadPicture
 from lookalike.data.index import chosen, refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing
 from lookalike.data.order import Windows
 from lookalike.data.pictures import Encoded, Fit, Names, Pictures
 from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
 from lookalike.data.sources import Canvas, Split, canvas_for, checked
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 from lookalike.recipe import Size, sides
 
 # Above it random reads over all shards no longer fit a machine's memory of recent pages.
@@ -113,7 +113,7 @@ class Shards:
             if "train" in inner:
                 folder = inner["train"] if wanted == "train" else inner.get("test", inner.get("val"))
                 if folder is None:
-                    raise DataError(f"{shown(home)}: no test or val folder beside train: add one")
+                    raise DataError(f"{printable(home)}: no test or val folder beside train: add one")
                 return expanded(str(folder)), ()
         return None, ()
 
@@ -245,5 +245,5 @@ def _tell_ignored(place: str, found: Sequence[Samples]) -> None:
     for samples in found:
         counts.update({str(why): int(count) for why, count in samples.ignored.items()})
     if counts:
-        listed = ", ".join(f"{count} × {shown(why)}" for why, count in counts.most_common(10))
+        listed = ", ".join(f"{count} × {printable(why)}" for why, count in counts.most_common(10))
         warnings.warn(f"{remote.redacted(place)}: passed over, never opened: {listed}", stacklevel=3)

@@ -16,10 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.decode import shown
 from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
 from lookalike.data.pictures import ArrayPictures, FilePictures, Fit, Pictures, subset
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 from lookalike.recipe import Size, sides
 
 Split = Literal["train", "test"]
@@ -74,13 +73,13 @@ class Idx:
         prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
         if images is None:
-            raise DataError(f"{shown(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
+            raise DataError(f"{printable(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
         images_NHW = read_idx(images, 3, self._max_bytes)
         labels = {each: self._labels(folder, each) for each in ("train", "t10k")}
         labels_N = labels[prefix]
         if labels_N is not None and len(labels_N) != len(images_NHW):
             counts = f"{len(labels_N)} labels for the {len(images_NHW)} pictures of {images.name}"
-            raise DataError(f"{shown(folder)}: {counts}; fetch both files again")
+            raise DataError(f"{printable(folder)}: {counts}; fetch both files again")
         highest = max((int(known.max()) for known in labels.values() if known is not None), default=-1)
         classes = () if labels_N is None else tuple(str(label) for label in range(highest + 1))
         return ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
@@ -143,7 +142,7 @@ class Folder:
         mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
         if not mask_N.any():
             which = f"none of its {len(paths)} pictures is in the {'test' if wants_test else 'train'} set"
-            raise DataError(f"{shown(root)}: {which}; add pictures, or change test_fraction")
+            raise DataError(f"{printable(root)}: {which}; add pictures, or change test_fraction")
         return self._pictures(root, paths, self._classes(root, paths), canvas, mask_N)
 
     def _test_folder(self, root: Path) -> Path:
@@ -157,7 +156,7 @@ class Folder:
             self._scanned[folder] = scan(folder, root)
         if not self._scanned[folder]:
             suffixes = b" ".join(SUFFIXES).decode()
-            raise DataError(f"{shown(folder)}: no pictures in it or below; looked for {suffixes}")
+            raise DataError(f"{printable(folder)}: no pictures in it or below; looked for {suffixes}")
         return self._scanned[folder]
 
     def _classes(self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
@@ -168,7 +167,7 @@ class Folder:
             labelled = known or len(names) >= 2 or self._labels == "folders"
             return (*known, *sorted(names.keys() - set(known))) if labelled else ()
         if self._labels == "folders":
-            place = shown(folder / os.fsdecode(names))
+            place = printable(folder / os.fsdecode(names))
             raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
         return ()
 
@@ -218,7 +217,7 @@ def read_idx(path: Path, ndim: int, max_bytes: int) -> Tensor:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 return _parse_idx(file, ndim, max_bytes)  # type: ignore[arg-type]
         except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{shown(path)}: {error}; fetch the file again") from error
+            raise DataError(f"{printable(path)}: {error}; fetch the file again") from error
 
 
 def _parse_idx(file: BinaryIO, ndim: int, max_bytes: int) -> Tensor:
@@ -254,7 +253,7 @@ def folder_at(path: str | Path, remedy: str) -> Path:
         if folder.is_dir():
             return folder
         what = "a file, not a folder" if folder.exists() else "no such folder"
-    raise DataError(f"{shown(folder)}: {what}; {remedy}")
+    raise DataError(f"{printable(folder)}: {what}; {remedy}")
 
 
 def checked(name: Split) -> Split:

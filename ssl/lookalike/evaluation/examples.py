@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lookalike import draw
-from lookalike.data.decode import shown
 from lookalike.data.pictures import Pairs, Pictures
+from lookalike.errors import printable
 from lookalike.evaluation.album import Card, Mark, Section, Strip
 from lookalike.evaluation.tasks import relevant
 from lookalike.scoring.nearest import JUNK, RIGHT, Gallery, nearest
@@ -28,12 +28,12 @@ class Named(NamedTuple):
         i = int(self.ids_N[row])
         labels = self.pictures.labels
         kind = "" if labels is None else class_name(self.pictures, int(labels[i]))
-        return Card(i, mark, place, value, kind, shown(self.pictures.name(i)))
+        return Card(i, mark, place, value, kind, printable(self.pictures.name(i)))
 
 
 def class_name(pictures: Pictures, label: int) -> str:
     """The name of a class, its number where it has none."""
-    return shown(pictures.classes[label]) if 0 <= label < len(pictures.classes) else str(label)
+    return printable(pictures.classes[label]) if 0 <= label < len(pictures.classes) else str(label)
 
 
 def chosen(found: PerQuery, count: int, seed: int) -> tuple[Tensor, Tensor]:

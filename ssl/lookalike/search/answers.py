@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lookalike import page
-from lookalike.data.decode import BadPicture, Opened, contents, shown
-from lookalike.errors import DataError, Error
+from lookalike.data.decode import BadPicture, Opened, contents
+from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
 from lookalike.log import note, say
 from lookalike.search.index import SearchIndex
@@ -60,11 +60,11 @@ def ask_lines(
 def refuse(k: int, show: Path | None, asked: bool) -> None:
     """Raises Error, before any work, for what `report` could not say. `asked`: there are queries."""
     if show and not asked:
-        raise Error(f"--show {shown(show)}: there is no QUERY, so nothing to show: name a picture")
+        raise Error(f"--show {printable(show)}: there is no QUERY, so nothing to show: name a picture")
     if k < 1:
         raise Error(f"-k {k}: ask for at least 1")
     if show and show.suffix.lower() not in (".png", ".html"):
-        raise Error(f"{shown(show)}: answers are shown as .png or .html: name it so")
+        raise Error(f"{printable(show)}: answers are shown as .png or .html: name it so")
 
 
 def report(index: SearchIndex, answers: Iterable[Answer], as_json: bool = False, show: Path | None = None) -> None:
@@ -76,14 +76,14 @@ def report(index: SearchIndex, answers: Iterable[Answer], as_json: bool = False,
             kept.append(answer)
     if show and kept:
         write_file(show, sheet(index, kept) if show.suffix.lower() == ".png" else document(index, kept).encode())
-        note(f"written to {shown(show)}")
+        note(f"written to {printable(show)}")
 
 
 def listing(index: SearchIndex, answer: Answer) -> str:
     """The query, and a line for each picture: place, similarity or distance, path; tabs between."""
     pairs = zip(answer.near, answer.rows, strict=True)
-    lines = [f"{n}\t{near:.4f}\t{shown(index.path(row))}" for n, (near, row) in enumerate(pairs, 1)]
-    return "\n".join([shown(answer.query), *lines])
+    lines = [f"{n}\t{near:.4f}\t{printable(index.path(row))}" for n, (near, row) in enumerate(pairs, 1)]
+    return "\n".join([printable(answer.query), *lines])
 
 
 def line_of_json(index: SearchIndex, answer: Answer) -> str:
@@ -136,7 +136,7 @@ def document(index: SearchIndex, answers: Sequence[Answer]) -> str:
 
 def figure(path: str, caption: str, kind: str = "") -> str:
     """One picture with its caption and the end of its path; all of it on the mouse."""
-    seen, name = look(path), shown(path)
+    seen, name = look(path), printable(path)
     picture = f'<div class="none">{html.escape(seen)}</div>' if isinstance(seen, str) else page.image(seen, name)
     words = f"<b>{caption}</b><br>{html.escape(Path(name).name)}"
     return f'<figure class="{kind}" title="{html.escape(name)}">{picture}<figcaption>{words}</figcaption></figure>'

@@ -20,9 +20,9 @@ from torch import Tensor
 from lookalike import comm
 from lookalike.backbones import Backbone, folder_files
 from lookalike.card import weights_digest
-from lookalike.data.decode import BadPicture, contents, decode, shown
+from lookalike.data.decode import BadPicture, contents, decode
 from lookalike.data.pictures import Fit
-from lookalike.errors import DataError, NewerError, RunError
+from lookalike.errors import DataError, NewerError, RunError, printable
 from lookalike.features import embed
 from lookalike.folder import read_manifest, recover, write_folder
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
@@ -124,14 +124,14 @@ def open_index(folder: str | Path) -> SearchIndex:
     folder = Path(folder)
     recover(folder)
     if not folder.exists():
-        raise RunError(f"{shown(folder)}: no such index: --from FOLDER --model FOLDER|NAME would make it")
+        raise RunError(f"{printable(folder)}: no such index: --from FOLDER --model FOLDER|NAME would make it")
     manifest = read_manifest(folder)
     about, files = manifest.get("index"), manifest["files"]
     if not isinstance(about, dict) or not {ROWS, NAMES, SEEN} <= files.keys():
-        raise RunError(f"{shown(folder)}: not an index that `lookalike search` wrote: name another folder")
+        raise RunError(f"{printable(folder)}: not an index that `lookalike search` wrote: name another folder")
     if about.get("format") != FORMAT:
-        written = shown(str(about.get("format"))[:20])
-        raise NewerError(f"{shown(folder)}: index format {written}, this version reads {FORMAT}: update lookalike")
+        written = printable(str(about.get("format"))[:20])
+        raise NewerError(f"{printable(folder)}: index format {written}, this version reads {FORMAT}: update lookalike")
     model = load_model(folder)
     try:
         index = SearchIndex(
@@ -147,7 +147,7 @@ def open_index(folder: str | Path) -> SearchIndex:
         _check(index)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise RunError(f"{shown(folder)}: not a whole index ({reason}): build it again") from error
+        raise RunError(f"{printable(folder)}: not a whole index ({reason}): build it again") from error
     return index
 
 
@@ -161,7 +161,9 @@ def read_seen(folder: Path, count: int) -> Seen:
             raise ValueError(f"{len(states)} states")
         return Seen(states, bad)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(f"{shown(folder / SEEN)}: not as `lookalike search` writes it: build the index again") from error
+        raise RunError(
+            f"{printable(folder / SEEN)}: not as `lookalike search` writes it: build the index again"
+        ) from error
 
 
 def _checked(value: Any, kind: type) -> Any:

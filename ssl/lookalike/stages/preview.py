@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from lookalike import page
-from lookalike.data.decode import shown
 from lookalike.data.order import order_of
 from lookalike.data.pictures import Pictures
 from lookalike.data.reader import Cuts, Reader
-from lookalike.errors import RecipeError
+from lookalike.errors import RecipeError, printable
 from lookalike.folder import write_file
 from lookalike.recipe import Recipe
 from lookalike.views.colour import OPERATIONS
@@ -39,7 +38,7 @@ def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 
     views = law(pixels, ids_B, seed=seed, epoch=epoch, size=size, **plain)
     every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, cuts))
     said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
-    names = [f"{i} {shown(train.name(i))}" for i in ids_B.tolist()]
+    names = [f"{i} {printable(train.name(i))}" for i in ids_B.tolist()]
     rows = [[page.tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))] for b in range(len(ids_B))]
     title = f"{recipe.name}, epoch {epoch}, views cut on the {settings.crop_on}"
     data = page.grid(rows) if target.suffix.lower() == ".png" else listing(title, names, rows, said).encode()

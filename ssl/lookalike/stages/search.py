@@ -12,12 +12,12 @@ from torch import Tensor
 from lookalike import comm
 from lookalike.backbones import Architecture
 from lookalike.card import weights_digest
-from lookalike.data.decode import BadPicture, shown
+from lookalike.data.decode import BadPicture
 from lookalike.data.index import SUFFIXES, scan
 from lookalike.data.loader import workers_for
 from lookalike.data.pictures import FilePictures, Pictures, file_states, subset
 from lookalike.data.sources import Source, canvas_for, folder_at
-from lookalike.errors import DataError, Error, RunError
+from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.features import embed, embedded_in_order
 from lookalike.folder import recover
 from lookalike.log import note, progress
@@ -52,7 +52,7 @@ def in_folder(folder: Path, architecture: Architecture) -> Found:
     root = os.path.abspath(folder_at(folder, "give the folder that holds the pictures"))  # noqa: PTH100 (as it is named)
     paths = scan(Path(root), Path(root))
     if not paths:
-        raise DataError(f"{shown(folder)}: no pictures in it or below; looked for {b' '.join(SUFFIXES).decode()}")
+        raise DataError(f"{printable(folder)}: no pictures in it or below; looked for {b' '.join(SUFFIXES).decode()}")
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
     pictures = FilePictures(root, paths, None, (), canvas_for(architecture.size), architecture.channels)
     return Found([pictures], [os.fsdecode(path) for path in paths], states, root)
@@ -85,14 +85,16 @@ def search_index(
     old = open_index(folder) if folder.exists() or find is None else None
     if old is None and model is None:
         raise Error(
-            f"{shown(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the pictures"
+            f"{printable(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the pictures"
         )
     opened = old.model if old and model is None else open_model(str(model), like)
     digest = old.digest if old and model is None else weights_digest(opened)
     if find is None:
         assert old is not None
         if digest != old.digest:
-            raise RunError(f"{shown(folder)}: made by another model than {shown(str(model))}: add --from to embed anew")
+            raise RunError(
+                f"{printable(folder)}: made by another model than {printable(str(model))}: add --from to embed anew"
+            )
         return with_cells(folder, old) if approximate and old.cells is None else old
     return update(folder, old, find(opened.architecture), opened, digest, approximate)
 
@@ -118,14 +120,14 @@ def update(
     bad = {name: before.bad[name] for name, state in wanted if before.bad.get(name, ("",))[0] == state}
     asked = [i for i, (name, _) in enumerate(wanted) if i not in kept and name not in bad]
     if old and usable and not asked and (len(kept), len(bad), found.root) == (len(old), len(before.bad), old.root):
-        note(f"{shown(folder)}: {len(old)} pictures, as before")
+        note(f"{printable(folder)}: {len(old)} pictures, as before")
         return with_cells(folder, old) if approximate and old.cells is None else old
     fresh, x_MD = embedded(model, found.sets, asked)
     bad |= {found.names[i]: (found.states[i], reason(found.sets, i)) for i in sorted(set(asked).difference(fresh))}
     ids = sorted([*kept, *fresh])
     if not ids:
         first, (_, why) = next(iter(bad.items()))
-        raise DataError(f"{shown(first)}: {why}; not one of {len(bad)} pictures could be read")
+        raise DataError(f"{printable(first)}: {why}; not one of {len(bad)} pictures could be read")
     place, x_ND = {i: n for n, i in enumerate(ids)}, torch.empty(len(ids), model.dim)
     x_ND[[place[i] for i in fresh]] = x_MD
     if old and kept:
@@ -158,7 +160,7 @@ def embedded(model: Model, sets: Sequence[Pictures], asked: list[int]) -> tuple[
             for read, x_BD in embedded_in_order(function, some, BATCH, workers):
                 if not bool(x_BD.isfinite().all()):
                     row = int((~x_BD.isfinite().all(1)).nonzero()[0])
-                    name = shown(some.name(read[row]))
+                    name = printable(some.name(read[row]))
                     raise Error(f"{name}: its embedding is NaN or Inf; check the weights of the model")
                 parts.append(x_BD)
                 ids += [start + here[i] for i in read]
@@ -182,8 +184,8 @@ def reason(sets: Sequence[Pictures], i: int) -> str:
 
 def tell(folder: Path, count: int, what: str, bad: dict[str, tuple[str, str]]) -> None:
     """What was done, and which pictures could not be read."""
-    note(f"{shown(folder)}: {count} pictures, {what}")
+    note(f"{printable(folder)}: {count} pictures, {what}")
     for name, (_, why) in islice(bad.items(), SAID):
-        note(f"  cannot be read: {shown(name)}: {why}")
+        note(f"  cannot be read: {printable(name)}: {why}")
     if len(bad) > SAID:
-        note(f"  … and {len(bad) - SAID} more: see {shown(folder / SEEN)}")
+        note(f"  … and {len(bad) - SAID} more: see {printable(folder / SEEN)}")

@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lookalike.data.decode import shown
 from lookalike.data.index import below, refusing
 from lookalike.data.pictures import FilePictures, Fit, Pairs, Pictures, Roles
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
 
 Key = int | str
@@ -80,7 +79,7 @@ class Listing:
             relative = b"%b/%b" % (os.fsencode(folder), relative)
         if relative in self._places:
             first = self._places[relative]
-            raise DataError(f"{place}: {shown(path)[:80]} is listed before, at {first}: delete one")
+            raise DataError(f"{place}: {printable(path)[:80]} is listed before, at {first}: delete one")
         self._places[relative] = place
         self.parts[part].append(Row(relative, key, camera))
         return relative
@@ -93,7 +92,7 @@ class Listing:
         parts = {part: rows for part, rows in self.parts.items() if (part == "train") == (wanted == "train")}
         for part, part_rows in parts.items():
             if not part_rows:
-                raise DataError(f"{shown(self.root)}: no {part} pictures in it; {layout.remedy}")
+                raise DataError(f"{printable(self.root)}: no {part} pictures in it; {layout.remedy}")
         self._compare(layout, parts)
         seen = {row.key for row in self.parts["train"]}
         others = {row.key for rows in self.parts.values() for row in rows} - seen
@@ -125,7 +124,7 @@ class Listing:
             if found.get(what, count) != count
         ]
         if differing:
-            warnings.warn(f"{shown(self.root)}: {', '.join(differing)}: scores are not comparable", stacklevel=4)
+            warnings.warn(f"{printable(self.root)}: {', '.join(differing)}: scores are not comparable", stacklevel=4)
 
     def _roles(self) -> Roles:
         asks, searched = len(self.parts["query"]), len(self.parts["gallery"])
@@ -192,7 +191,7 @@ def read(file: Path, header: str = "") -> Iterator[Line]:
 
     Raises DataError for another header, and with file:line for what is not UTF-8.
     """
-    name, wanted = shown(file), header.splitlines()
+    name, wanted = printable(file), header.splitlines()
     with refusing(file), file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{name}:{number}"
@@ -227,4 +226,4 @@ def file_in(root: Path, layout: Layout, *names: str) -> Path:
             if (root / name).is_file():
                 return root / name
     others = "".join(f", nor {name}" for name in names[1:])
-    raise DataError(f"{shown(root / names[0])}: no such file{others}; {layout.remedy}")
+    raise DataError(f"{printable(root / names[0])}: no such file{others}; {layout.remedy}")

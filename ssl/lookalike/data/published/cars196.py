@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from lookalike.data.decode import shown
 from lookalike.data.index import refusing
 from lookalike.data.published import Divided, Layout, Listing, file_in
 from lookalike.data.published.matlab import variable
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 ZERO_SHOT = {"train pictures": 8054, "train classes": 98, "test pictures": 8131, "test classes": 98}
 CLOSED_SET = {"train pictures": 8144, "train classes": 196, "test pictures": 8041, "test classes": 196}
@@ -28,10 +27,10 @@ class Cars196(Divided):
         train = file_in(root, self.layout, TRAIN)
         test = file_in(root, self.layout, TEST, "cars_test_annos_withlabels.mat")
         for file, folder, part in ((train, "cars_train", "train"), (test, "cars_test", "test")):
-            annotations = f"{shown(file)}:annotations"
+            annotations = f"{printable(file)}:annotations"
             for row, record in enumerate(variable(file, "annotations", "fname", "class"), 1):
                 if not (isinstance(record, dict) and {"fname", "class"} <= record.keys()):
-                    raise DataError(f"{shown(file)}: annotations has no fname and class: fetch the file again")
+                    raise DataError(f"{printable(file)}: annotations has no fname and class: fetch the file again")
                 place, name, number = f"{annotations}({row})", record["fname"], record["class"]
                 if not (isinstance(name, str) and isinstance(number, int | float) and number in range(1, 197)):
                     what = "a file name and a class from 1 to 196 belong here"
@@ -43,5 +42,5 @@ class Cars196(Divided):
             named = meta.is_file()
         if named:
             names = enumerate(variable(meta, "class_names"), 1)
-            listing.names |= {number: shown(name) for number, name in names if isinstance(name, str)}
+            listing.names |= {number: printable(name) for number, name in names if isinstance(name, str)}
         return listing

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from lookalike.data.decode import shown
 from lookalike.data.published import AGAIN, Divided, Layout, Line, Listing, file_in, read, whole
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 ZERO_SHOT = {"train pictures": 5864, "train classes": 100, "test pictures": 5924, "test classes": 100}
 CLOSED_SET = {"train pictures": 5994, "train classes": 200, "test pictures": 5794, "test classes": 200}
@@ -30,7 +29,7 @@ class Cub(Divided):
             number = whole(word, "the class", at, 1, 200)
             folder = path.rpartition("/")[0]
             if listing.names.setdefault(number, folder) != folder:
-                where = f"in {shown(listing.names[number])}, {shown(path)[:80]} is not"
+                where = f"in {printable(listing.names[number])}, {printable(path)[:80]} is not"
                 raise DataError(f"{at}: class {number} lies {where}: {AGAIN}")
             train = number <= 100
             if self._closed:
@@ -44,12 +43,12 @@ class Cub(Divided):
         for line in read(file_in(root, self.layout, name)):
             image, _ = line.fields(columns)
             if image in found:
-                raise DataError(f"{line.place}: picture {shown(image)[:40]} again: delete one")
+                raise DataError(f"{line.place}: picture {printable(image)[:40]} again: delete one")
             found[image] = line
         return found
 
 
 def _of(lines: dict[str, Line], image: str, place: str, name: str) -> Line:
     if image not in lines:
-        raise DataError(f"{place}: picture {shown(image)[:40]} is not in {name}: fetch both files again")
+        raise DataError(f"{place}: picture {printable(image)[:40]} is not in {name}: fetch both files again")
     return lines[image]

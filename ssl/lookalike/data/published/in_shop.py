@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from lookalike.data.decode import shown
 from lookalike.data.index import refusing
 from lookalike.data.published import AGAIN, Layout, Listing, Published, file_in, read
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 LIST = "list_eval_partition.txt"
 COLUMNS = "image_name item_id evaluation_status"
@@ -35,5 +34,5 @@ class InShop(Published):
             if part not in listing.parts:
                 what = f"evaluation_status {part[:40]!r} is none of train, query, gallery"
                 raise DataError(f"{line.place}: {what}: {AGAIN}")
-            listing.add(part, folder, path, shown(item), line.place)
+            listing.add(part, folder, path, printable(item), line.place)
         return listing

@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lookalike.data.decode import shown
 from lookalike.data.index import scan
 from lookalike.data.published import AGAIN, Layout, Line, Listing, Pair, Published, file_in, is_number, read, whole
 from lookalike.data.sources import Canvas
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 PERSONS = "give the folder that holds the persons' folders, as Aaron_Eckhart/Aaron_Eckhart_0001.jpg"
 
@@ -62,10 +61,10 @@ class LFW(Published):
         for path in paths:
             name, *rest = path.split("/")
             if len(rest) != 1:
-                raise DataError(f"{shown(listing.root / path)}: lies in no person's folder: {PERSONS}")
+                raise DataError(f"{printable(listing.root / path)}: lies in no person's folder: {PERSONS}")
             persons.add(name)
             if name not in compared:
-                listing.add("train", "", path, name, shown(listing.root))
+                listing.add("train", "", path, name, printable(listing.root))
         listing.counts |= {"pictures": len(paths), "classes": len(persons), "pairs": len(listing.pairs)}
 
 
@@ -76,7 +75,7 @@ def _pairs(file: Path) -> Iterator[tuple[Line, list[str], list[str], int]]:
     then n of two (`name i other j`). Raises DataError for what is not so.
     """
     lines = read(file)
-    head = next(lines, Line(f"{shown(file)}:1", []))
+    head = next(lines, Line(f"{printable(file)}:1", []))
     if not 1 <= len(head.words) <= 2 or not all(is_number([word]) for word in head.words):
         raise DataError(f"{head.place}: the header is not `folds pairs`, as in `10 300`: {AGAIN}")
     folds, each = (whole(word, "the header's", head.place, 1, 10**6) for word in (["1", *head.words])[-2:])

@@ -4,11 +4,10 @@ import os
 import re
 from pathlib import Path
 
-from lookalike.data.decode import shown
 from lookalike.data.index import scan
 from lookalike.data.published import Layout, Listing, Published
 from lookalike.data.sources import folder_at
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,3})", re.ASCII)
@@ -41,7 +40,7 @@ class Market1501(Published):
         for part, folder in FOLDERS.items():
             home = folder_at(root / folder, self.layout.remedy)
             for path in map(os.fsdecode, scan(home, root)):
-                place = shown(home / path)
+                place = printable(home / path)
                 if not (known := NAME.match(path)):
                     what = "no identity and camera in its name, as in 0002_c1s1_000451_03.jpg"
                     raise DataError(f"{place}: {what}: move it away")

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.data.decode import shown
 from lookalike.data.index import refusing
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 MAX_BYTES, MAX_UNPACKED = 16_000_000, 64_000_000
 _INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
@@ -37,12 +36,14 @@ def variable(file: Path, name: str, *fields: str) -> list[Any]:
         size = file.stat().st_size
         data = file.read_bytes() if size <= MAX_BYTES else b""
     if not data:
-        raise DataError(f"{shown(file)}: {size} bytes, 1 to {MAX_BYTES} are allowed: fetch the file again")
+        raise DataError(f"{printable(file)}: {size} bytes, 1 to {MAX_BYTES} are allowed: fetch the file again")
     try:
         return _found(data, name, fields)
     except (ValueError, struct.error, zlib.error) as error:
-        reason = shown(str(error))[:120]
-        raise DataError(f"{shown(file)}: no MATLAB file that can be read ({reason}): fetch the file again") from error
+        reason = printable(str(error))[:120]
+        raise DataError(
+            f"{printable(file)}: no MATLAB file that can be read ({reason}): fetch the file again"
+        ) from error
 
 
 def _found(data: bytes, name: str, fields: tuple[str, ...]) -> list[Any]:

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from lookalike.data.decode import shown
 from lookalike.data.index import refusing
 from lookalike.data.published import Layout, Listing, Published, file_in, read, whole
-from lookalike.errors import DataError
+from lookalike.errors import DataError, printable
 
 COUNTS = {
     "train pictures": 30248,
@@ -35,7 +34,7 @@ class MSMT17(Published):
             folders = next((pair for pair in FOLDERS if all((root / each).is_dir() for each in pair)), None)
         if folders is None:
             wanted = " nor ".join(" and ".join(pair) for pair in FOLDERS)
-            raise DataError(f"{shown(root)}: neither {wanted} in it; {self.layout.remedy}")
+            raise DataError(f"{printable(root)}: neither {wanted} in it; {self.layout.remedy}")
         for part in listing.parts:
             split = "train" if part == "train" else "test"
             for line in read(file_in(root, self.layout, f"list_{part}.txt")):
