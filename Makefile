@@ -7,7 +7,7 @@ OUT ?= runs/quickstart
 # Much of the suite waits for processes that start: two test files at a time.
 SPREAD ?= -n 2 --dist loadfile
 
-.PHONY: quickstart test test-all test-cluster lint clean
+.PHONY: quickstart test test-all test-cluster fuzz lint clean
 
 quickstart: .venv/.installed
 	$(BIN)/lookalike run recipes/quickstart.yaml --out $(OUT)
@@ -21,6 +21,10 @@ test-all: lint
 # Root, and Debian's openssh-server openssh-client pdsh iproute2 slurm-wlm munge; what is missing is said and skipped.
 test-cluster: .venv/.installed
 	$(BIN)/python -m pytest -rs tests/cluster
+
+# Damaged files with new seeds for an hour, or LOOKALIKE_FUZZ_SECONDS; `python tests/test_fuzz.py KIND SEED` repeats one.
+fuzz: .venv/.installed
+	$(BIN)/python tests/test_fuzz.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check ssl tests benchmarks

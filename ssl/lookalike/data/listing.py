@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 from lookalike.data import remote
 from lookalike.data.index import refusing
 from lookalike.errors import DataError, printable
+from lookalike.folder import read_regular
 
 LISTING = "index.json"
 FORMAT = 1
 _MOST_SHARDS = 1_000_000
+_LARGEST = 1 << 24
 
 
 class Shard(NamedTuple):
@@ -33,20 +36,44 @@ def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | 
     place = f"{home.rstrip('/')}/{LISTING}"
     try:
         if remote.is_remote(path):
-            data = remote.read(place)
+            data = remote.read(place, _LARGEST)
         else:
-            data = Path(place).read_bytes() if Path(place).is_file() else None
+            data = _local(place)
         if data is None:
             return None
+        # A list or an object takes far more memory than the two bytes that it may be written in.
+        if data.count(b"[") + data.count(b"{") > 100 + len(data) // 16:
+            raise ValueError("more brackets than shards need")
         found = json.loads(data)
         if found["format"] != FORMAT:
             raise ValueError("another format")
-        return {
+        splits = {
             split: (_shards(home, listed), _names(found["classes"][split])) for split, listed in found["splits"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"not a listing that `lookalike pack` wrote ({type(error).__name__})"
         raise DataError(f"{remote.redacted(place)}: {reason}: pack again") from error
+    if "train" in splits and "test" in splits:
+        tell_overlap(path, splits["train"][0], splits["test"][0])
+    return splits
+
+
+def _local(place: str) -> bytes | None:
+    with refusing(place):
+        return read_regular(place, _LARGEST) if Path(place).exists() and not Path(place).is_dir() else None
+
+
+def tell_overlap(path: str, train: Sequence[Shard], test: Sequence[Shard]) -> None:
+    """Warns of shards that are in both sets, as `path` and `test` of one glob, or a link, make them."""
+    known = {_same(shard) for shard in train}
+    both = [shard.place for shard in test if _same(shard) in known]
+    if both:
+        first = f"{len(both)} of its shards are in both the train and the test set, first {remote.redacted(both[0])}"
+        warnings.warn(f"{remote.redacted(path)}: {first}: name each for one of them", stacklevel=4)
+
+
+def _same(shard: Shard) -> str:
+    return shard.place if remote.is_remote(shard.place) else os.path.realpath(shard.place)
 
 
 def _shards(home: str, listed: Sequence[Mapping[str, Any]]) -> list[Shard]:

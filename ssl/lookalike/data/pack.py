@@ -24,7 +24,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from lookalike.data import cache
-from lookalike.data.decode import BadPicture, decode
+from lookalike.data.decode import BadPicture, Opened
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
@@ -226,7 +226,7 @@ def encode(pictures: Pictures, i: int, how: Packing) -> Packed:
     """The i-th picture as it will be packed. Raises BadPicture when it cannot be decoded, kept ones too."""
     if isinstance(pictures, Encoded):
         data, name = pictures.contents(i), pictures.name(i)
-        picture_CHW = decode(data, name, size=None, channels=pictures.shape[0])
+        picture_CHW = Opened(data, name, pictures.shape[0], pictures.max_pixels).pixels()
         if how.kept:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name is no path of this machine)
             return Packed(suffix if suffix in _SUFFIXES else ".jpg", data)

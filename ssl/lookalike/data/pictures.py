@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 
 from lookalike.data.decode import BadPicture, Opened, contents
+from lookalike.folder import without_waiting
 from lookalike.recipe import Size, sides
 
 # Seconds an answer about a file: a local disk takes a few microseconds, a server far away a millisecond. On a local
 # disk threads only get in each other's way.
 _LATE = 300e-6
+_BLOCK = 4096
 
 
 Fit = Literal["crop", "squash"]
@@ -175,12 +178,16 @@ class ArrayPictures:
 
 
 class Encoded(ABC):
-    """Pictures kept as the bytes of picture files, decoded to canvases of `shape`, by `fit`, when they are read."""
+    """Pictures kept as the bytes of picture files, decoded to canvases of `shape`, by `fit`, when they are read.
+
+    `max_pixels`: how many one may have; None for what is safe (see Opened).
+    """
 
     labels: Tensor | None
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fit: Fit = "crop"
+    max_pixels: int | None = None
     cameras: Tensor | None = None
     roles: Roles | None = None
     pairs: Pairs | None = None
@@ -200,7 +207,7 @@ class Encoded(ABC):
 
     def open(self, i: int) -> Opened:
         """The picture with its header judged. Raises BadPicture."""
-        return Opened(self.contents(i), self.name(i), self.shape[0])
+        return Opened(self.contents(i), self.name(i), self.shape[0], self.max_pixels)
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
         """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadPicture."""
@@ -245,25 +252,50 @@ class FilePictures(Encoded):
         roles: Roles | None = None,
         pairs: Pairs | None = None,
         fit: Fit = "crop",
+        max_pixels: int | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
         self._paths = Names([os.fsencode(path) for path in paths])
         self.labels = labels
         self.classes = classes
-        self.shape, self.fit = (channels, *sides(size)), fit
+        self.shape, self.fit, self.max_pixels = (channels, *sides(size)), fit, max_pixels
         self.cameras, self.roles, self.pairs = cameras, roles, pairs
 
     def __len__(self) -> int:
         return len(self._paths)
 
     @cached_property
+    def _digests(self) -> tuple[str, str]:
+        paths = sorted(self._paths)
+        states = file_states(self._root, paths)
+        lines = (b"%b\0%d\n" % (path, size) for path, (size, _) in zip(paths, states, strict=True))
+        times = np.fromiter((mtime for _, mtime in states), np.int64, len(states))
+        return hashlib.sha256(b"".join(lines)).hexdigest(), hashlib.sha256(times.tobytes()).hexdigest()
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of the sorted relative paths and file sizes: no times, so a copy elsewhere has the same."""
-        paths = sorted(self._paths)
-        sizes = file_sizes(self._root, paths)
-        lines = (b"%b\0%d\n" % line for line in zip(paths, sizes, strict=True))
-        return hashlib.sha256(b"".join(lines)).hexdigest()
+        return self._digests[0]
+
+    @property
+    def times(self) -> str:
+        """sha256 of the files' mtimes (nanoseconds), in the order of paths: the same only where nobody wrote to one."""
+        return self._digests[1]
+
+    def glimpse(self, i: int, blocks: int) -> bytes:
+        """Some of the file's bytes: so many blocks of 4 KiB, evenly spread from end to end; none where it cannot be."""
+        try:
+            with open(self.name(i), "rb", opener=without_waiting) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    return b""
+                if status.st_size <= blocks * _BLOCK:
+                    return file.read(status.st_size)
+                last = status.st_size - _BLOCK
+                return b"".join(os.pread(file.fileno(), _BLOCK, last * k // (blocks - 1)) for k in range(blocks))
+        except OSError:
+            return b""
 
     def name(self, i: int) -> str:
         return f"{self._root}/{os.fsdecode(self._paths[i])}"
@@ -286,7 +318,7 @@ class Rows(Encoded):
         self.roles = None if pictures.roles is None else pictures.roles.of(ids_N)
         self.pairs = None if pictures.pairs is None else pictures.pairs.of(ids_N)
         self.classes = pictures.classes
-        self.shape, self.fit = pictures.shape, pictures.fit
+        self.shape, self.fit, self.max_pixels = pictures.shape, pictures.fit, pictures.max_pixels
 
     def __len__(self) -> int:
         return len(self._ids_N)
@@ -297,6 +329,11 @@ class Rows(Encoded):
         digest = hashlib.sha256(self._pictures.fingerprint.encode())
         digest.update(self._ids_N.numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def whole(self) -> Encoded:
+        """The images of which these are some."""
+        return self._pictures.whole if isinstance(self._pictures, Rows) else self._pictures
 
     def name(self, i: int) -> str:
         return self._pictures.name(int(self._ids_N[i]))
@@ -313,11 +350,6 @@ def subset(pictures: Pictures, ids: Sequence[int] | Tensor) -> Pictures:
     if isinstance(pictures, ArrayPictures):
         return pictures.rows(ids_N)
     raise TypeError(f"{type(pictures).__name__} is neither ArrayPictures nor Encoded")
-
-
-def file_sizes(root: str, paths: Sequence[bytes]) -> list[int]:
-    """Bytes of each file below `root`, -1 where there is none."""
-    return [size for size, _ in file_states(root, paths)]
 
 
 def file_states(root: str, paths: Sequence[bytes]) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from pydantic import Field
 from lookalike.data import remote
 from lookalike.data.decode import MAX_BYTES, BadPicture
 from lookalike.data.index import chosen, refusing, units
-from lookalike.data.listing import Shard, expanded, read_listing
+from lookalike.data.listing import Shard, expanded, read_listing, tell_overlap
 from lookalike.data.order import Windows
 from lookalike.data.pictures import Encoded, Fit, Names, Pictures
 from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
@@ -41,6 +41,8 @@ class Shards:
     else a hash of each sample's shard and name does. `auto` labels a set in which every sample has a label.
     `shuffle: window` mixes `window` pictures of neighbouring shards, permuted anew each epoch, in place of all of
     them; `auto` does so for remote shards and above 50 million pictures. Remote shards are kept in at most `cache_gb`.
+    `max_pixels`: how many pixels an image may have, whatever memory and time it takes; by default as many as decode
+    below 200 MB: 100 million of a JPEG, 25 million of other formats.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Shards:
         window: Annotated[int, Field(ge=1)] = 100_000,
         cache_gb: Annotated[float, Field(gt=0)] = 50.0,
         fit: Fit = "crop",
+        max_pixels: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         self.channels: int = channels
+        self._max_pixels = max_pixels
         self._path, self._test, self._test_fraction = path, test, test_fraction
         self._canvas, self._fit, self._labels = canvas, fit, labels
         self._shuffle, self._window = shuffle, window
@@ -72,7 +76,7 @@ class Shards:
             before = self._listed("train")[0] if wanted == "test" else None
             classes = _numbers([*found, *map(self._samples, before or ())])
         pictures = ShardPictures(shards, found, canvas, self.channels, self._files)
-        pictures.fit = self._fit
+        pictures.fit, pictures.max_pixels = self._fit, self._max_pixels
         if listed is None:
             hashes_N = units(pictures.keys(), f"shards\0{self._path}")
             pictures.keep((hashes_N < self._test_fraction) == (wanted == "test"))
@@ -105,6 +109,7 @@ class Shards:
                 raise DataError(f"{remote.redacted(self._path)}: holds no {wanted} set: pack one")
             return listing[wanted]
         if self._test is not None:
+            tell_overlap(self._path, expanded(self._path), expanded(self._test))
             return expanded(self._path if wanted == "train" else self._test), ()
         if not remote.is_remote(self._path):
             with refusing(self._path):

@@ -7,9 +7,10 @@ import gzip
 import math
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, Protocol
+from typing import Annotated, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
+from lookalike.data.outside import opened
 from lookalike.data.pictures import ArrayPictures, FilePictures, Fit, Pictures, subset
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size, sides
@@ -66,7 +68,7 @@ class Idx:
 
     def __init__(self, path: str, max_bytes: Annotated[int, Field(gt=0)] = 2_000_000_000) -> None:
         self._path = path
-        self._max_bytes = max_bytes
+        self._max_bytes, self._told = max_bytes, False
 
     def split(self, name: Split, size: Size | None = None) -> Pictures:
         folder = folder_at(self._path, FASHION)
@@ -74,6 +76,7 @@ class Idx:
         images = _find_idx(folder, f"{prefix}-images", 3)
         if images is None:
             raise DataError(f"{printable(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
+        self._tell_one_file(folder)
         images_NHW = read_idx(images, 3, self._max_bytes)
         labels = {each: self._labels(folder, each) for each in ("train", "t10k")}
         labels_N = labels[prefix]
@@ -83,6 +86,14 @@ class Idx:
         highest = max((int(known.max()) for known in labels.values() if known is not None), default=-1)
         classes = () if labels_N is None else tuple(str(label) for label in range(highest + 1))
         return ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
+
+    def _tell_one_file(self, folder: Path) -> None:
+        """Warns, once, where a link makes one file both sets."""
+        both = [_find_idx(folder, f"{prefix}-images", 3) for prefix in ("train", "t10k")]
+        if not self._told and all(both) and os.path.samefile(*both):  # type: ignore[arg-type]  # noqa: PTH121
+            what = "train-images and t10k-images are one file"
+            warnings.warn(f"{printable(folder)}: {what}: scores on images that were trained on are none", stacklevel=4)
+            self._told = True
 
     def _labels(self, folder: Path, prefix: str) -> Tensor | None:
         labels = _find_idx(folder, f"{prefix}-labels", 1)
@@ -97,7 +108,8 @@ class Folder:
     the train set; classes that only the test set has come after them. `auto` labels a set that has no picture
     directly in its folder and at least two subfolders with pictures. Pictures are read as canvases of a side,
     or height and width, `canvas`, by default 8/7 of the views' (256 for 224): their largest central box of that shape,
-    or with `fit: squash` all of them.
+    or with `fit: squash` all of them. `max_pixels`: how many pixels an image may have, whatever memory and time it
+    takes; by default as many as decode below 200 MB: 100 million of a JPEG, 25 million of other formats.
     """
 
     def __init__(
@@ -110,6 +122,7 @@ class Folder:
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         labels: Literal["auto", "folders", "none"] = "auto",
         fit: Fit = "crop",
+        max_pixels: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         self.channels: int = channels
         self._path = path
@@ -117,7 +130,7 @@ class Folder:
         self._train = train
         self._test = test
         self._test_fraction = test_fraction
-        self._labels, self._fit = labels, fit
+        self._labels, self._fit, self._max_pixels = labels, fit, max_pixels
         self._scanned: dict[Path, list[bytes]] = {}
 
     def split(self, name: Split, size: Size | None = None) -> Pictures:
@@ -188,7 +201,8 @@ class Folder:
             paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
         labels = torch.from_numpy(labels_N) if classes else None
-        return FilePictures(folder, paths, labels, names, canvas, self.channels, fit=self._fit)
+        how: dict[str, Any] = {"fit": self._fit, "max_pixels": self._max_pixels}
+        return FilePictures(folder, paths, labels, names, canvas, self.channels, **how)
 
 
 def canvas_for(size: Size) -> tuple[int, int]:
@@ -212,9 +226,9 @@ def read_idx(path: Path, ndim: int, max_bytes: int) -> Tensor:
 
     Raises DataError when it is no such file, too short, too long, or declares more than `max_bytes`.
     """
-    with refusing(path):
+    with opened(path) as data:
         try:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            with gzip.GzipFile(fileobj=data) if path.suffix == ".gz" else data as file:
                 return _parse_idx(file, ndim, max_bytes)  # type: ignore[arg-type]
         except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DataError(f"{printable(path)}: {error}; fetch the file again") from error
