@@ -1,15 +1,17 @@
 """Manifests: a table's rows are the pictures, whatever the table tries; every refusal has file, line and remedy."""
 
 import csv
+import re
 import sys
 import time
+import warnings
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lookalike.data import Manifest
+from lookalike.data import Manifest, repeats
 from lookalike.data.decode import BadPicture
 from lookalike.data.index import unit
 from lookalike.data.pictures import subset
@@ -128,7 +130,7 @@ def test_a_table_that_is_wrong_is_one_line_with_file_and_line(tmp_path, case):
     ("columns", "wanted"),
     [
         ({"path": ["a", None]}, r":2: path is empty: give a string or an integer"),
-        ({"path": ["a"], "label": [1.5]}, r":1: label is a float"),
+        ({"path": ["a"], "label": [1.5]}, r"m\.parquet: label is of type double: give strings or integers"),
         ({"path": ["a", "../b"]}, r":2: the path '\.\./b' is one that leaves root"),
         ({"file": ["a"]}, r":1: no column path"),
     ],
@@ -207,3 +209,81 @@ def test_a_manifests_roles_that_are_wrong_are_one_line(tmp_path):
         manifest(tmp_path, "path,split,is_query", "a,train,1", "b,test,0").split("test")
     with pytest.raises(DataError, match=r"m.csv: no row of the test set is searched: say so in is_gallery"):
         manifest(tmp_path, "path,split,is_query", "b,test,1").split("test")
+
+
+def told(source) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for split in ("train", "test"):
+            source.split(split)
+    return [str(one.message)[str(one.message).index("m.csv") :] for one in caught]
+
+
+LEAK = ("path,label,split", "a.png,1,train", "b.png,1,test", "c.png,2,train", "./a.png,1,test", "c.png,2,test")
+LABELS = ("path,label,split", "a.png,1,train", "b.png,1,test", "a.png,2,train")
+AGAIN = ("path,label,split", "a.png,1,train", "b.png,1,test", ".//a.png,1,train", "a.png,1,train")
+REPEATS = {
+    "set": (LEAK, r"m.csv:5: ./a.png is in the test set, and in the train set on line 2 \(2 such images\): .*delete"),
+    "label": (
+        LABELS,
+        r"m.csv:4: a.png has another label than on line 2 \(the only such image\): delete the wrong rows",
+    ),
+    "again": (AGAIN, r"m.csv:4: .//a.png is listed again, as on line 2 \(the only such image\): delete all"),
+}
+
+
+@pytest.mark.parametrize("kind", REPEATS)
+def test_an_image_listed_twice_is_said_once_with_count_and_place(tmp_path, kind):
+    lines, wanted = REPEATS[kind]
+    (said,) = told(manifest(tmp_path, *lines))
+    assert re.fullmatch(wanted + ".*", said)
+    with pytest.raises(DataError, match=wanted.replace("m.csv", "^.*m.csv", 1)):
+        Manifest(str(tmp_path / "m.csv"), strict=True).split("train")
+
+
+def test_kinds_of_repeats_are_a_line_each(tmp_path):
+    lines = ("path,label,split", "a,1,train", "a,2,test", "b,1,train", "b,1,train", "c,1,test")
+    assert len(told(manifest(tmp_path, *lines))) == 3
+    with pytest.raises(DataError) as caught:
+        Manifest(str(tmp_path / "m.csv"), strict=True).split("test")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_an_image_may_be_a_query_and_in_the_gallery_in_two_rows(tmp_path):
+    head = "path,label,split,is_query,is_gallery"
+    rows = ("t,1,train,,", "a,1,test,1,0", "a,1,test,0,1", "b,1,test,0,1")
+    assert told(manifest(tmp_path, head, *rows)) == []
+    (said,) = told(manifest(tmp_path, head, *rows, "a,1,test,0,1"))
+    assert said.startswith("m.csv:6: a is listed again, as on line 4")
+    (said,) = told(manifest(tmp_path, "path,split,is_query", "t,train,", "a,test,1", "a,test,0", "a,test,1"))
+    assert said.startswith("m.csv:5: a is listed again, as on line 3")
+
+
+def test_rows_in_no_set_repeat_nothing(tmp_path):
+    assert told(manifest(tmp_path, "path,label,split", "a,1,val", "a,2,train", "b,1,test", "b,1,val")) == []
+
+
+def test_without_a_split_a_second_spelling_may_leak(tmp_path):
+    names = [f"{k}.png" for k in range(40)]
+    lines = told(manifest(tmp_path, "path", *names, *(f"./{name}" for name in names)))
+    leaks = sum((unit(name.encode()) < 0.2) != (unit(b"./" + name.encode()) < 0.2) for name in names)
+    assert leaks > 1
+    assert f"({leaks} such images)" in lines[0]
+    assert f"({40 - leaks} such images)" in lines[1]
+    assert told(manifest(tmp_path, "path", *names)) == []
+
+
+def test_paths_and_fingerprints_are_as_they_are_written(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    source = manifest(tmp_path, "path,split", "./1.png,train", "2.png,test")
+    train = source.split("train")
+    assert below(tmp_path, train) == ["./1.png"]
+    assert train.fingerprint != manifest(tmp_path, "path,split", "1.png,train", "2.png,test").split("train").fingerprint
+
+
+def test_looking_for_repeats_in_a_million_rows_takes_a_moment():
+    paths = [b"folder%d/image%d.jpg" % (i % 1000, i) for i in range(200_000)]
+    began = time.process_time()
+    assert repeats.grouped(paths) == []
+    assert len(repeats.grouped(paths + [b"./" + path for path in paths[:1000]])) == 1000
+    assert time.process_time() - began < 2

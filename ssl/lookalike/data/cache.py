@@ -1,13 +1,14 @@
 """What took time to find out, kept in the user's cache folder: checked when read, and never needed."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lookalike.folder import appearing
+from lookalike.folder import appearing, read_regular, sweep
 
 try:
     import fcntl
@@ -16,6 +17,7 @@ except ImportError:  # Windows
 
 _MAGIC = b"lookalike sealed 1\n"
 _HEAD = len(_MAGIC) + 32
+_LARGEST = 2**33
 
 
 def home() -> Path:
@@ -53,7 +55,7 @@ def unseal(data: bytes) -> list[bytes]:
 def load(key: str | bytes) -> list[bytes] | None:
     """What was kept under the key; None when there is nothing, or nothing whole."""
     try:
-        return unseal(_path(key).read_bytes())
+        return unseal(read_regular(_path(key), _LARGEST))
     except (OSError, ValueError):
         return None
 
@@ -65,8 +67,15 @@ def store(key: str | bytes, parts: Sequence[bytes]) -> None:
     """
     with contextlib.suppress(OSError):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        _tidy(home())
         with appearing(_path(key), flush=False) as file:
             file.write(seal(parts))
+
+
+@functools.cache
+def _tidy(folder: Path) -> None:
+    """Once a process: what others left half-done when they were killed."""
+    sweep(folder)
 
 
 @contextlib.contextmanager

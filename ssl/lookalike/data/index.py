@@ -118,11 +118,13 @@ def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
 
 @contextmanager
 def refusing(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the system's refusal to list or read `place` into a DataError."""
+    """Turns the system's refusal to list or read `place`, or to take such a name, into a DataError."""
     try:
         yield
-    except OSError as error:
-        what = (error.strerror or str(error)).lower()
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError) and "null byte" not in str(error):
+            raise
+        what = (getattr(error, "strerror", None) or str(error)).lower()
         raise DataError(f"{printable(place)}: {what}; check that it exists and that you may read it") from error
 
 

@@ -131,6 +131,8 @@ class Files:
             for chunk in _chunks(fs, remote):
                 file.write(chunk)
                 found = zlib.crc32(chunk, found)
+                if file.tell() > size:
+                    break
             if (got := file.tell()) != size:
                 raise OSError(f"{got} bytes came instead of {size}")
             if crc is not None and found != crc:

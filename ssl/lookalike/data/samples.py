@@ -15,15 +15,16 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from lookalike.data import cache
 from lookalike.data.index import SUFFIXES, refusing
+from lookalike.data.outside import opened
 from lookalike.data.tar import LONGEST_NAME, Damaged, Entry, entries
 from lookalike.errors import DataError, printable
+from lookalike.folder import read_regular
 
 NO_LABEL = -1
 MOST_CLASSES = 1_000_000
@@ -32,6 +33,7 @@ _PICTURES = {suffix[1:] for suffix in SUFFIXES}
 _LONGEST_LABEL = 1 << 16
 _SETTLED = 2_000_000_000
 _CHUNK = 1 << 20
+_LARGEST_INDEX = 1 << 28  # as `remote.read` takes
 # Key, then suffix: as webdataset splits a name (its `base_plus_ext`), hidden names apart.
 _SPLIT = re.compile(rb"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 
@@ -57,7 +59,7 @@ def samples_of(path: str, place: str = "") -> Samples:
     with refusing(place):
         status = os.stat(path)  # noqa: PTH116 (a shard's name may hold any bytes)
     with contextlib.suppress(OSError):
-        if found := unsealed(Path(f"{path}.idx").read_bytes(), {"bytes": status.st_size}):
+        if found := _beside(path, status.st_size):
             return found
         warnings.warn(f"{place}.idx: not of this shard, the shard is read: pack it again", stacklevel=2)
     state = {"bytes": status.st_size, "inode": status.st_ino, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
@@ -65,11 +67,19 @@ def samples_of(path: str, place: str = "") -> Samples:
     with cache.alone(key):  # the ranks of a machine read a shard once
         if (kept := cache.load(key)) and (found := parse(kept, state)):
             return found
-        with refusing(place), open(path, "rb", buffering=_CHUNK) as file:  # noqa: PTH123
+        with opened(path, place, _CHUNK) as file:
             found = read_samples(file, place)
         if time.time_ns() - status.st_ctime_ns > _SETTLED:
             cache.store(key, parts(found, state))
     return found
+
+
+def _beside(path: str, size: int) -> Samples | None:
+    """What the index beside a shard of this size says; it cannot be larger, names and all. Raises OSError for none."""
+    try:
+        return unsealed(read_regular(f"{path}.idx", min(size + _CHUNK, _LARGEST_INDEX)), {"bytes": size})
+    except ValueError:
+        return None
 
 
 def parts(samples: Samples, about: Mapping[str, Any]) -> list[bytes]:

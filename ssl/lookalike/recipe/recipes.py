@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
+import select
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from lookalike.errors import RecipeError
@@ -16,6 +17,8 @@ from lookalike.recipe.values import plain_of
 from lookalike.recipe.yaml12 import MAX_BYTES, decode, dump, read
 
 T = TypeVar("T")
+
+_PATIENCE = 20
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], sections: Mappi
     """The recipe file, changed by `key.path=value`s and checked. Raises RecipeError with every problem."""
     name = os.fspath(path)
     try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = _contents(path)
     except FileNotFoundError:
         raise RecipeError(f"{name}: no such recipe, check the path") from None
     except IsADirectoryError:
@@ -63,6 +65,31 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], sections: Mappi
     except (OSError, ValueError) as error:
         raise RecipeError(f"{name}: cannot be read ({error}), check the path") from None
     return from_text(decode(data, name), name, overrides, sections)
+
+
+def _contents(path: str | os.PathLike[str]) -> bytes:
+    """The first `MAX_BYTES` and one of a file, a device, or a pipe, such as a shell's <(…), whose writer may be late.
+
+    Raises OSError where nothing comes out of a pipe for `_PATIENCE` seconds.
+    """
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        is_pipe, data = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode), bytearray()
+        while len(data) <= MAX_BYTES:
+            if is_pipe and not select.select([file], [], [], _PATIENCE)[0]:
+                raise OSError(f"a pipe that nothing came out of for {_PATIENCE} seconds")
+            if not (part := file.read(MAX_BYTES + 1 - len(data))):
+                break
+            data += part
+    return bytes(data)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """An opener that does not wait for the writer of a pipe."""
+    wait = getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, flags | wait)
+    if wait:
+        os.set_blocking(handle, True)
+    return handle
 
 
 def from_text(text: str, name: str, overrides: Sequence[str], sections: Mapping[str, Any]) -> Recipe:

@@ -14,7 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from lookalike.data.index import below, refusing
+from lookalike.data.outside import lines, opened
 from lookalike.data.pictures import FilePictures, Fit, Pairs, Pictures, Roles
+from lookalike.data.repeats import normal
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
@@ -77,10 +79,11 @@ class Listing:
         relative = below(self.root, path, place)
         if folder:
             relative = b"%b/%b" % (os.fsencode(folder), relative)
-        if relative in self._places:
-            first = self._places[relative]
+        name = normal(relative)
+        if name in self._places:
+            first = self._places[name]
             raise DataError(f"{place}: {printable(path)[:80]} is listed before, at {first}: delete one")
-        self._places[relative] = place
+        self._places[name] = place
         self.parts[part].append(Row(relative, key, camera))
         return relative
 
@@ -189,11 +192,11 @@ class Line(NamedTuple):
 def read(file: Path, header: str = "") -> Iterator[Line]:
     """The lines of a UTF-8 file that are not empty, after those of `header`, where # stands for a number.
 
-    Raises DataError for another header, and with file:line for what is not UTF-8.
+    Raises DataError for another header, and with file:line for what is not UTF-8 or has no end.
     """
     name, wanted = printable(file), header.splitlines()
-    with refusing(file), file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with opened(file) as data:
+        for number, line in enumerate(lines(data.readline, name), 1):
             place = f"{name}:{number}"
             try:
                 words = line.decode("utf-8-sig" if number == 1 else "utf-8").split()

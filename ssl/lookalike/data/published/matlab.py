@@ -9,6 +9,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ import numpy as np
 
 from lookalike.data.index import refusing
 from lookalike.errors import DataError, printable
+from lookalike.folder import read_regular
 
-MAX_BYTES, MAX_UNPACKED = 16_000_000, 64_000_000
+MAX_BYTES, MAX_UNPACKED = 16_000_000, 16_000_000
 _INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _TEXTS = {1: "ascii", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _ENDS = {"<": "-le", ">": "-be"}
 _CELL, _STRUCT, _CHAR, _PLAIN = 1, 2, 4, range(6, 16)
 _DEEPEST = 4
+_MOST, _LONGEST = 1 << 18, 1 << 20
+"""Values in an array of cells or structs, and bytes of one of numbers or text."""
 
 
 def variable(file: Path, name: str, *fields: str) -> list[Any]:
@@ -32,11 +36,13 @@ def variable(file: Path, name: str, *fields: str) -> list[Any]:
     In them an array of one number is the number, and what lies deeper than four in one another is None.
     Raises DataError when the file cannot be read, or has no such array.
     """
-    with refusing(file):
-        size = file.stat().st_size
-        data = file.read_bytes() if size <= MAX_BYTES else b""
+    try:
+        with refusing(file):
+            data = read_regular(file, MAX_BYTES)
+    except ValueError as error:
+        raise DataError(f"{printable(file)}: {error}: fetch the file again") from error
     if not data:
-        raise DataError(f"{printable(file)}: {size} bytes, 1 to {MAX_BYTES} are allowed: fetch the file again")
+        raise DataError(f"{printable(file)}: 0 bytes, 1 to {MAX_BYTES} are allowed: fetch the file again")
     try:
         return _found(data, name, fields)
     except (ValueError, struct.error, zlib.error) as error:
@@ -111,7 +117,9 @@ def _matrix(
     if number not in (_CELL, _STRUCT):
         raise ValueError(f"an array of class {number}, neither numbers, text, cells nor structs")
     fields = _fields(parts, order) if number == _STRUCT else [""]
-    inner = [part for kind, part in parts if kind == _MATRIX]
+    if count * len(fields) > _MOST:
+        raise ValueError(f"more than {_MOST} values in {name[:40]}")
+    inner = list(islice((part for kind, part in parts if kind == _MATRIX), _MOST + 1))
     if len(inner) != count * len(fields):
         raise ValueError(f"{len(inner)} values for {count} times {len(fields)}")
     if number == _CELL:
@@ -140,4 +148,6 @@ def _next(parts: Iterator[tuple[int, memoryview]], kinds: set[int]) -> tuple[int
     kind, body = next(parts, (0, None))
     if body is None or kind not in kinds:
         raise ValueError(f"an element of kind {kind} where another belongs")
+    if len(body) > _LONGEST:
+        raise ValueError(f"an element of {len(body)} bytes, more than the {_LONGEST} allowed")
     return kind, body
