@@ -120,6 +120,40 @@ def test_the_chunk_does_not_matter(chunk):
     assert one == knn.accuracy(train_ND, labels_N, test_MD, true_M)
 
 
+def watched(monkeypatch):
+    seen, inner = [], knn._votes
+    monkeypatch.setattr(knn, "_votes", lambda part_QD, *rest: (seen.append(len(part_QD)), inner(part_QD, *rest))[1])
+    return seen
+
+
+def test_no_more_pairs_at_once_than_memory_holds(monkeypatch):
+    train_ND, labels_N, test_MD, true_M = made()
+    wanted = knn.accuracy(train_ND, labels_N, test_MD, true_M)
+    votes_MC = knn.votes(train_ND, labels_N, test_MD)
+    seen = watched(monkeypatch)
+    for pairs, rows in ((80 * 30, 30), (80 * 30 - 1, 29), (80 * 7 + 79, 7), (80, 1), (1, 1)):
+        monkeypatch.setattr(knn, "PAIRS", pairs)
+        seen.clear()
+        torch.testing.assert_close(knn.votes(train_ND, labels_N, test_MD), votes_MC, rtol=2 * knn.STEP / 0.07, atol=0)
+        assert max(seen) == rows
+        assert sum(seen) == 30
+        assert knn.accuracy(train_ND, labels_N, test_MD, true_M) == wanted
+
+
+def test_the_bound_is_a_few_gigabytes_at_the_size_of_imagenet():
+    assert knn.PAIRS * 12 < 2e9
+    assert knn.PAIRS // 1_281_167 > 50
+    assert knn.PAIRS >= 2048 * 60_000
+
+
+def test_the_chunk_changes_no_bit_where_similarities_are_exact():
+    generator = torch.Generator().manual_seed(0)
+    sign_ND = torch.randint(0, 2, (90, 16), generator=generator).float() * 2 - 1
+    labels_N = torch.arange(60) % 6
+    found = [knn.votes(sign_ND[:60], labels_N, sign_ND[60:], chunk=chunk) for chunk in (1, 3, 7, 29, 30, 2048)]
+    assert all(votes_MC.equal(found[0]) for votes_MC in found)
+
+
 def test_labels_may_be_any_whole_numbers():
     train_ND, labels_N, test_MD, true_M = made()
     plain = knn.accuracy(train_ND, labels_N, test_MD, true_M)

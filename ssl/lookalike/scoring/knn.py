@@ -13,6 +13,9 @@ from lookalike.errors import Error
 STEP = 1e-6
 """Cosine similarities are compared in steps of this size: a smaller difference is noise, so a tie."""
 
+PAIRS = 2**27
+"""Similarities in memory at once, each taking 12 bytes."""
+
 
 def check(features_ND: Tensor, name: str, labels_N: Tensor | None = None) -> None:
     """Raises Error, with `name`, for features `(N, D)` or labels `(N,)` that cannot be scored.
@@ -76,7 +79,8 @@ def votes(
     """Sum of exp((s - s_max) / temperature) over the k nearest train rows of each class, float64 `(M, C)`.
 
     s: fp32 cosine similarity rounded to `STEP`; at equal s the earlier train row is nearer; k above N is N.
-    Memory: 12 bytes × chunk × N. Labels lie in 0 … C-1; C is the highest label + 1 unless `classes` is given.
+    Memory: 12 bytes × chunk × N, with fewer at once where that were more than `PAIRS`, and a float32 copy of the
+    train rows. Labels lie in 0 … C-1; C is the highest label + 1 unless `classes` is given.
     Raises Error when features or labels cannot be scored, or k, temperature or chunk is not above 0.
     """
     check(train_ND, "train", train_labels_N)
@@ -92,7 +96,7 @@ def votes(
     near_ND = F.normalize(train_ND.float())
     parts = [
         _votes(F.normalize(part_QD.float()), near_ND, labels_N, min(k, len(train_ND)), temperature, width)
-        for part_QD in torch.split(test_MD, chunk)
+        for part_QD in torch.split(test_MD, min(chunk, max(1, PAIRS // len(train_ND))))
     ]
     return torch.cat(parts)
 

@@ -17,6 +17,8 @@ from lookalike.scoring.knn import check, dense, hits, rank, same_width
 
 GRID = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1)
 
+_DIMENSIONS = 4096
+
 Point = tuple[float, Tensor]
 Slope = Callable[[Tensor], Point]
 
@@ -53,13 +55,16 @@ class Probe(TypedDict):
 
 
 class _Problem(NamedTuple):
-    """Rotated features with a last column of ones, `E` = D + 1, and the way back to the given features."""
+    """Rotated features with a last column of ones, `E` = R + 1, and the way back to the given features.
+
+    R is D, or where there are fewer rows than dimensions at most N: beyond the rows' span every weight is 0.
+    """
 
     u_NE: Tensor
     labels_N: Tensor
     classes: int
     spectrum_E: Tensor
-    axes_DD: Tensor
+    axes_DR: Tensor
     mean_D: Tensor
     std_D: Tensor
 
@@ -80,11 +85,35 @@ def _problem(features_ND: Tensor, labels_N: Tensor, classes: int) -> _Problem:
     x_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
     mean_D, std_D = _standard(x_ND)
     x_ND = (x_ND - mean_D) / std_D
-    # In double precision: single gives up on the nearly equal eigenvalues of features that almost collapsed.
-    spectrum_D, axes_DD = (part.to(x_ND.dtype) for part in torch.linalg.eigh((x_ND.T @ x_ND / len(x_ND)).double()))
-    u_NE = torch.cat([x_ND @ axes_DD, x_ND.new_ones(len(x_ND), 1)], 1)
-    spectrum_E = torch.cat([spectrum_D.clamp_min(0), spectrum_D.new_ones(1)])
-    return _Problem(u_NE, labels_N.long(), classes, spectrum_E, axes_DD, mean_D, std_D)
+    spectrum_R, axes_DR = _axes(x_ND)
+    u_NE = torch.cat([x_ND @ axes_DR, x_ND.new_ones(len(x_ND), 1)], 1)
+    spectrum_E = torch.cat([spectrum_R.clamp_min(0), spectrum_R.new_ones(1)])
+    return _Problem(u_NE, labels_N.long(), classes, spectrum_E, axes_DR, mean_D, std_D)
+
+
+def _axes(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of XᵀX/N, ascending, and its eigenvectors; of the R that the rows span where N < D.
+
+    Then they come from XXᵀ/N, which is N × N: with u an eigenvector of that, Xᵀu is one of XᵀX/N. In double precision:
+    single gives up on the nearly equal eigenvalues of features that almost collapsed.
+    """
+    rows, width = x_ND.shape
+    if rows >= width:
+        spectrum_D, axes_DD = torch.linalg.eigh((x_ND.T @ x_ND / rows).double())
+        return spectrum_D.to(x_ND.dtype), axes_DD.to(x_ND.dtype)
+    spectrum_N, u_NN = torch.linalg.eigh(_gram(x_ND) / rows)
+    kept_N = spectrum_N > spectrum_N[-1] * rows * torch.finfo(torch.float64).eps
+    lengths_R = (spectrum_N[kept_N] * rows).sqrt()
+    axes_DR = x_ND.T @ (u_NN[:, kept_N] / lengths_R).to(x_ND.dtype)
+    return spectrum_N[kept_N].to(x_ND.dtype), axes_DR
+
+
+def _gram(x_ND: Tensor) -> Tensor:
+    """XXᵀ in float64, a few thousand dimensions at a time."""
+    gram_NN = x_ND.new_zeros(len(x_ND), len(x_ND), dtype=torch.float64)
+    for part_NK in torch.split(x_ND, _DIMENSIONS, dim=1):
+        gram_NN.addmm_(part_NK.double(), part_NK.double().T)
+    return gram_NN
 
 
 def _loss(problem: _Problem, w_CE: Tensor, l2_E: Tensor) -> Point:
@@ -159,7 +188,7 @@ def _solve(problem: _Problem, l2: float, start: Linear | None, iterations: int, 
     l2_E[-1] = 0
     w_CE = problem.u_NE.new_zeros(problem.classes, len(l2_E))
     if start is not None:
-        w_CE = torch.cat([start.weight_CD @ problem.axes_DD, start.bias_C[:, None]], 1)
+        w_CE = torch.cat([start.weight_CD @ problem.axes_DR, start.bias_C[:, None]], 1)
     p_NC = (problem.u_NE @ w_CE.T).softmax(1)
     scale_E = (problem.spectrum_E * (p_NC - p_NC.square()).mean().clamp_min(1e-6) + l2_E).sqrt()
 
@@ -169,7 +198,7 @@ def _solve(problem: _Problem, l2: float, start: Linear | None, iterations: int, 
 
     z_CE, converged = _minimise(slope, w_CE * scale_E, iterations, tolerance)
     w_CE = z_CE / scale_E
-    return Linear(w_CE[:, :-1] @ problem.axes_DD.T, w_CE[:, -1], problem.mean_D, problem.std_D, converged)
+    return Linear(w_CE[:, :-1] @ problem.axes_DR.T, w_CE[:, -1], problem.mean_D, problem.std_D, converged)
 
 
 @torch.no_grad()

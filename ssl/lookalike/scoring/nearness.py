@@ -63,4 +63,4 @@ def of_distances(distance_QN: Tensor) -> Tensor:
     if not bool(distance_QN.isfinite().all()) or float(distance_QN.min()) < 0:
         raise Error("distances: some are NaN, Inf or below 0; pass distances, not similarities")
     largest = float(distance_QN.max()) or 1.0
-    return distance_QN.double().div_(-largest * STEP).round_().int()
+    return distance_QN.to(torch.float64, copy=True).div_(-largest * STEP).round_().int()

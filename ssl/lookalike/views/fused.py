@@ -134,7 +134,7 @@ def _ready(crops: Sequence[Tensor], rows: Tensor, flip: Tensor) -> Tensor:
 
 
 def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
-    """Jitter of a group, then grey, blur and solarization of the pictures for which they were drawn."""
+    """Jitter of a group, then grey, blur and solarization of the pictures for which they were drawn; in place."""
     turn, device = int(chosen["hue_turn"][0]), x.device
     if turn != _NEVER:
         blends = send(chosen["blends"], device)
