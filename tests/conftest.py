@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+# onnxruntime, which tests import themselves, would tell its maker of its use.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 TIMEOUT = 120
 
 

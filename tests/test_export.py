@@ -1,7 +1,9 @@
 """Laws of export: onnxruntime computes what the model computes, checks that fail do fail, folders load everywhere."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -19,7 +21,7 @@ from safetensors.torch import load, save
 import toy
 from lookalike import card
 from lookalike.backbones import Architecture, Backbone, folder_files, register_cifar_stems
-from lookalike.errors import BackboneError
+from lookalike.errors import BackboneError, RunError
 from lookalike.folder import MANIFEST, verify, write_folder
 from lookalike.metric.embedding import HEAD, Embedding, embedding_files, load_model
 from lookalike.recipe import from_text, sides
@@ -257,7 +259,7 @@ def test_an_export_with_onnx_holds_a_graph_that_agrees(tmp_path):
 
 def test_a_folder_from_which_timm_computes_something_else_is_refused(tmp_path):
     write_folder(tmp_path / "x", folder_files(made("cnn", seed=1)))
-    with pytest.raises(BackboneError, match=r"x: timm computes other features from it than the trained backbone"):
+    with pytest.raises(BackboneError, match=r"^export: timm computes other features from what was written than the tr"):
         room.check_timm(made("cnn"), tmp_path / "x")
 
 
@@ -269,6 +271,126 @@ def test_a_spoilt_folder_is_not_exported(trained, tmp_path, recipe):
     assert not (tmp_path / "out").exists()
 
 
+def tree(folder):
+    """Everything below a folder, to the byte."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(params=[False, True], ids=["first", "again"])
+def place(request, tmp_path, recipe):
+    """Where to export to: a folder that is not there yet, or that holds an earlier export; and what is there."""
+    (tmp_path / "exports").mkdir()
+    if request.param:
+        card.write_model(tmp_path / "earlier", files(made("vit")), facts(made("vit")))
+        room.export(tmp_path / "earlier", recipe, tmp_path / "exports" / "out")
+    return tmp_path / "exports" / "out", tree(tmp_path / "exports")
+
+
+def unchanged(place):
+    return tree(place[0].parent) == place[1]
+
+
+def spoilt(folder, name, change):
+    """A model's folder with one tensor changed, and its manifest to match."""
+    model = made("embedding")
+    with torch.no_grad():
+        change(model.state_dict()[name])
+    write_folder(folder, files(model))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("backbone.model.layer1.0.bn1.running_mean", "model"), ("head.weight", "head")]
+)
+@pytest.mark.parametrize("text", ["export: {}\n", "export: {onnx: false}\n"])
+def test_weights_that_are_not_numbers_are_refused_by_name_and_nothing_stays(name, file, text, place, tmp_path):
+    source = spoilt(tmp_path / "nan", name, lambda tensor: tensor.fill_(torch.nan))
+    tensor = re.escape(name.removeprefix("backbone.model.").removeprefix("head."))
+    with pytest.raises(BackboneError, match=rf"{file}\.safetensors: .*: {tensor}: holds NaN or infinity: export it"):
+        room.export(source, read(text), place[0])
+    assert unchanged(place)
+
+
+@pytest.mark.parametrize("text", ["export: {}\n", "export: {onnx: false}\n"])
+def test_a_model_whose_features_overflow_is_refused_with_the_reason_and_nothing_stays(text, place, tmp_path):
+    source = spoilt(tmp_path / "huge", "backbone.model.conv1.weight", lambda tensor: tensor.fill_(3e38))
+    with pytest.raises(BackboneError, match=r"^export: the model's features of random images are NaN or infinite"):
+        room.export(source, read(text), place[0])
+    assert unchanged(place)
+
+
+def test_what_timm_would_compute_otherwise_never_appears(trained, place, recipe, monkeypatch):
+    _, source = trained
+    create = timm.create_model
+
+    def other(name, **how):
+        model = create(name, **how)
+        if str(name).startswith("local-dir:"):
+            with torch.no_grad():
+                next(model.parameters()).mul_(1.5)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", other)
+    with pytest.raises(BackboneError, match=r"^export: timm computes other features from what was written"):
+        room.export(source, recipe, place[0])
+    assert unchanged(place)
+
+
+def test_what_timm_cannot_load_never_appears_and_the_message_says_so(trained, place, recipe, monkeypatch):
+    _, source = trained
+    create = timm.create_model
+
+    def failing(name, **how):
+        if str(name).startswith("local-dir:"):
+            raise RuntimeError("no\nsuch\x1b[31mthing")
+        return create(name, **how)
+
+    monkeypatch.setattr(timm, "create_model", failing)
+    with pytest.raises(
+        BackboneError, match=r"^export: timm cannot load what was written \(no such\\x1b\[31mthing\): a"
+    ):
+        room.export(source, recipe, place[0])
+    assert unchanged(place)
+
+
+def test_a_graph_that_differs_leaves_nothing(place, tmp_path):
+    card.write_model(tmp_path / "x", files(made("vit")), facts(made("vit")))
+    with pytest.raises(BackboneError, match=r"onnxruntime's features are off by .*, more than 0e\+00"):
+        room.export(tmp_path / "x", read("export: {tolerance: 0}\n"), place[0])
+    assert unchanged(place)
+
+
+def test_a_model_that_gives_zeros_is_exported_with_an_error_of_zero():
+    model = Backbone(RESNET).eval()
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.zero_()
+    assert room.check_onnx(model, room.to_onnx(model, OPSET), TOLERANCE) == 0
+
+
+def test_a_place_that_is_another_s_is_refused_before_anything_is_opened(trained, tmp_path, recipe, monkeypatch):
+    monkeypatch.setattr(room, "load_model", None)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_bytes(b"years of work")
+    with pytest.raises(RunError, match=r"mine: holds thesis\.tex, which lookalike did not write there: move it away"):
+        room.export(trained[1], recipe, tmp_path / "mine")
+    with pytest.raises(RunError, match=r"thesis\.tex: cannot be written \(.*thesis\.tex is a file\): choose"):
+        room.export(trained[1], recipe, tmp_path / "mine" / "thesis.tex" / "x")
+    assert (tmp_path / "mine" / "thesis.tex").read_bytes() == b"years of work"
+
+
+def test_to_look_for_onnx_does_not_start_onnxruntime():
+    script = (
+        "import os, sys\nfrom lookalike.stages.export import onnx_at_hand, _onnxruntime\n"
+        "onnx_at_hand()\nassert 'onnxruntime' not in sys.modules\n"
+        "_onnxruntime()\nprint('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    for given, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+        env = {**{k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}, **given}
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+        assert done.stdout.split() == ["True", wanted]
+
+
 @pytest.mark.parametrize("content", [None, b"{}", b"[1]", b'{"input": 3, "architecture": 4, "features": "x"}'])
 def test_a_card_that_is_missing_or_wrong_does_not_keep_a_model_from_its_export(content, tmp_path, recipe):
     write_folder(tmp_path / "x", {**files(made("cnn")), **({"card.json": content} if content else {})})
@@ -276,6 +398,75 @@ def test_a_card_that_is_missing_or_wrong_does_not_keep_a_model_from_its_export(c
     found = json.loads((out / "card.json").read_text())
     assert (found["architecture"], found["features"], found["input"]["size"]) == ("resnet18_cifar", 32, 16)
     assert "gives 32 features" in (out / "README.md").read_text()
+
+
+EVIL = "<script>alert(1)</script>\n---\nlicense: evil\n---\n# Mine\x1b[31m\u202e | `x` [a](http://evil.example)"
+FOREIGN = {
+    "texts": dict.fromkeys(("method", "recipe", "data", "licence", "distance", "architecture", "pool", EVIL), EVIL),
+    "lists": {key: [[[EVIL]]] for key in ("method", "epochs", "data", "versions", "scores", "input", "onnx")},
+    "mappings": {key: {EVIL: EVIL} for key in ("method", "epochs", "data", "versions", "scores", "input", "features")},
+    "long": {"method": "x" * 10_000, "data": "y" * 201, "versions": {"timm": "z" * 10_000}},
+    "numbers": {"method": 1e400, "epochs": float("nan"), "classes": -float("inf"), "rows": 10**30, "data": None},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_another_s_card_says_stays_text_and_only_what_is_known_goes_along(what, tmp_path, recipe):
+    write_folder(tmp_path / "x", {**files(made("vit")), "card.json": json.dumps(FOREIGN[what]).encode()})
+    out = room.export(tmp_path / "x", recipe, tmp_path / "out")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    told = json.loads((out / "card.json").read_text(), parse_constant=refuse)
+    plain = {key: value for key, value in told.items() if key not in ("input", "versions", "scores")}
+    assert plain == {"architecture": GREY_VIT.name, "features": 48, "pool": "avg", "licence": "Apache-2.0"}
+    assert told["scores"] == {}
+    assert "evil" not in json.dumps(told)
+    readme = (out / "README.md").read_text()
+    assert front_matter(readme)["license"] == "apache-2.0"
+    assert "evil" not in readme
+    assert len(readme) < 1000
+
+
+def test_what_a_card_of_ours_says_goes_along(trained, tmp_path, recipe):
+    _, source = trained
+    known = {
+        "method": "Ürsatz v2",
+        "epochs": 7,
+        "data": "ab12",
+        "classes": 5,
+        "times": "3f",
+        "versions": {"timm": "9.9"},
+    }
+    before = {**json.loads((source / "card.json").read_text()), **known}
+    kept = {p.name: p.read_bytes() for p in source.iterdir() if p.name != MANIFEST}
+    write_folder(source, {**kept, "card.json": json.dumps(before).encode()})
+    told = json.loads((room.export(source, recipe, tmp_path / "out") / "card.json").read_text())
+    assert {key: told[key] for key in known} == known
+
+
+def test_each_value_in_the_readme_is_one_line_in_which_nothing_is_markup():
+    about = {"method": EVIL, "epochs": [EVIL], "data": {EVIL: EVIL}, "recipe": "`" * 9, "scores": {EVIL: 0.5, "b": "x"}}
+    text = card.text(card.facts(GREY_VIT, 48, about))
+    assert front_matter(text)["license"] == "apache-2.0"
+    assert text.count("\n---\n") == 1
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "# vit_tiny_patch16_224, trained with lookalike\n" in text
+    rows = [line for line in text.splitlines() if "script" in line or "evil" in line]
+    assert len(rows) == 4
+    for line in rows:
+        start, code, *rest = re.split(r"(?<!\\)`", line)
+        assert start in ("- method: ", "- epochs: ", "- data: ", "| ")
+        assert "script" in code
+        assert "|" not in code.replace("\\|", "")
+        assert rest in ([""], [" | 0.5000 |"])
+    assert "- recipe: `'''''''''`" in text
+
+
+@pytest.mark.parametrize("scores", [3, [1.0], "x", None, {}, {"a": 1}])
+def test_scores_that_are_none_make_no_table(scores):
+    assert "| score |" not in card.text(card.facts(GREY_VIT, 48, {"scores": scores}))
 
 
 # --- embedding -------------------------------------------------------------------------------------------------
@@ -290,22 +481,64 @@ def test_an_embedding_is_the_linear_head_of_its_backbone_on_the_unit_sphere():
         torch.testing.assert_close(F.normalize(model(x)), model(x))
 
 
+UNFIT = r"the head does not fit its backbone of 32 features: "
 BAD_HEADS = {
-    "other width": {"weight": torch.zeros(12, 31), "bias": torch.zeros(12)},
-    "other bias": {"weight": torch.zeros(12, 32), "bias": torch.zeros(11)},
-    "scalar bias": {"weight": torch.zeros(12, 32), "bias": torch.zeros(())},
-    "no bias": {"weight": torch.zeros(12, 32)},
-    "one more": {"weight": torch.zeros(12, 32), "bias": torch.zeros(12), "scale": torch.zeros(1)},
+    "other width": (
+        {"weight": torch.zeros(12, 31), "bias": torch.zeros(12)},
+        UNFIT + r"weight: shape \(12, 31\) instead of \(12, 32\)",
+    ),
+    "other bias": (
+        {"weight": torch.zeros(12, 32), "bias": torch.zeros(11)},
+        UNFIT + r"weight: shape \(12, 32\) instead of \(11, 32\)",
+    ),
+    "scalar bias": (
+        {"weight": torch.zeros(1, 32), "bias": torch.zeros(())},
+        UNFIT + r"bias: shape \(\) instead of \(1,\)",
+    ),
+    "no width": (
+        {"weight": torch.zeros(0, 32), "bias": torch.zeros(0)},
+        UNFIT + r"weight: shape \(0, 32\) instead of \(1, 32\)",
+    ),
+    "huge bias": (
+        {"weight": torch.zeros(12, 32), "bias": torch.zeros(10**7)},
+        UNFIT + r"weight: shape \(12, 32\) instead of \(10000000, 32\)",
+    ),
+    "no bias": ({"weight": torch.zeros(12, 32)}, UNFIT + "bias is missing"),
+    "no weight": ({"bias": torch.zeros(12)}, UNFIT + "weight is missing"),
+    "one more": (
+        {"weight": torch.zeros(12, 32), "bias": torch.zeros(12), "scale": torch.zeros(1)},
+        UNFIT + "scale is not the model's",
+    ),
+    "half": (
+        {"weight": torch.zeros(12, 32).half(), "bias": torch.zeros(12)},
+        UNFIT + "weight: float16 instead of float32",
+    ),
+    "bytes": (
+        {"weight": torch.zeros(12, 32), "bias": torch.zeros(12, dtype=torch.int8)},
+        UNFIT + "bias: int8 instead of float32",
+    ),
+    "unit of numbers": (
+        {"weight": torch.zeros(12, 32), "bias": torch.zeros(12), "unit": torch.zeros(())},
+        UNFIT + "unit: float32 instead of bool",
+    ),
+    "units": (
+        {"weight": torch.zeros(12, 32), "bias": torch.zeros(12), "unit": torch.zeros(2, dtype=torch.bool)},
+        UNFIT + r"unit: shape \(2,\) instead of \(\)",
+    ),
+    "not a number": (
+        {"weight": torch.zeros(12, 32), "bias": torch.full((12,), torch.nan)},
+        UNFIT + "bias: holds NaN or infinity",
+    ),
+    "no safetensors": (None, r"not a safetensors file \(.*\)"),
 }
 
 
-@pytest.mark.parametrize("what", [*BAD_HEADS, "no safetensors"])
+@pytest.mark.parametrize("what", BAD_HEADS)
 def test_a_head_that_does_not_fit_is_refused_though_the_manifest_is_right(tmp_path, what):
-    head = save(BAD_HEADS[what]) if what in BAD_HEADS else b"not a safetensors file"
+    tensors = BAD_HEADS[what][0]
+    head = save(tensors) if tensors else b"not a safetensors file"
     write_folder(tmp_path / "x", {**embedding_files(made("embedding")), HEAD: head})
-    with pytest.raises(
-        BackboneError, match=r"head\.safetensors: the head does not fit its backbone of 32 features: export it again"
-    ):
+    with pytest.raises(BackboneError, match=rf"head\.safetensors: {BAD_HEADS[what][1]}: export it again$"):
         load_model(tmp_path / "x")
 
 

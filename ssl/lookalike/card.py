@@ -3,8 +3,10 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,30 @@ import torch
 from torch import nn
 
 from lookalike.backbones import Architecture
-from lookalike.folder import recover, verify, write_folder
+from lookalike.errors import printable
+from lookalike.folder import read_regular, recover, verify, write_folder
 from lookalike.recipe import sides
 
 _PACKAGES = ("lookalike", "torch", "timm")
+_VERSIONS = ("python", *_PACKAGES)
+_LARGEST = 2**20
+# How a model came to be, as the stages write it, and what of it a README tells.
+_TOLD = ("method", "epochs", "recipe", "data")
+_CARRIED = (*_TOLD, "backbone", "distance", "classes", "rows", "dropped", "pictures", "content", "times", "labels")
 
 
-def write_model(folder: Path, files: Mapping[str, bytes], card: Mapping[str, Any]) -> None:
-    """The model's folder: `files`, `card.json`, `README.md` and a manifest, whole or not at all."""
+def write_model(
+    folder: Path,
+    files: Mapping[str, bytes],
+    card: Mapping[str, Any],
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """The model's folder: `files`, `card.json`, `README.md` and a manifest, whole or not at all.
+
+    `check` may refuse the folder by an error before it takes its place.
+    """
     texts = {"card.json": json.dumps(card, indent=2).encode(), "README.md": text(card).encode()}
-    write_folder(folder, {**files, **texts})
+    write_folder(folder, {**files, **texts}, check=check)
 
 
 def is_done(folder: Path, about: Mapping[str, Any]) -> bool:
@@ -35,12 +51,30 @@ def is_done(folder: Path, about: Mapping[str, Any]) -> bool:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The facts of a model's folder, {} where there is no card."""
+    """The facts of a model's folder, {} where there is no card, or none that can be read."""
     try:
-        card = json.loads((folder / "card.json").read_bytes())
-    except (OSError, ValueError):
+        card = json.loads(read_regular(folder / "card.json", _LARGEST))
+    except (OSError, ValueError, RecursionError):
         return {}
     return card if isinstance(card, dict) else {}
+
+
+def read_carried(folder: Path) -> dict[str, Any]:
+    """Of the facts of a model's folder, perhaps another's, those that go with the model: known keys, plain values."""
+    card = read(folder)
+    found = {key: card[key] for key in _CARRIED if _is_plain(card.get(key))}
+    named = card.get("versions")
+    versions = (
+        {name: named[name] for name in _VERSIONS if _is_plain(named.get(name))} if isinstance(named, dict) else {}
+    )
+    return {**found, "versions": versions} if versions else found
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a short text of one line, or a finite number that JSON's readers agree on."""
+    if isinstance(value, str):
+        return len(value) <= 200 and value.isprintable()
+    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 2**53
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -82,15 +116,26 @@ def _version(package: str) -> str:
 
 def text(card: Mapping[str, Any]) -> str:
     """The model card as Markdown; the front matter is the Hugging Face hub's."""
-    picture = card["input"]
+    image = card["input"]
     head = (
         "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n---\n\n"
-        f"# {card['architecture']}, {card.get('method', 'trained')} with lookalike\n\n"
-        f"Takes {picture['channels']}-channel pictures of {' × '.join(map(str, sides(picture['size'])))} pixels "
-        f"in 0 … 1, normalised by mean {list(picture['mean'])} and std {list(picture['std'])}; "
+        f"# {card['architecture']}, {_title(card.get('method'))} with lookalike\n\n"
+        f"Takes {image['channels']}-channel pictures of {' × '.join(map(str, sides(image['size'])))} pixels "
+        f"in 0 … 1, normalised by mean {list(image['mean'])} and std {list(image['std'])}; "
         f"gives {card['features']} features.\n\n"
     )
     return head + _loading(card) + _scores(card.get("scores", {})) + _origin(card)
+
+
+def _title(method: Any) -> str:
+    """A method's name as it stands in a heading, where it is a name."""
+    return method if isinstance(method, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. ]{0,59}", method) else "trained"
+
+
+def _code(value: Any) -> str:
+    """A value as one line of Markdown code, in which neither Markdown nor HTML means anything."""
+    line = printable(str(value)[:200]).replace("`", "'").replace("|", "\\|")
+    return f"`{line}`"
 
 
 def _loading(card: Mapping[str, Any]) -> str:
@@ -104,15 +149,19 @@ def _loading(card: Mapping[str, Any]) -> str:
     )
 
 
-def _scores(scores: Mapping[str, Any]) -> str:
-    if not scores:
+def _scores(scores: Any) -> str:
+    found = [(k, v) for k, v in scores.items() if isinstance(v, float)] if isinstance(scores, Mapping) else []
+    if not found:
         return ""
-    rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in scores.items() if isinstance(value, float))
+    rows = "".join(f"| {_score(name)} | {value:.4f} |\n" for name, value in found)
     return f"| score | value |\n|---|---|\n{rows}\n"
 
 
+def _score(name: Any) -> str:
+    """The name of a score, as `linear/top1`, `map@r`; as code where it has other characters."""
+    return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9_@/.]{1,60}", name) else _code(name)
+
+
 def _origin(card: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"- {key}: {card[key]}\n" for key in ("method", "epochs", "recipe", "data", "versions") if key in card
-    )
+    rows = "".join(f"- {key}: {_code(card[key])}\n" for key in (*_TOLD, "versions") if key in card)
     return f"Made of\n\n{rows}\nLicence: Apache-2.0, the weights too.\n"

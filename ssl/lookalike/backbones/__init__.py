@@ -1,7 +1,7 @@
 """Backbones: any timm model, or a backbone folder, as a module from pictures to features; the one room for timm.
 
-module.py: Architecture and Backbone; cifar.py: the stem for small pictures; weights.py: backbone folders; layers.py:
-how deep each parameter lies.
+module.py: Architecture and Backbone; cifar.py: the stem for small pictures; weights.py: backbone folders; stored.py:
+tensors in their files; sketch.py: a backbone without memory; layers.py: how deep each parameter lies.
 """
 
 from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems

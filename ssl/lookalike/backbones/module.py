@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems
-from lookalike.errors import BackboneError
+from lookalike.errors import BackboneError, printable
 from lookalike.recipe import Share, Size, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -33,6 +33,8 @@ _FORBIDDEN = (
 # beside GeM of the patches, twice as wide.
 Pool = Literal["token", "avg", "max", "gem", "cls_gem"]
 _OURS = ("gem", "cls_gem")
+# Images become canvases of 8/7 of this, and no canvas is larger than 4096.
+LARGEST_SIDE = 3584
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,28 @@ class Architecture:
                 raise ValueError(f"{label} has {len(values)} values for {self.channels} channels")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be positive")
-        for key in self.args:
-            if key.startswith(_FORBIDDEN):
-                raise ValueError(f"args.{key} is not allowed here: size, channels and pool have keys of their own")
-            if self.args[key] is None:
-                raise ValueError(f"args.{key} has no value: write `{key}: value`, with a space")
+        if max(sides(self.size)) > LARGEST_SIDE:
+            raise ValueError(f"size {self.size}: at most {LARGEST_SIDE} pixels a side: lower it")
+        self._check_args()
         if self.name:
             self._check_name()
 
+    def _check_args(self) -> None:
+        for key in self.args:
+            known = printable(key[:60])
+            if key.startswith(_FORBIDDEN):
+                raise ValueError(f"args.{known} is not allowed here: size, channels and pool have keys of their own")
+            if self.args[key] is None:
+                raise ValueError(f"args.{known} has no value: write `{known}: value`, with a space")
+
     def _check_name(self) -> None:
+        name = printable(self.name[:60])
         if self.stem == "cifar" and self.name not in CIFAR_STEMS:
-            raise ValueError(f"stem: cifar exists for {', '.join(CIFAR_STEMS)}, not for {self.name}")
+            raise ValueError(f"stem: cifar exists for {', '.join(CIFAR_STEMS)}, not for {name}")
         if not timm.is_model(self.name):
-            near = difflib.get_close_matches(self.name, timm.list_models(), n=1)
+            near = difflib.get_close_matches(name, timm.list_models(), n=1)
             hint = f', did you mean "{near[0]}"?' if near else ": see timm.list_models()"
-            raise ValueError(f'timm has no model "{self.name}"{hint}')
+            raise ValueError(f'timm has no model "{name}"{hint}')
 
     def build(self) -> "Backbone":
         """The backbone with fresh weights. Raises BackboneError when it cannot be made."""
@@ -133,15 +142,16 @@ class Backbone(nn.Module):
     `pieces`: in training, how many parts of a batch go through the network one after another. Each keeps only its
     features, and goes through once more when their gradient is known (Gao, Zhang, Han & Callan, arXiv 2101.06983):
     the memory of one part, the gradient of the whole batch. BatchNorm then sees one part at a time.
+    `dim`: the width of the features where it is known; else an image of zeros goes through the network to tell.
     """
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, dim: int | None = None) -> None:
         super().__init__()
         self.architecture = architecture
         self.model = _create(architecture)
         self.gem = GeM() if architecture.pool in _OURS else None
         self.pieces = 1
-        self.dim = self._dry_run()
+        self.dim = self.dry_run() if dim is None else dim
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
@@ -166,7 +176,8 @@ class Backbone(nn.Module):
         channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         return h.flatten(1, 2) if channels_last else h.flatten(2).transpose(1, 2)
 
-    def _dry_run(self) -> int:
+    def dry_run(self) -> int:
+        """The width of the features of an image of zeros. Raises BackboneError when there are none, or no (B, D)."""
         shape = (1, self.architecture.channels, *sides(self.architecture.size))
         was = self.training
         self.eval()
@@ -184,8 +195,10 @@ class Backbone(nn.Module):
 
 
 def _cannot(architecture: Architecture, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return f"backbone: {architecture.name} at size {architecture.size}, args {architecture.args or '{}'}: {reason}"
+    reason = printable((str(error).splitlines() or [type(error).__name__])[0][:300])
+    args = printable(str(architecture.args))
+    args = args if len(args) <= 300 else f"{args[:299]}…"
+    return f"backbone: {architecture.name} at size {architecture.size}, args {args}: {reason}"
 
 
 def _create(architecture: Architecture) -> nn.Module:

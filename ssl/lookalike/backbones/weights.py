@@ -3,24 +3,29 @@
 Loading reads JSON and safetensors and checks every file's sha256: never a pickle.
 """
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import timm
-from pydantic import TypeAdapter
-from safetensors.torch import load_file, save
-from torch import nn
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from lookalike.backbones.module import Architecture, Backbone, Pool
-from lookalike.errors import BackboneError
-from lookalike.folder import verify
+from lookalike.backbones.sketch import sketch
+from lookalike.backbones.stored import mapped, misfit
+from lookalike.errors import BackboneError, printable
+from lookalike.folder import read_manifest, read_regular, verify
 from lookalike.recipe import Size, sides
 
 _ARCHITECTURE = TypeAdapter(Architecture)
+# Far beyond any model's: size, widths, depths and rates add up to some thousands.
+_LARGEST_CONFIG, _LARGEST_SUM = 2**20, 50_000
+_MOST_VALUES, _MOST_FILES = 1_000, 100
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
@@ -67,22 +72,49 @@ def _config(backbone: Backbone) -> dict[str, Any]:
 def load_backbone(folder: str | Path) -> Backbone:
     """The backbone of a folder, in eval mode, bit for bit as it was saved.
 
-    Raises BackboneError when a file is missing, was changed since it was written, or does not fit the others.
+    What its files ask for is held against what they hold before any memory is taken. Raises BackboneError when a file
+    is missing, was changed since it was written, or does not fit the others.
     """
     folder = Path(folder)
-    checked = verify(folder, BackboneError)["files"]
-    backbone = Backbone(_read_architecture(_among(checked, folder / "config.json")))
-    _load_weights(backbone.model, _among(checked, folder / "model.safetensors"))
+    checked = _checked(folder)
+    architecture = _read_architecture(_among(checked, folder / "config.json"))
+    weights = _among(checked, folder / "model.safetensors")
+    stored = mapped(weights)
+    drawn = sketch(architecture, stored, weights)
+    _refuse_misfit(stored, drawn.model, weights)
+    power = _power(_among(checked, folder / "pool.safetensors"), drawn.gem) if drawn.gem else {}
+    backbone = Backbone(architecture, drawn.dim)
+    backbone.model.load_state_dict(stored)
     if backbone.gem is not None:
-        _load_weights(backbone.gem, _among(checked, folder / "pool.safetensors"))
+        backbone.gem.load_state_dict(power)
     return backbone.eval()
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """The files of the folder, each found whole."""
+    count = len(read_manifest(folder, BackboneError)["files"])
+    if count > _MOST_FILES:
+        raise BackboneError(f"{printable(folder)}: {count} files, more than a model's {_MOST_FILES}: export it again")
+    files: dict[str, Any] = verify(folder, BackboneError)["files"]
+    return files
 
 
 def _among(checked: Mapping[str, Any], path: Path) -> Path:
     """A file that no sha256 vouches for is not read."""
     if path.name not in checked:
-        raise BackboneError(f"{path}: the manifest does not name it: export it again")
+        raise BackboneError(f"{printable(path)}: the manifest does not name it: export it again")
     return path
+
+
+def _power(path: Path, gem: nn.Module) -> dict[str, Tensor]:
+    stored = mapped(path)
+    _refuse_misfit(stored, gem, path)
+    return stored
+
+
+def _refuse_misfit(stored: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
+    if problem := misfit(stored, module.state_dict()):
+        raise BackboneError(f"{printable(path)}: the weights do not fit config.json: {problem}: export it again")
 
 
 def make_backbone(architecture: Architecture) -> Backbone:
@@ -137,22 +169,46 @@ def _size(shape: Sequence[int]) -> Size:
 
 def _read_architecture(path: Path) -> Architecture:
     try:
-        ours = json.loads(path.read_bytes())["lookalike"]
+        ours = json.loads(read_regular(path, _LARGEST_CONFIG))["lookalike"]
+        _refuse_excess(ours)
         unknown = set(ours) - {f.name for f in fields(Architecture)}
         if unknown:
-            raise ValueError(f"unknown {sorted(unknown)[0]!r}")
+            raise ValueError(f"unknown {min(unknown)!r}")
         untrusted = json.dumps({**ours, "pretrained": False, "folder": None})
         return _ARCHITECTURE.validate_json(untrusted, strict=True)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise BackboneError(
-            f"{path}: not a backbone of lookalike ({type(error).__name__}: {reason}): export it again"
+            f"{printable(path)}: not a backbone of lookalike ({_reason(error)}): export it again"
         ) from error
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(load_file(path), strict=True)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(f"{path}: the weights do not fit config.json: {reason}") from error
+def _reason(error: Exception) -> str:
+    """What is wrong in one line, without what was given."""
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {printable(' '.join(str(error).split())[:160])}"
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = "".join(f"{printable(str(part)[:60])}: " for part in first["loc"])
+    return place + printable(first["msg"].removeprefix("Value error, ")[:300])
+
+
+def _refuse_excess(ours: Any) -> None:
+    """Raises ValueError where timm would loop, or allocate, for what a model's configuration cannot mean."""
+    leaves = list(itertools.islice(_leaves(ours, 5), _MOST_VALUES + 1))
+    if len(leaves) > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES} values")
+    numbers = [abs(leaf) for leaf in leaves if isinstance(leaf, int | float)]
+    if not all(number <= _LARGEST_SUM for number in numbers) or sum(numbers) > _LARGEST_SUM:
+        raise ValueError(f"its numbers are not finite, or add up to more than {_LARGEST_SUM}")
+    if any(len(leaf) > 200 or not leaf.isprintable() for leaf in leaves if isinstance(leaf, str)):
+        raise ValueError("a text of more than 200 characters, or of characters that cannot be shown")
+
+
+def _leaves(value: Any, depth: int) -> Iterator[Any]:
+    """Each value and key in a JSON value. Raises ValueError where it is nested deeper than `depth`."""
+    if not isinstance(value, dict | list):
+        yield value
+        return
+    if depth == 0:
+        raise ValueError("nested too deep")
+    for part in itertools.chain(value, value.values()) if isinstance(value, dict) else value:
+        yield from _leaves(part, depth - 1)

@@ -1,17 +1,18 @@
 """An embedding model: a backbone, a head and perhaps the unit sphere; its folder is a backbone folder with a head."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lookalike.backbones import Architecture, Backbone, folder_files, load_backbone, open_backbone
-from lookalike.errors import BackboneError
+from lookalike.backbones.stored import mapped, misfit
+from lookalike.errors import BackboneError, printable
+from lookalike.folder import read_manifest
 
 HEAD = "head.safetensors"
 
@@ -63,6 +64,14 @@ class Embedding(nn.Module):
         self.head.weight.copy_(weight_KH)
         self.head.bias.copy_(bias_K)
 
+    @torch.no_grad()
+    def put(self, weight_KH: Tensor, bias_K: Tensor) -> None:
+        """Makes x -> W x + b the head; `dim` becomes K. No random number is drawn."""
+        self.dim = len(bias_K)
+        self.head = nn.Linear(self.backbone.dim, self.dim, device="meta").to_empty(device=weight_KH.device)
+        self.head.weight.copy_(weight_KH)
+        self.head.bias.copy_(bias_K)
+
 
 def _after(first: tuple[Tensor, Tensor] | None, weight_KD: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:
     """W (A x + a) + b as one map."""
@@ -92,18 +101,25 @@ def open_model(what: "Backbone | Embedding | str | Path", like: Architecture | N
 
 def load_model(folder: str | Path) -> Backbone | Embedding:
     """The embedding model or plain backbone of a folder, in eval mode. Raises BackboneError as load_backbone does."""
-    backbone = load_backbone(folder)
-    path = Path(folder) / HEAD
-    if HEAD not in json.loads((Path(folder) / "manifest.json").read_bytes())["files"]:
+    backbone, folder = load_backbone(folder), Path(folder)
+    if HEAD not in read_manifest(folder, BackboneError)["files"]:
         return backbone
-    try:
-        tensors = load_file(path)
-        unit = bool(tensors.pop("unit", True))
-        model = Embedding(backbone, len(tensors["bias"]) if tensors else None, unit=unit)
-        if model.head is not None:
-            model.head.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    stored = mapped(folder / HEAD)
+    if problem := misfit(stored, _wanted(stored, backbone.dim)):
         raise BackboneError(
-            f"{path}: the head does not fit its backbone of {backbone.dim} features: export it again"
-        ) from error
+            f"{printable(folder / HEAD)}: the head does not fit its backbone of {backbone.dim} features: {problem}: "
+            "export it again"
+        )
+    model = Embedding(backbone, None, unit=bool(stored.pop("unit", True)))
+    if stored:
+        model.put(stored["weight"], stored["bias"])
     return model.eval()
+
+
+def _wanted(stored: Mapping[str, Tensor], features: int) -> dict[str, Tensor]:
+    """What a head's file must hold, without memory: as many rows as its bias has numbers, and `unit` if it is there."""
+    bias = stored.get("bias")
+    dim = max(1, bias.numel()) if bias is not None else 1
+    layer = {"weight": torch.empty(dim, features, device="meta"), "bias": torch.empty(dim, device="meta")}
+    unit = {"unit": torch.empty((), dtype=torch.bool, device="meta")} if "unit" in stored else {}
+    return unit if stored.keys() <= {"unit"} else {**layer, **unit}

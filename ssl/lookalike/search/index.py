@@ -7,22 +7,23 @@ so that queries go through the very weights of the pictures: the folder is a mod
 
 import io
 import json
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from lookalike import comm
 from lookalike.backbones import Backbone, folder_files
+from lookalike.backbones.stored import mapped
 from lookalike.card import weights_digest
 from lookalike.data.decode import BadPicture, contents, decode
 from lookalike.data.pictures import Fit
-from lookalike.errors import DataError, NewerError, RunError, printable
+from lookalike.errors import BackboneError, DataError, NewerError, RunError, printable
 from lookalike.features import embed
 from lookalike.folder import read_manifest, recover, write_folder
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
@@ -142,10 +143,10 @@ def open_index(folder: str | Path) -> SearchIndex:
             fit=_checked(about["fit"], str),
             root=_checked(about["root"], str),
             digest=_checked(about["model"], str),
-            cells=Cells(**load_file(folder / CELLS)) if CELLS in files else None,
+            cells=Cells(**mapped(folder / CELLS)) if CELLS in files else None,
         )
         _check(index)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, BackboneError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise RunError(f"{printable(folder)}: not a whole index ({reason}): build it again") from error
     return index
@@ -174,7 +175,10 @@ def _checked(value: Any, kind: type) -> Any:
 
 def _mapped(path: Path) -> Tensor:
     """A matrix of float32 in a file, of which only what is looked at is read; changing it does not change the file."""
-    rows = np.load(path, mmap_mode="c", allow_pickle=False)
+    try:
+        rows = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (EOFError, SyntaxError, tokenize.TokenError) as error:  # numpy reads the header as Python text
+        raise ValueError(f"{path.name} has a damaged header") from error
     if rows.dtype != np.dtype("<f4") or rows.ndim != 2 or 0 in rows.shape or not rows.flags.c_contiguous:
         raise ValueError(f"{path.name} is no matrix of float32")
     return torch.from_numpy(rows)
@@ -195,6 +199,8 @@ def _check(index: SearchIndex) -> None:
     whole = row_N.dtype == start_C1.dtype == torch.int64 and centre_CD.dtype == torch.float32
     if not whole or centre_CD.ndim != 2 or centre_CD.shape[1] != width or start_C1.shape != (len(centre_CD) + 1,):
         raise ValueError("cells of another matrix")
+    if not bool(centre_CD.isfinite().all()):
+        raise ValueError("a centre of cells is not finite")
     if row_N.shape != (count,) or not torch.equal(row_N.sort().values, torch.arange(count)):
         raise ValueError("cells do not hold every row once")
     if int(start_C1[0]) != 0 or int(start_C1[-1]) != count or bool((start_C1.diff() < 0).any()):

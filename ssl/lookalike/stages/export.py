@@ -1,10 +1,13 @@
 """Export: one folder a model that timm, lookalike and onnxruntime load, each checked against the trained model."""
 
+import importlib.util
 import io
 import json
+import os
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +18,8 @@ from torch import Tensor, nn
 
 from lookalike import card
 from lookalike.backbones import Architecture, Backbone, folder_files
-from lookalike.errors import BackboneError
+from lookalike.errors import BackboneError, printable
+from lookalike.folder import refuse_strangers, refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.embedding import Embedding, embedding_files, load_model
 from lookalike.recipe import NonNegative, Recipe, sides
@@ -35,12 +39,16 @@ class Export:
 def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str, Any] | None = None) -> Path:
     """Writes the folder `out` from a backbone or embedding folder; returns it.
 
-    Raises BackboneError when what timm or onnxruntime computes is not what the model computes.
+    Raises BackboneError when what timm or onnxruntime computes is not what the model computes, RunError as
+    write_folder does; what was there before then stays as it was.
     """
-    settings, source = recipe.section(Export), Path(model)
+    settings, source, target = recipe.section(Export), Path(model), Path(out)
+    refuse_strangers(target)
+    refuse_unwritable(target.parent)
     opened = load_model(source).cpu()
+    refuse_not_finite(opened)
     files = embedding_files(opened) if isinstance(opened, Embedding) else folder_files(opened)
-    facts = card.facts(opened.architecture, opened.dim, {**card.read(source), "scores": scores or {}})
+    facts = card.facts(opened.architecture, opened.dim, {**card.read_carried(source), "scores": scores or {}})
     if settings.onnx:
         content = to_onnx(opened, settings.opset)
         facts["onnx"] = {
@@ -48,9 +56,8 @@ def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str,
             "batches": list(BATCHES),
         }
         files["model.onnx"] = content
-    target = Path(out)
-    card.write_model(target, files, facts)
-    check_timm(opened.backbone if isinstance(opened, Embedding) else opened, target)
+    trunk = opened.backbone if isinstance(opened, Embedding) else opened
+    card.write_model(target, files, facts, check=partial(check_timm, trunk))
     say(f"export: {target}")
     return target
 
@@ -117,23 +124,46 @@ def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
 
 
 def onnx_at_hand() -> Any:
-    """The onnx package. Raises BackboneError when it, onnxruntime or onnxscript is missing."""
+    """The onnx package. Raises BackboneError when it, onnxruntime or onnxscript is missing.
+
+    Only looked for: to import onnxruntime is to start it, and what it writes.
+    """
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise BackboneError(_missing(name))
     try:
         import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BackboneError(
-            f"export.onnx: {error.name} is not installed: pip install 'lookalike[onnx]' or set export.onnx=false"
-        ) from error
+        raise BackboneError(_missing("onnx")) from error
     return onnx
+
+
+def _missing(name: str) -> str:
+    return f"export.onnx: {name} is not installed: pip install 'lookalike[onnx]' or set export.onnx=false"
+
+
+def _onnxruntime() -> Any:
+    """The onnxruntime package, which unasked would tell its maker of its use, and keep a device's number at home."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+@torch.no_grad()
+def refuse_not_finite(model: Backbone | Embedding) -> None:
+    """Raises BackboneError where the model has no finite features for an ordinary image: no check could tell then."""
+    wrapped = WithNormalisation(model, model.architecture).eval()
+    if not wrapped(example(model.architecture, 2)).isfinite().all():
+        raise BackboneError(
+            "export: the model's features of random images are NaN or infinite: its weights are too large, train anew"
+        )
 
 
 @torch.no_grad()
 def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) -> float:
     """The worst error of onnxruntime's features, relative to their largest; raises BackboneError beyond `tolerance`."""
-    import onnxruntime
-
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -142,7 +172,8 @@ def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) ->
         pictures = example(model.architecture, batch)
         wanted = wrapped(pictures)
         found = torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
-        worst = torch.maximum(worst, (found - wanted).abs().max() / wanted.abs().max())  # keeps a NaN
+        largest = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # of zeros, zeros are right
+        worst = torch.maximum(worst, (found - wanted).abs().max() / largest)  # keeps a NaN
     if not worst <= tolerance:
         raise BackboneError(
             f"export: onnxruntime's features are off by {float(worst):.1e} of the largest, more than {tolerance:.0e}"
@@ -153,9 +184,14 @@ def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) ->
 @torch.no_grad()
 def check_timm(backbone: Backbone, folder: Path) -> None:
     """Raises BackboneError unless timm, given the folder, computes the same bits (before GeM, which is ours)."""
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pictures = example(backbone.architecture, 2)
-    if not torch.equal(loaded(pictures), backbone.model(pictures)):
+    try:
+        found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pictures)
+    except Exception as error:  # timm raises whatever its constructors and loaders meet
+        reason = printable(" ".join(str(error).split())[:200])
+        raise BackboneError(f"export: timm cannot load what was written ({reason}): a timm version too old?") from error
+    if not torch.equal(found, backbone.model(pictures)):
         raise BackboneError(
-            f"{folder}: timm computes other features from it than the trained backbone: a timm version too old?"
+            "export: timm computes other features from what was written than the trained backbone: a timm version too "
+            "old?"
         )
