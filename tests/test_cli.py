@@ -183,12 +183,16 @@ def test_debug_shows_the_traceback_and_else_none(capsys, tmp_path):
     assert "Traceback" not in err
 
 
-def test_a_defect_of_ours_is_not_dressed_up_as_the_users():
+def test_a_defect_of_ours_is_not_dressed_up_as_the_users(capsys, monkeypatch):
     def broken() -> None:
         raise KeyError("ours")
 
-    with pytest.raises(KeyError):
-        cli.guarded(broken)
+    assert cli.guarded(broken) == 1
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"lookalike: KeyError: 'ours' at test_cli.py:\d+: a defect of lookalike, please .*\n", err)
+    monkeypatch.setenv("LOOKALIKE_DEBUG", "1")
+    assert cli.guarded(broken) == 1
+    assert "Traceback" in capsys.readouterr().err
     assert issubclass(Error, Exception)
 
 

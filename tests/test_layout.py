@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "ssl" / "lookalike"
 FLOORS = [
     {"errors", "draw", "signals"},
-    {"comm", "recipe", "log", "folder", "hostfile", "ranks"},
-    {"views", "backbones", "optim", "statistics"},
+    {"comm", "recipe", "folder", "hostfile", "ranks"},
+    {"views", "backbones", "optim", "statistics", "log"},
     {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
     {"health", "trouble"},
     {"methods", "metric", "features", "loop", "doctor", "page"},

@@ -363,7 +363,7 @@ def test_a_refused_change_leaves_the_run_as_it_was(tmp_path, whole):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "backbone")
-    other = toy.recipe("pretrain.method.projector=[16, 16]")
+    other = toy.recipe("pretrain.method.projector=[16, 16]", "pretrain.epochs=3")
     misfit = rf"checkpoints: step {STEPS} does not fit the recipe's model: projector"
     with pytest.warns(UserWarning, match="goes on with another recipe"), pytest.raises(RunError, match=misfit):
         pretrain(other, run, accept_changes=True)
@@ -371,7 +371,7 @@ def test_a_refused_change_leaves_the_run_as_it_was(tmp_path, whole):
     pretrain(toy.recipe(), run)
     shutil.rmtree(run / "backbone")
     with pytest.warns(UserWarning, match="goes on with another recipe"):
-        pretrain(toy.recipe("pretrain.optimizer.lr=1e-3"), run, accept_changes=True)
+        pretrain(toy.recipe("pretrain.optimizer.lr=1e-3", "pretrain.epochs=3"), run, accept_changes=True)
     assert "lr: 0.001" in (run / "recipe.yaml").read_text()
 
 

@@ -6,6 +6,7 @@ file in its manifest; `latest.json` is a hint for people, the truth is the newes
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 import warnings
@@ -21,7 +22,17 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.errors import NewerError, RecipeError, RunError
-from lookalike.folder import lock, sweep, verify, write_file, write_folder
+from lookalike.folder import (
+    held,
+    lock,
+    read_regular,
+    refuse_unwritable,
+    sweep,
+    unlock,
+    verify,
+    write_file,
+    write_folder,
+)
 from lookalike.recipe import Recipe, read
 
 RECIPE = "recipe.yaml"
@@ -45,57 +56,139 @@ _FREE = {
 # Of an engine only these change what is trained.
 _ENGINE = {"clip": 0.0, "precision": "fp32"}
 _CHANGED = "choose another --out, or go on all the same with --accept-changes"
+# The mark of a passport (data/passport.py) that a mere copy of the images changes too.
+TIMES = "times"
+TOUCHED = (
+    "the images' files have other mtimes than then: they are a copy, or some were written to; their bytes, of many "
+    "files of a sample, are the same"
+)
+_LARGEST = 16 * 2**20
+_LONGEST = 160
 
 
 def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
     """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every default.
 
-    Raises RunError as `refuse_other` does, or while another process writes there.
+    Raises RunError as `refuse_other` does, where nothing can be written, or while another process writes there.
     """
     if comm.rank() == 0:
         refuse_other(out, recipe, accept_changes)
+        refuse_unwritable(out)
         out.mkdir(parents=True, exist_ok=True)
         lock(out)
+        tidy(out)
         if not (accept_changes and (out / RECIPE).exists()):
             write_recipe(out, recipe)
     comm.barrier()
     return out
 
 
+def visit_run(out: Path) -> None:
+    """For a verb that adds scores or an export to `out` without training there.
+
+    Raises RunError where nothing can be written, before any work; removes what a kill left, unless another process
+    holds the folder, which has done so.
+    """
+    refuse_unwritable(out)
+    if out.is_dir() and not held(out):
+        with contextlib.suppress(RunError):
+            lock(out)
+            tidy(out)
+            unlock(out)
+
+
+def tidy(out: Path) -> None:
+    """Removes what processes that were killed left half-done in a run folder whose lock is held."""
+    for pattern in (".", "checkpoints", "export", "features", "finetune*", "finetune*/checkpoints"):
+        for folder in out.glob(pattern) if pattern != "." else (out,):
+            sweep(folder)
+
+
 def refuse_other(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
     """Raises RunError when `out` holds something else, or a run whose backbone came from another recipe.
 
-    `accept_changes` makes a warning of the last.
+    `accept_changes` makes a warning of the last, also where the run's recipe.yaml is damaged or gone.
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file: choose another --out")
-    if (out / RECIPE).exists():
-        # Where nothing was trained yet any recipe may begin.
-        if (out / "checkpoints").exists() or (out / "backbone").exists():
+    # Where nothing was trained yet any recipe may begin.
+    trained = any(out.glob("checkpoints/step_*")) or (out / "backbone").exists()
+    if os.path.lexists(out / RECIPE):
+        if trained:
             _refuse_other_recipe(out / RECIPE, recipe, accept_changes)
+    elif trained:
+        _without_recipe(out / RECIPE, "is gone", accept_changes)
     elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
         raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
-    """Writes `recipe.yaml`; of a changed recipe only once the earlier state was found to fit it."""
-    if comm.rank() == 0:
-        write_file(out / RECIPE, recipe.text().encode())
+    """Writes `recipe.yaml`, unless it is there; of a changed recipe only once the earlier state was found to fit it."""
+    if comm.rank() != 0:
+        return
+    path, text = out / RECIPE, recipe.text().encode()
+    if path.is_dir():
+        set_aside(path)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text:
+            return
+    write_file(path, text)
+
+
+def keep_run(out: Path, recipe: Recipe) -> None:
+    """Makes of `out` again what a resume needs, where somebody deleted it under a training."""
+    if comm.rank() == 0 and not (out / RECIPE).exists():
+        warnings.warn(f"{out}: was deleted while the training ran: written anew", stacklevel=2)
+        write_recipe(out, recipe)
+        lock(out)
 
 
 def _refuse_other_recipe(path: Path, recipe: Recipe, accept: bool) -> None:
     try:
-        earlier = read(path.read_text(), str(path)).plain()
-    except (OSError, UnicodeDecodeError, RecipeError) as error:
-        raise RunError(f"{path}: cannot be read ({error}): choose another --out") from error
-    now = recipe.plain()
-    if not isinstance(earlier, dict):
-        raise RunError(f"{path}: is no recipe: choose another --out")
-    changed = [line for key in _FIXED for line in _differences(key, earlier.get(key), now.get(key))]
+        earlier = _earlier(path)
+    except (OSError, ValueError, RecipeError) as error:  # a UnicodeDecodeError is a ValueError
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+        _without_recipe(path, f"cannot be read ({reason})", accept)
+        return
+    changed = _changes(earlier, recipe)
     if changed and accept:
         warnings.warn(f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=4)
     elif changed:
         raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): {_CHANGED}")
+
+
+def changes(out: Path, recipe: Recipe) -> list[str]:
+    """In what this recipe would train another backbone than the one that `out` was begun with; one line each.
+
+    Nothing where there is none, or none that can be read.
+    """
+    try:
+        return _changes(_earlier(out / RECIPE), recipe)
+    except (OSError, ValueError, RecipeError):
+        return []
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    earlier = read(read_regular(path, _LARGEST).decode(), str(path)).plain()
+    if not isinstance(earlier, dict):
+        raise ValueError("it is no recipe")
+    if missing := [key for key in _FIXED if key not in earlier]:
+        raise ValueError(f"cut short, without {missing[0]}:")
+    return earlier
+
+
+def _changes(earlier: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    now = recipe.plain()
+    return [line for key in _FIXED for line in _differences(key, earlier.get(key), now.get(key))]
+
+
+def _without_recipe(path: Path, what: str, accept: bool) -> None:
+    """What was trained is there, and what it was trained by is not to be known."""
+    if not accept:
+        raise RunError(
+            f"{path}: {what}: restore it, go on by the recipe given with --accept-changes, or choose another --out"
+        )
+    warnings.warn(f"{path}: {what}: goes on by the recipe given, and writes it anew", stacklevel=4)
 
 
 def _differences(key: str, earlier: Any, now: Any) -> list[str]:
@@ -106,7 +199,27 @@ def _differences(key: str, earlier: Any, now: Any) -> list[str]:
     if isinstance(earlier, dict) and isinstance(now, dict):
         keys = sorted({*earlier, *now} - _FREE)
         return [line for k in keys for line in _differences(f"{key}.{k}", earlier.get(k), now.get(k))]
-    return [] if earlier == now else [f"{key}: {json.dumps(earlier)} -> {json.dumps(now)}"]
+    return [] if earlier == now else [f"{key}: {_short(earlier)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is no longer what an earlier state, here or in a model's card, was made of; one line each.
+
+    What it says nothing of, as one that an earlier release wrote, is not compared, nor are the files' times.
+    """
+    return [
+        line for key in now if key in earlier and key != TIMES for line in _differences(key, earlier[key], now[key])
+    ]
+
+
+def touched(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the images' files were written to, or copied, since: by their mtimes, when nothing else differs."""
+    return TIMES in earlier and TIMES in now and earlier[TIMES] != now[TIMES]
 
 
 class Checkpoint(NamedTuple):
@@ -167,13 +280,15 @@ class Checkpoints:
                 problems.append((folder, str(error)))
                 continue
             for damaged, problem in problems:
-                aside = _set_aside(damaged)
+                aside = set_aside(damaged)
                 warnings.warn(f"{problem}; going on from {folder.name}, the broken one is now {aside}", stacklevel=2)
-            changed = [line for key in fixed for line in _differences(key, about.get(key), fixed[key])]
+            changed = differences(about, fixed)
             if changed and accept:
                 warnings.warn(f"{folder}: goes on with something else ({'; '.join(changed)})", stacklevel=3)
             elif changed:
                 return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): {_CHANGED}"
+            elif touched(about, fixed):
+                warnings.warn(f"{folder}: {TOUCHED}", stacklevel=3)
             return {"folder": folder.name, "about": about}
         return (
             f"{problems[0][1]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
@@ -245,8 +360,8 @@ def _checked(folder: Path) -> dict[str, Any]:
     return about
 
 
-def _set_aside(folder: Path) -> str:
-    """Renames a broken checkpoint, best effort; its new name."""
+def set_aside(folder: Path) -> str:
+    """Renames what is broken, a checkpoint or a file, best effort; its new name."""
     names = (f"damaged.{folder.name}{tail}" for tail in ("", *(f".{n}" for n in range(1, 10**6))))
     free = next(name for name in names if not folder.with_name(name).exists())
     with contextlib.suppress(OSError):

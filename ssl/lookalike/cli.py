@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import lookalike
-from lookalike.errors import LOST, Error, LostError
+from lookalike.errors import LOST, Error, LostError, printable
 from lookalike.ranks import follow_launcher
 from lookalike.signals import Signals, Stopped
 
@@ -286,15 +286,22 @@ def guarded(verb: Callable[[], Any]) -> int:
     try:
         verb()
     except Stopped as stop:
-        print(f"lookalike: {stop}", file=sys.stderr)
+        print(f"lookalike: {fit(str(stop))}", file=sys.stderr)
         return 128 + stop.number
     except Interrupted as stop:
         print(f"lookalike: stopped by {signal.Signals(stop.number).name}: the same command goes on", file=sys.stderr)
         return 128 + stop.number
+    except KeyboardInterrupt:
+        print("lookalike: stopped by SIGINT: the same command goes on", file=sys.stderr)
+        return 130
     except LostError as error:
         return _refused(error, str(error), LOST)
     except Error as error:
         return _refused(error, str(error))
+    except (SystemExit, GeneratorExit):
+        raise
+    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
+        return _refused(error, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where")
     except RuntimeError as error:
         if _lost(error):
             reason = str(error).split("]", 1)[-1].split(". ")[0].strip() or type(error).__name__
@@ -306,10 +313,12 @@ def guarded(verb: Callable[[], Any]) -> int:
             )
         if _NO_MEMORY.search(str(error)):
             reason = " ".join(str(error).split())[-200:]
-            return _refused(error, f"not enough memory ({reason}): lower the batch, the heads or the queue")
-        raise
-    except (OSError, MemoryError, RecursionError, UnicodeError) as error:
-        return _refused(error, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where")
+            return _refused(
+                error, f"not enough memory ({reason}): lower the batch of this stage, its workers, heads or queue"
+            )
+        return _defect(error)
+    except BaseException as error:
+        return _defect(error)
     finally:
         _leave()
     return 0
@@ -318,8 +327,21 @@ def guarded(verb: Callable[[], Any]) -> int:
 def _refused(error: BaseException, text: str, code: int = 2) -> int:
     if os.environ.get("LOOKALIKE_DEBUG"):
         traceback.print_exception(error)
-    print(f"lookalike: {text}", file=sys.stderr)
+    print(f"lookalike: {fit(text)}", file=sys.stderr)
     return code
+
+
+def _defect(error: BaseException) -> int:
+    """What no user did: one line too, exit code 1."""
+    where = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in where)
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return _refused(error, f"{what}{place}: a defect of lookalike, please report it: --debug shows the traceback", 1)
+
+
+def fit(text: str) -> str:
+    """The lines of a message, whatever went into it: nothing in it moves the cursor or turns the writing."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _lost(error: RuntimeError) -> bool:
@@ -364,4 +386,4 @@ def _one_line(
     """Each warning once, whichever stages meet it again."""
     if (text := str(message)) not in _told:
         _told.add(text)
-        print(f"lookalike: warning: {text}", file=sys.stderr)
+        print(f"lookalike: warning: {fit(text)}", file=sys.stderr)

@@ -3,23 +3,33 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator
+import warnings
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.backbones import Architecture
 from lookalike.data.loader import in_order
+from lookalike.data.passport import passport
 from lookalike.data.pictures import Pictures
-from lookalike.errors import Error
+from lookalike.errors import Error, RunError
 from lookalike.folder import write_file
+from lookalike.log import note
 from lookalike.views import normalise, resize_crop, scale
 
 Embed = Callable[[Tensor], Tensor]
+
+PIXELS = 32
+"""The baseline of raw pixels sees so many rows and columns of an image."""
+
+SUM = "sha256"
+"""Where a file of features says what its tensors' bytes hash to."""
 
 
 class Features(NamedTuple):
@@ -45,8 +55,17 @@ def embed(model: nn.Module, architecture: Architecture) -> Embed:
 
 
 def pixels(canvas_BCHW: Tensor) -> Tensor:
-    """The raw picture as a feature: (B, C·H·W) in 0 … 1, the mirror that every backbone has to beat."""
-    return scale(canvas_BCHW).flatten(1)
+    """The raw image as a feature, (B, C·H·W) in 0 … 1: the baseline that every backbone has to beat.
+
+    A canvas whose longer side is above `PIXELS` is brought down to that, antialiased: at 224 pixels a classifier would
+    have 196,608 dimensions to fit.
+    """
+    x_BCHW = scale(canvas_BCHW)
+    share = PIXELS / max(x_BCHW.shape[2:])
+    if share < 1:
+        height, width = (max(1, round(side * share)) for side in x_BCHW.shape[2:])
+        x_BCHW = resize_crop(x_BCHW, (height, width)).clamp(0, 1)
+    return x_BCHW.flatten(1)
 
 
 @torch.inference_mode()
@@ -82,32 +101,32 @@ def extract(
 
 
 def identity(pictures: Pictures) -> tuple[str, ...]:
-    """What features depend on: pictures, shape and fit, and the order and labels that no fingerprint need tell."""
+    """What features depend on: images by their `passport`, shape, fit, and order and labels, which it need not tell."""
     digest = hashlib.sha256()
     for i in range(len(pictures)):
         digest.update(os.fsencode(pictures.name(i)) + b"\0")
     if pictures.labels is not None:
         digest.update(pictures.labels.numpy().tobytes())
-    return pictures.fingerprint, str(pictures.shape), getattr(pictures, "fit", ""), digest.hexdigest()
+    marks = passport(pictures)
+    known = (str(marks[name]) for name in ("data", "content", "times") if name in marks)
+    return *known, str(pictures.shape), getattr(pictures, "fit", ""), digest.hexdigest()
 
 
 def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:
-    """The features under `key` (a model's digest, and `identity`) from `folder`, made and kept there if new."""
+    """The features under `key` (a model's digest, and `identity`) from `folder`, made and kept there if new.
+
+    Kept ones are believed only with the sha256 that they were written with; others are made again, and that is said.
+    Where they cannot be kept, as on a full disk, that is said, and nothing is lost.
+    """
     if folder is None:
         return make()
     path = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
         try:
-            tensors = load_file(path)
-            kept = Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]), tensors["ids_N"])
-            if (
-                len(kept.x_ND) == len(kept.labels_N) == len(kept.ids_N)
-                and kept.labels_N.dtype == kept.ids_N.dtype == torch.int64
-                and kept.x_ND.isfinite().all()
-            ):
-                return kept
-        except Exception:  # a cache that cannot be read is made again, whatever is wrong with it
-            path.unlink()
+            return _kept(path)
+        except Exception as error:  # whatever is wrong with it
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            note(f"{path}: kept features are damaged ({reason}): made again")
     found = make()
     tensors = {
         "x_ND": found.x_ND.contiguous(),
@@ -115,5 +134,27 @@ def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Feature
         "dropped": torch.tensor(found.dropped),
         "ids_N": found.ids_N,
     }
-    write_file(path, save(tensors))
+    try:
+        write_file(path, save(tensors, {SUM: _sum(tensors)}))
+    except RunError as error:
+        warnings.warn(f"{error}: these features are not kept", stacklevel=2)
     return found
+
+
+def _kept(path: Path) -> Features:
+    """Features as they were written. Raises whatever is wrong with the file, ValueError where its bytes changed."""
+    with safe_open(path, framework="pt") as file:
+        told = (file.metadata() or {}).get(SUM)
+    tensors = load_file(path)
+    if told != _sum(tensors):
+        raise ValueError("written without a checksum" if told is None else "its content changed since it was written")
+    return Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]), tensors["ids_N"])
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -88,6 +88,7 @@ def write_folder(
     temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_beside(target, {*files, MANIFEST})
         _remove(temporary)
         temporary.mkdir()
         for name, content in files.items():
@@ -232,11 +233,17 @@ def _lives(pid: int) -> bool:
         return False
     except (OSError, OverflowError):
         pass
+    return pid != os.getpid() and _may_be_ours(pid)
+
+
+def _may_be_ours(pid: int) -> bool:
     try:
         runs = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        runs = b"python"
-    return pid != os.getpid() and (b"python" in runs or b"lookalike" in runs)
+        # Without words: one that is just being started, or one that has ended and was not yet asked how.
+        ended = not runs and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (OSError, IndexError):
+        return True
+    return not ended if not runs else b"python" in runs or b"lookalike" in runs
 
 
 def sweep(folder: Path) -> None:
@@ -272,7 +279,7 @@ def recover(target: Path) -> None:
         return
     for left in leftovers(target.parent):
         if left.kind == "old" and left.name == target.name:
-            with contextlib.suppress(Error):
+            with contextlib.suppress(Error, OSError):  # another rank may have put it back
                 verify(left.path)
                 left.path.rename(target)
                 return
@@ -286,7 +293,7 @@ def lock(folder: Path) -> None:
 
     Where the file system has no locks, as some Lustre mounts, a warning says so and the work goes on.
     """
-    if fcntl is None or _held(folder):
+    if fcntl is None or held(folder):
         return
     try:
         file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
@@ -303,7 +310,7 @@ def lock(folder: Path) -> None:
     _LOCKS[folder.resolve()] = file
 
 
-def _held(folder: Path) -> bool:
+def held(folder: Path) -> bool:
     """Whether this process holds the lock file that is there now: a folder may have been deleted under a run."""
     file = _LOCKS.get(folder.resolve())
     if file is None:
@@ -332,7 +339,7 @@ def verify(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
     manifest = read_manifest(folder, kind)
     for name, entry in manifest["files"].items():
         for problem in _problems(folder / name, entry):
-            raise kind(f"{folder / name}: {problem}: restore it or write the folder again")
+            raise kind(f"{printable(folder / name)}: {problem}: restore it or write the folder again")
     return manifest
 
 
@@ -340,7 +347,7 @@ def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
     """The manifest, before any file it names is looked at. Raises `kind` when it is none, or a later format's."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise kind(f"{folder}: no such folder: pretrain first, or name another")
+        raise kind(f"{printable(folder)}: no such folder: pretrain first, or name another")
     try:
         if path.is_symlink():
             raise ValueError("not a manifest")
@@ -348,13 +355,15 @@ def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
         if not isinstance(manifest, dict) or not all(isinstance(e, dict) for e in manifest["files"].values()):
             raise ValueError("not a manifest")
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise kind(f"{path}: missing or unreadable: {folder} is not a folder that lookalike wrote") from error
+        raise kind(
+            f"{printable(path)}: missing or unreadable: {printable(folder)} is not a folder that lookalike wrote"
+        ) from error
     if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT and kind is RunError:
         kind = NewerError
     if manifest.get("format") != FORMAT:
-        raise kind(f"{path}: format {manifest.get('format')}, this version reads {FORMAT}: update lookalike")
+        raise kind(f"{printable(path)}: format {manifest.get('format')}, this version reads {FORMAT}: update lookalike")
     if not all(_NAME.fullmatch(name) for name in manifest["files"]):
-        raise kind(f"{path}: names a file outside its folder, or one with odd characters")
+        raise kind(f"{printable(path)}: names a file outside its folder, or one with odd characters")
     return manifest
 
 

@@ -82,8 +82,8 @@ class Alarm:
 
     least_std, most_correlated, patience = 0.15, 0.95, 3
 
-    def __init__(self) -> None:
-        self.bad = 0
+    def __init__(self, bad: int = 0) -> None:
+        self.bad = bad
 
     def hear(self, values: Mapping[str, float]) -> str:
         """One measurement; what is wrong, at the third bad one in a row and at no other, else nothing."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lookalike.errors import DataError
+from lookalike.folder import appearing
 
 _EVERY = 10.0
 
@@ -23,32 +25,41 @@ _EVERY = 10.0
 class Metrics:
     """`metrics.jsonl` and TensorBoard of one training below `folder`; nothing is written where `active` is False.
 
-    What lies beyond `step` in an earlier metrics.jsonl is dropped: those steps are done again.
+    What lies beyond `step` in an earlier metrics.jsonl is dropped: those steps are done again. No logger ends a
+    training: lines that cannot be written wait in memory and are tried again with the next.
     """
 
     def __init__(self, folder: Path, step: int, active: bool = True) -> None:
         self.path, self.active = folder / "metrics.jsonl", active
+        self._waiting: list[bytes] = []
+        self._failed = False
         self._board: Any = None
+        self._hook = threading.excepthook
         if active:
             folder.mkdir(parents=True, exist_ok=True)
-            _cut(self.path, step)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._drop(step)
             self._open_board(step)
 
     def cut(self, step: int) -> None:
         """Drops what lies beyond `step`: the training has gone back there."""
         if self.active:
-            self._file.close()
-            _cut(self.path, step)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._drop(step)
             if self._board is not None:
                 self._open_board(step)
+
+    def _drop(self, step: int) -> None:
+        self._waiting = [line for line in self._waiting if _step(line) <= step]
+        try:
+            _cut(self.path, step)
+        except OSError as error:
+            self._say(error)
 
     def _open_board(self, step: int) -> None:
         """A new file of events, from which on a reader forgets what lies beyond `step`."""
         try:
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = self._heard  # its first line comes from a thread at once
             if self._board is not None:
                 self._board.close()
             self._board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
@@ -59,8 +70,8 @@ class Metrics:
         """One line with the step and its values."""
         if not self.active:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps({"step": step, **values}).encode() + b"\n")
+        self._flush()
         if self._board is not None:
             try:
                 for name, value in values.items():
@@ -68,7 +79,21 @@ class Metrics:
             except Exception as error:
                 self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _flush(self) -> None:
+        """Writes the lines that wait, all or none of them."""
+        try:
+            _append(self.path, b"".join(self._waiting))
+            self._waiting, self._failed = [], False
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        if not self._failed:
+            reason = f"cannot be written ({error.strerror or error})"
+            warnings.warn(f"{self.path}: {reason}: training goes on, its lines wait in memory", stacklevel=4)
+        self._failed = True
+
+    def _give_up(self, error: BaseException) -> None:
         """A second logger that fails must not end a training: metrics.jsonl holds everything."""
         self._board = None
         warnings.warn(f"TensorBoard stopped ({error}); metrics.jsonl goes on", stacklevel=3)
@@ -76,40 +101,73 @@ class Metrics:
     def __enter__(self) -> Self:
         return self
 
+    def _heard(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, whose traceback is no news to a user."""
+        if "tensorboard" not in type(args.thread).__module__:
+            self._hook(args)
+        elif self._board is not None:
+            self._give_up(args.exc_value or RuntimeError(args.exc_type.__name__))
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.active:
-            self._file.close()
+        if self._waiting:
+            self._flush()
+        if self._waiting:
+            warnings.warn(f"{self.path}: the last {len(self._waiting)} lines could not be written", stacklevel=2)
         if self._board is not None:
-            self._board.close()
+            try:
+                self._board.close()
+            except Exception as failure:
+                self._give_up(failure)
+        threading.excepthook = self._hook
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """Adds the lines to the file, whole or, unless another process adds some too, not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        end, written = file.seek(0, os.SEEK_END), 0
+        try:
+            while written < len(lines):
+                written += file.write(lines[written:])
+        except OSError:
+            if file.seek(0, os.SEEK_END) == end + written:
+                file.truncate(end)
+            raise
 
 
 def _cut(path: Path, step: int) -> None:
-    """Keeps the whole lines of steps up to `step`."""
+    """Keeps the whole lines of steps up to `step`; a kill meanwhile leaves the file as it was, or so cut."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= step]
+    if len(kept) < len(lines):
+        with appearing(path) as file:
+            file.writelines(kept)
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 
 class Meter:
     """What the steps reported since it was last asked; tensors stay on the device until then."""
 
-    def __init__(self, images: float) -> None:
-        """`images`: how many pictures of all ranks make one micro-batch."""
+    def __init__(self, images: float, earlier: Mapping[str, Any] | None = None) -> None:
+        """`images`: how many pictures of all ranks make one micro-batch; `earlier`: a `state` to go on from."""
         self.images = images
         self._reset()
+        self._earlier: dict[str, list[float]] = dict((earlier or {}).get("means", {}))
+        self._noted |= (earlier or {}).get("noted", {})
 
     def _reset(self) -> None:
         self._parts: dict[str, list[torch.Tensor]] = {"loss": []}
+        self._earlier = {}
         self._noted: dict[str, float] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
@@ -137,11 +195,20 @@ class Meter:
     @property
     def heard(self) -> bool:
         """Whether there is anything to tell."""
-        return bool(self._parts["loss"])
+        return bool(self._parts["loss"] or self._earlier.get("loss"))
+
+    def _numbers(self) -> dict[str, list[float]]:
+        """Every micro-batch's loss and terms since the last call of `values`, those before a resume first."""
+        fresh = {name: torch.stack(parts).double().tolist() for name, parts in self._parts.items() if parts}
+        return {name: self._earlier.get(name, []) + fresh.get(name, []) for name in {**self._earlier, **fresh}}
+
+    def state(self) -> dict[str, Any]:
+        """What the next `values` will be made of, as JSON data: a training that is resumed logs what it would have."""
+        return {"means": self._numbers(), "noted": self._noted}
 
     def values(self) -> dict[str, float]:
         """Means of loss and terms, images_per_s over all ranks, waiting (share of the time), since the last call."""
-        means = {name: float(torch.stack(parts).double().mean()) for name, parts in self._parts.items()}
+        means = {name: float(torch.tensor(each, dtype=torch.float64).mean()) for name, each in self._numbers().items()}
         seconds = max(time.monotonic() - self._since, 1e-9)
         images = self.images * len(self._parts["loss"])
         found = {**means, **self._noted, "images_per_s": images / seconds, "waiting": self._waited / seconds}
@@ -216,16 +283,23 @@ class BadSamples:
         self.path, self.limit = path, limit
         self._seen = set(_samples(path))
         self.count = len(self._seen)
+        self._failed = False
 
     def add(self, records: Iterable[Any]) -> int:
         """Writes the new ones among `records` (named tuples with `sample`); returns how many are new."""
         fresh = {r.sample: r for r in records if r.sample not in self._seen}
         if fresh:
             self._seen |= fresh.keys()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(r._asdict()) + "\n" for r in fresh.values())
+            try:
+                _append(self.path, "".join(json.dumps(r._asdict()) + "\n" for r in fresh.values()).encode())
+            except OSError as error:
+                self._say(error)
         return len(fresh)
+
+    def _say(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            warnings.warn(f"{self.path}: cannot be written ({error.strerror or error}): training goes on", stacklevel=4)
 
     def check(self, new: int) -> None:
         """Counts what all ranks found. Raises DataError beyond the limit."""

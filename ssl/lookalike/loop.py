@@ -1,11 +1,11 @@
 """The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on one screen."""
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
 from lookalike.blocks import Loss
-from lookalike.checkpoint import Checkpoints, Saver
+from lookalike.checkpoint import Checkpoint, Checkpoints, Saver, differences
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.order import Plan
 from lookalike.data.pictures import Pictures
@@ -92,7 +92,8 @@ class Job:
 
     `pieces`: how many parts of a batch the backbone sees one after another; `cuts`: how the host crops, None where
     the device does; `judge`: scores of the model as it stands, which every rank computes alike, asked every
-    `judge_every` steps; `accept_changes`: resume even so; `resumed`: called once the earlier state, if any, is in.
+    `judge_every` steps; `accept_changes`: resume even so; `changed`: in what the recipe then is another than before;
+    `resumed`: called once the earlier state, if any, is in; `kept`: called with each save.
     """
 
     title: str
@@ -107,28 +108,29 @@ class Job:
     judge: Callable[[], dict[str, float]] = dict
     judge_every: int = 0
     accept_changes: bool = False
+    changed: Sequence[str] = ()
     resumed: Callable[[], None] = lambda: None
+    kept: Callable[[], None] = lambda: None
 
 
 def train(job: Job, settings: Settings) -> None:
     """Trains from the newest checkpoint in the job's folder to the last step.
 
-    Raises Stopped after a signal, with everything saved; RunError when steps are no numbers again and again, or
-    when nothing can be saved.
+    Raises Stopped after a signal, with everything saved; RunError after NaN again and again, or unsaved states.
     """
     order, steps = job.order, settings.epochs * job.order.steps_per_epoch
     warmup = round(settings.warmup_epochs * order.steps_per_epoch)
     factor = partial(warmup_cosine, steps=steps, warmup=warmup, final=settings.final_lr)
     engine = make_engine(settings, job.module, order.accumulate)
     saver = Saver(Checkpoints(job.folder / "checkpoints", settings.keep))
-    done = resume(engine, saver.checkpoints, job)
+    done, told = resume(engine, saver.checkpoints, job, steps)
     job.resumed()
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
     bad = BadSamples(job.folder / "bad_samples.jsonl", max(100, round(settings.max_bad * len(job.pictures))))
-    stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate)
+    stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate, told.meter)
     terminal = Terminal(job.title, steps, order.steps_per_epoch, done, active=comm.rank() == 0)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), done)
-    alarm, trouble = Alarm(), Trouble(job.folder, job.title)
+    alarm, trouble = Alarm(told.alarm), Trouble(job.folder, job.title, told.trouble)
     with metrics, terminal, saver, Signals() as signals, watchdog:
         while done < steps:
             fault.strike(done + 1)
@@ -146,9 +148,10 @@ def train(job: Job, settings: Settings) -> None:
                 trouble.over()
             elif trouble.again(engine, order, done):
                 saver.wait()
-                done = trouble.go_back(done, resume(engine, saver.checkpoints, job))
+                step, told = resume(engine, saver.checkpoints, job, steps)
+                done, alarm = trouble.go_back(done, step), Alarm(told.alarm)
                 stream.close()
-                stream, meter = read(job, settings, done, steps), Meter(meter.images)
+                stream, meter = read(job, settings, done, steps), Meter(meter.images, told.meter)
                 metrics.cut(done)
                 continue
             else:
@@ -157,12 +160,12 @@ def train(job: Job, settings: Settings) -> None:
                 watch(engine, loss, alarm, meter, settings, order.batch, done)
             if every(done, job.judge_every):
                 meter.note(job.judge())
-            if meter.heard and (every(done, settings.log_every) or stop or done in (1, steps)):
+            if meter.heard and (every(done, settings.log_every) or done in (1, steps)):
                 values = {**meter.values(), "lr": rate, "bad_samples": bad.count, "skipped": trouble.skipped}
                 metrics.write(done, values)
                 terminal.show(done, values)
             if every(done, settings.save_every_epochs * order.steps_per_epoch) or stop or done == steps:
-                save(engine, saver, done, job.fixed)
+                save(engine, saver, done, job, Told(meter.state(), alarm.bad, trouble.state()))
             if stop and done < steps:
                 settle(saver)
                 raise Stopped(signals.caught, done, steps)
@@ -234,25 +237,49 @@ def make_engine(settings: Settings, module: nn.Module, accumulate: int = 1) -> E
     return engine
 
 
-def resume(engine: Engine, checkpoints: Checkpoints, job: Job) -> int:
-    """Loads the newest checkpoint, if there is one; returns how many steps are done."""
+class Told(NamedTuple):
+    """What the log will yet say of the steps since its last line, and what the alarms have counted; JSON data."""
+
+    meter: Mapping[str, Any]
+    alarm: int
+    trouble: Sequence[int]
+
+
+def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tuple[int, Told]:
+    """Loads the newest checkpoint, if there is one; returns how many steps are done, and what is still to be told."""
     found = checkpoints.newest(job.fixed, job.accept_changes)
     if found is None:
-        return 0
+        return 0, Told({}, 0, ())
+    refuse_nothing(job, found, steps)
     try:
         engine.load(State(found.tensors["model"], found.tensors["optim"]))
     except (RuntimeError, ValueError, RunError) as error:
         if isinstance(error, LostError) or comm.lost(error):
             raise
         raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
-    return found.step
+    # A checkpoint of an earlier release tells nothing.
+    return found.step, Told(**found.about.get("told", {"meter": {}, "alarm": 0, "trouble": ()}))
 
 
-def save(engine: Engine, saver: Saver, done: int, fixed: dict[str, Any]) -> None:
+def refuse_nothing(job: Job, found: Checkpoint, steps: int) -> None:
+    """Raises RunError where more steps are done than are asked for, or a change comes after the last of them."""
+    remedy = f"choose another --out, or raise {job.title}.epochs"
+    if found.step > steps:
+        raise RunError(f"{job.folder}: {found.step} steps are done, the recipe asks for {steps}: {remedy}")
+    changed = [*job.changed, *differences(found.about, job.fixed)]
+    if found.step == steps and changed:
+        what = "; ".join(changed[:4])
+        raise RunError(
+            f"{job.folder}: all {steps} steps are done, no step would train on the change ({what}): {remedy}"
+        )
+
+
+def save(engine: Engine, saver: Saver, done: int, job: Job, told: Told) -> None:
     """Every rank gives its share of the state; rank 0 writes it while the training goes on."""
     state = engine.save()
+    job.kept()
     if comm.rank() == 0:
-        saver.save(done, state._asdict(), {**fixed, "world": comm.world_size()})
+        saver.save(done, state._asdict(), {**job.fixed, "world": comm.world_size(), "told": told._asdict()})
 
 
 def settle(saver: Saver) -> None:

@@ -17,6 +17,7 @@ from lookalike.data.pack import Packing
 from lookalike.data.pack import pack as write_shards
 from lookalike.data.pictures import Pictures
 from lookalike.data.sources import Folder
+from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
@@ -75,6 +76,8 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
     training = [wanted[name].timeout for name in ("pretrain", "finetune") if wanted[name]]
     fault.refuse_unknown()
     comm.start(seconds=max(training, default=1800.0))
+    method = {"method": wanted["pretrain"].method.name} if wanted["pretrain"] else {}
+    agree(recipe, **method, accept_changes=accept_changes)
     preflight(recipe, comm.world_size())
     folder = Path(out)
     if not folder.is_file():
@@ -216,7 +219,7 @@ def _results(folder: Path) -> str:
         "finetune/embedding": "the embedding model",
         "evaluate.json": "retrieval, re-identification or verification on unseen classes",
         "evaluate.html": "the same, with the worst queries to look at",
-        "export": "folders with model.onnx",
+        "export": "folders that timm loads" + (", with model.onnx" if any(folder.glob("export/*/model.onnx")) else ""),
     }
     lines = [f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()]
     return "\n".join(["results:", *lines])

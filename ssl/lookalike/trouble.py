@@ -1,6 +1,7 @@
 """What a training does when a step is no number, or when nothing can be saved: skip, go back, stop, and say why."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,11 +19,18 @@ _PATIENCE = 3
 
 
 class Trouble:
-    """Counts what went wrong; alike on all ranks, because all hear of the same. `skipped`: steps without an update."""
+    """Counts what went wrong; alike on all ranks, because all hear of the same. `skipped`: steps without an update.
 
-    def __init__(self, folder: Path, title: str) -> None:
+    `earlier`: the `state` of a training that is resumed.
+    """
+
+    def __init__(self, folder: Path, title: str, earlier: Sequence[int] = ()) -> None:
         self.folder, self.title = folder, title
-        self.skipped, self._row, self._reached = 0, 0, -1
+        self.skipped, self._row, self._reached = earlier or (0, 0, -1)
+
+    def state(self) -> tuple[int, int, int]:
+        """The counts, as JSON data."""
+        return self.skipped, self._row, self._reached
 
     def over(self) -> None:
         """A good step ends what was before."""
@@ -65,7 +73,10 @@ class Trouble:
             groups: dict[str, dict[str, Tensor]] = state._asdict()
             files = {f"{name}.safetensors": save(group) for name, group in groups.items()}
             about = {"step": done, "world": comm.world_size(), "torch": torch.__version__, "steps": steps}
-            write_folder(self.folder / "nonfinite", files, about)
+            try:
+                write_folder(self.folder / "nonfinite", files, about)
+            except RunError as error:  # it is there to look at, and no reason to stop
+                warnings.warn(f"{error}; training goes on", stacklevel=4)
 
     def unsaved(self, saver: Saver, failures: int) -> None:
         """Warns of each save that failed. Raises RunError on every rank at the third in a row."""

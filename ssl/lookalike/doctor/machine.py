@@ -34,8 +34,8 @@ def report(recipe: Recipe | None, out: Path) -> Report:
         "host": socket.gethostname(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "deepspeed": _version("deepspeed"),
-        "lookalike": f"{_version('lookalike')} {_source()}".removeprefix("missing "),
+        "deepspeed": version("deepspeed"),
+        "lookalike": f"{version('lookalike')} {source()}".removeprefix("missing "),
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
         "free": shutil.disk_usage(nearest(out)).free,
         "there": "" if out.exists() else str(nearest(out)),
@@ -52,14 +52,15 @@ def report(recipe: Recipe | None, out: Path) -> Report:
     return found
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The installed version of a package, or `missing`."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "missing"
 
 
-def _source() -> str:
+def source() -> str:
     """The first letters of a digest over our own files: two checkouts of one version may differ."""
     home = Path(__file__).parent.parent
     files = sorted(home.rglob("*.py"))

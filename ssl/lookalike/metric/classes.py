@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.data.passport import labels_digest, passport
 from lookalike.data.pictures import Pictures, subset
 from lookalike.errors import DataError
 
@@ -26,6 +27,15 @@ class Split(NamedTuple):
     def classes(self) -> int:
         """C, how many are seen."""
         return int(self.labels_N.max()) + 1
+
+    @property
+    def passport(self) -> dict[str, str | int]:
+        """What an embedding of `seen` is made of, and must not be scored on: images, their labels and class names."""
+        names, numbers = self.seen.classes, torch.unique(_labels(self.seen)).tolist()
+        return {
+            **passport(self.seen),
+            "labels": labels_digest(self.labels_N, tuple(names[n] for n in numbers if 0 <= n < len(names))),
+        }
 
 
 def split_classes(train: Pictures, test: Pictures, held_out: float | None = None) -> Split:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from lookalike.errors import printable
 from lookalike.recipe.nodes import Node
 
 
@@ -18,8 +19,8 @@ def join(path: str, name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value as JSON, cut after 60 characters."""
-    text = json.dumps(value, ensure_ascii=False)
+    """The value as JSON, fit for a terminal, cut after 60 characters."""
+    text = printable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
@@ -112,7 +113,7 @@ def _phrase(item: Mapping[str, Any], sizes: set[int]) -> str:
         if size in sizes:
             return f"must hold {size} values"
     phrase = _PHRASES.get(item["type"])
-    return phrase.format(**context) if phrase else f"is refused: {item['msg']}"
+    return printable(phrase.format(**context) if phrase else f"is refused: {item['msg']}")
 
 
 def _number(value: Any) -> Any:

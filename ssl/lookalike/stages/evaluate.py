@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from lookalike import comm, page
 from lookalike.backbones import Backbone
+from lookalike.card import read as read_card
 from lookalike.card import weights_digest
+from lookalike.checkpoint import differences, set_aside, visit_run
 from lookalike.data import SOURCES
 from lookalike.data.decode import BadPicture
 from lookalike.data.loader import workers_for
 from lookalike.data.pictures import Pictures
-from lookalike.errors import DataError, RecipeError
+from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation import album, examples, standings, tasks
 from lookalike.features import Features, cached, embed, extract, identity
-from lookalike.folder import write_file
+from lookalike.folder import refuse_unwritable, write_file
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
 from lookalike.metric.embedding import Embedding, open_model
@@ -86,10 +88,12 @@ def evaluate(
     """
     settings, seed = recipe.section(Evaluate), recipe.values["seed"]
     target = _picture_file(pictures, settings)
-    opened = open_model(model, recipe.values["backbone"])
-    scored = shown(recipe, opened.architecture.size)
-    task = _fitting(scored, settings, recipe, opened.architecture.channels)
     folder = Path(out) if out else None
+    if folder:
+        visit_run(folder)
+    opened = open_model(model, recipe.values["backbone"])
+    scored = shown(recipe, opened.architecture.size, _own_embedding(model, folder))
+    task = _fitting(scored, settings, recipe, opened.architecture.channels)
     features = _features(opened, scored, settings, folder, labelled=task != "verification")
     tasks.refuse_numberless(features.x_ND, name)
     scene = scene_of(scored, features, unit=getattr(opened, "unit", True))
@@ -115,20 +119,37 @@ def check(recipe: Recipe, channels: int) -> None:
     _fitting(shown(recipe), recipe.section(Evaluate), recipe, channels)
 
 
-def shown(recipe: Recipe, size: int | None = None) -> Pictures:
-    """The test pictures to score on, for views of `size` pixels."""
+def shown(recipe: Recipe, size: int | None = None, embedding: Path | None = None) -> Pictures:
+    """The test pictures to score on, for views of `size` pixels.
+
+    Raises RunError where the run's own `embedding` was fine-tuned on others than those that are held out now.
+    """
     settings = recipe.values.get("evaluate")
     source: Spec = (settings and settings.data) or recipe.values["data"]
     made = source.build()
     pictures: Pictures = made.split("test", size)
     if recipe.values.get("finetune") is None or source is not recipe.values["data"]:
         return pictures
-    kept = split_classes(made.split("train", size), pictures, recipe.values["finetune"].held_out).unseen
+    divided = split_classes(made.split("train", size), pictures, recipe.values["finetune"].held_out)
+    if changed := differences(read_card(embedding), divided.passport) if embedding else []:
+        raise RunError(
+            f"{embedding}: was fine-tuned on other images or classes ({'; '.join(changed[:4])}), which are not those "
+            "that the recipe trains on now: run its finetune stage again"
+        )
+    kept = divided.unseen
     if pictures.pairs is not None and kept.pairs is None:
         raise DataError(
             "data: no pair lies within the classes held out of fine-tuning: set evaluate.data, or another evaluate.task"
         )
     return kept
+
+
+def _own_embedding(model: Backbone | Embedding | str | Path, out: Path | None) -> Path | None:
+    """The embedding folder of the run `out`, if that is the model."""
+    if out is None or isinstance(model, nn.Module):
+        return None
+    embedding = out / "finetune" / "embedding"
+    return embedding if Path(model).resolve() == embedding.resolve() else None
 
 
 def own(out: Path, recipe: Recipe) -> tuple[str, Path]:
@@ -139,13 +160,13 @@ def own(out: Path, recipe: Recipe) -> tuple[str, Path]:
 
 
 def keep(path: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Adds these scores to the file's; returns all."""
+    """Adds these scores to the file's; returns all. One that cannot be read is set aside, and that is said."""
     earlier: dict[str, Any] = {}
     if path.exists():
         try:
             earlier = dict(json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
-            say(f"{path}: could not be read and is written anew")
+        except (OSError, ValueError, TypeError, RecursionError):
+            say(f"{path}: could not be read, is now {set_aside(path)}, and is written anew")
     together = {**earlier, name: scores}
     write_file(path, json.dumps(together, indent=2).encode())
     return together
@@ -178,6 +199,7 @@ def _picture_file(pictures: str | Path | None, settings: Evaluate) -> Path | Non
     if pictures is None:
         return None
     page.refuse_other(Path(pictures), "pictures are")
+    refuse_unwritable(Path(pictures).parent)
     if not settings.examples:
         raise RecipeError("evaluate.examples: 0, so there are no pictures to show: raise it")
     return Path(pictures)

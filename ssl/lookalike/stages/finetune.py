@@ -1,5 +1,6 @@
 """Fine-tuning: a backbone and labels of some classes -> an embedding folder, by a metric-learning objective."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from lookalike import card, comm, draw
 from lookalike.backbones import Backbone, Pool, open_backbone, repooled
-from lookalike.checkpoint import open_run
+from lookalike.checkpoint import differences, keep_run, open_run
 from lookalike.data.loader import Batch, workers_for
 from lookalike.data.pictures import Pictures
-from lookalike.errors import BackboneError, DataError
+from lookalike.doctor import agree
+from lookalike.errors import BackboneError, DataError, RunError
 from lookalike.features import cached, embed, extract, identity
 from lookalike.log import say
 from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
@@ -94,6 +96,7 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the embedding folder."""
     settings, seed = recipe.section(Finetune), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
+    agree(recipe)
     folder = open_run(Path(out), recipe) / "finetune"
     opened = repooled(open_backbone(backbone, recipe.values["backbone"]), settings.pool)
     if not all(bool(p.isfinite().all()) for p in opened.parameters()):
@@ -102,15 +105,16 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
         )
     about = {"recipe": recipe.digest("seed", "data", "finetune"), "backbone": card.weights_digest(opened)}
     target = folder / "embedding"
-    if card.is_done(target, about):
-        return target
     source, size = recipe.values["data"].build(), opened.architecture.size
     divided = split_classes(source.split("train", size), source.split("test", size), settings.held_out)
     pictures, labels_N, _ = divided
+    made_of = divided.passport
+    if finished(target, about, made_of):
+        return target
     if settings.estimator:
         if comm.rank() == 0:
-            set_aside(folder, about)
-            learn(settings.estimator, opened, pictures, about, Path(out), seed, settings.workers)
+            set_aside(folder, about, made_of)
+            learn(settings.estimator, opened, pictures, {**about, **made_of}, Path(out), seed, settings.workers)
         comm.patient_barrier()
         return target
     order = make_order(settings, pictures, labels_N, seed)
@@ -120,15 +124,16 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     views = settings.views.build()
     inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
     if comm.rank() == 0:
-        set_aside(folder, about)
+        set_aside(folder, about, made_of)
     comm.barrier()
-    fixed = {"data": pictures.fingerprint, "batch": order.batch, **about}
-    cuts = settings.cuts(views, size)
-    train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts), settings)
+    fixed = {**made_of, "batch": order.batch, **about}
+    cuts, kept = settings.cuts(views, size), partial(keep_run, Path(out), recipe)
+    train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts, kept=kept), settings)
     if comm.rank() == 0:
         model = system.model
         facts = {
             **about,
+            **made_of,
             "method": settings.objective.name,
             "distance": distance(model),
             "epochs": settings.epochs,
@@ -175,17 +180,33 @@ def distance(model: Embedding) -> str:
     return "cosine" if model.unit else "euclidean"
 
 
-def set_aside(folder: Path, about: dict[str, Any]) -> None:
-    """Renames an earlier fine-tuning by another recipe or of another backbone: this one begins anew."""
-    for manifest in sorted(folder.glob("checkpoints/step_*/manifest.json"))[-1:]:
-        try:
+def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any]) -> bool:
+    """Whether the embedding that the recipe asks for is there, of these images and labels. Raises RunError if damaged.
+
+    What an earlier release wrote says less of them, and is believed in the rest.
+    """
+    try:
+        done = card.is_done(target, about)
+    except RunError as error:
+        raise RunError(f"{error}; or remove {target}: the same command makes it again") from error
+    return done and not differences(card.read(target), made_of)
+
+
+def set_aside(folder: Path, about: dict[str, Any], made_of: dict[str, Any]) -> None:
+    """Renames an earlier fine-tuning by another recipe or of another backbone, or a finished one of other images:
+    this one begins anew. One that was stopped is resumed, or refused by its checkpoint.
+    """
+    earlier: dict[str, Any] = card.read(folder / "embedding")
+    made_of = made_of if earlier else {}
+    for manifest in [] if earlier else sorted(folder.glob("checkpoints/step_*/manifest.json"))[-1:]:
+        with contextlib.suppress(OSError, ValueError):
             earlier = json.loads(manifest.read_bytes())
-        except ValueError:
-            return
-        if isinstance(earlier, dict) and any(earlier.get(key) != value for key, value in about.items()):
-            free = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
-            folder.rename(folder.with_name(f"{folder.name}.{free}"))
-            say(f"finetune: the earlier one, of another recipe or backbone, is now {folder.name}.{free}")
+    if not isinstance(earlier, dict) or not earlier:
+        return
+    if any(earlier.get(key) != value for key, value in about.items()) or differences(earlier, made_of):
+        free = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.{free}"))
+        say(f"finetune: the earlier one, of another recipe, backbone or data, is now {folder.name}.{free}")
 
 
 def make_order(settings: Finetune, pictures: Pictures, labels_N: Tensor, seed: int) -> PKOrder:

@@ -1,5 +1,6 @@
 """Pretraining: pictures without labels -> a backbone folder."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from lookalike import card, comm, draw
 from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
-from lookalike.checkpoint import open_run, write_recipe
+from lookalike.checkpoint import TOUCHED, changes, differences, keep_run, open_run, touched, write_recipe
 from lookalike.data.loader import Batch
 from lookalike.data.order import order_of
+from lookalike.data.passport import passport
 from lookalike.data.pictures import Pictures, subset
-from lookalike.errors import DataError, RecipeError
+from lookalike.doctor import agree
+from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.features import embed, extract
 from lookalike.log import say
 from lookalike.loop import Job, Settings, make_views, train
@@ -81,13 +84,15 @@ def pretrain(
     """
     settings, seed = recipe.section(Pretrain), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
-    folder = open_run(Path(out), recipe, accept_changes)
-    target = folder / "backbone"
     about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
     about["method"] = f"{method.__module__}.{method.__qualname__}" if method else settings.method.name
-    if card.is_done(target, about):
-        return target
+    agree(recipe, method=about["method"], accept_changes=accept_changes)
+    folder = open_run(Path(out), recipe, accept_changes)
+    target = folder / "backbone"
     source = recipe.values["data"].build()
+    made_of = passport(source.split("train"))
+    if finished(target, about, made_of, accept_changes):
+        return target
     module, views = make_method(recipe, method), settings.views.build()
     size = module.backbone.architecture.size
     pictures = source.split("train", size)
@@ -98,8 +103,7 @@ def pretrain(
     labels_N = labels_for(module, pictures)
     law = partial(views, dtype=settings.dtype)
     inputs = partial(make_inputs, law, module.backbone.architecture, seed, labels_N)
-    fixed = {"data": pictures.fingerprint, "batch": settings.batch, "pictures": len(pictures)}
-    fixed["method"] = about["method"] if method else None
+    fixed = {**made_of, "batch": settings.batch, "method": about["method"] if method else None}
     every = settings.knn_every_epochs * order.steps_per_epoch
     judge = make_judge(module.backbone, pictures, source.split("test", size), seed) if every else dict
     job = Job(
@@ -115,16 +119,44 @@ def pretrain(
         judge=judge,
         judge_every=every,
         accept_changes=accept_changes,
+        changed=comm.from_first(changes(folder, recipe) if comm.rank() == 0 else []),
         resumed=partial(write_recipe, folder, recipe),
+        kept=partial(keep_run, folder, recipe),
     )
     train(job, settings)
     if comm.rank() == 0:
-        about |= {"epochs": settings.epochs, "data": pictures.fingerprint}
+        about |= {"epochs": settings.epochs, **made_of}
         backbone = module.backbone
         card.write_model(target, folder_files(backbone), card.facts(backbone.architecture, backbone.dim, about))
         say(f"pretrain: backbone in {target}")
     comm.barrier()
     return target
+
+
+def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any], accept_changes: bool) -> bool:
+    """Whether the backbone that the recipe asks for is there.
+
+    Raises RunError when it is damaged, or was trained on other images; `accept_changes` makes a warning of the last.
+    """
+    try:
+        if not card.is_done(target, about):
+            return False
+    except RunError as error:
+        if any(target.parent.glob("checkpoints/step_*")):
+            raise RunError(f"{error}; or remove {target}: the same command makes it again, bit for bit") from error
+        raise
+    earlier = card.read(target)
+    changed, told = "; ".join(differences(earlier, made_of)[:4]), comm.rank() == 0
+    if changed and not accept_changes:
+        raise RunError(
+            f"{target}: was trained on other images ({changed}): choose another --out, keep it as it is with "
+            f"--accept-changes, or remove it with {target.parent / 'checkpoints'} to train anew"
+        )
+    if changed and told:
+        warnings.warn(f"{target}: was trained on other images ({changed}), and stays as it is", stacklevel=3)
+    elif told and touched(earlier, made_of):
+        warnings.warn(f"{target}: {TOUCHED}", stacklevel=3)
+    return True
 
 
 def check(recipe: Recipe) -> None:

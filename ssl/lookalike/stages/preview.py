@@ -11,7 +11,7 @@ from lookalike.data.order import order_of
 from lookalike.data.pictures import Pictures
 from lookalike.data.reader import Cuts, Reader
 from lookalike.errors import RecipeError, printable
-from lookalike.folder import write_file
+from lookalike.folder import refuse_unwritable, write_file
 from lookalike.recipe import Recipe
 from lookalike.views.colour import OPERATIONS
 
@@ -26,6 +26,7 @@ def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 
     if not settings:
         raise RecipeError(f"{recipe.name}: pretrain: not there, so there are no views to show: add the section")
     page.refuse_other(target, "a preview is")
+    refuse_unwritable(target.parent)
     seed, size = recipe.values["seed"], recipe.values["backbone"].size
     train, law = recipe.values["data"].build().split("train", size), settings.views.build()
     order = order_of(train, settings.batch, settings.accumulate, seed)

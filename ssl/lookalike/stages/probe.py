@@ -1,6 +1,7 @@
 """The probe: what a frozen backbone knows, by a linear classifier and by its neighbours, beside two baselines."""
 
 import json
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +9,16 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from lookalike import comm, draw
+from lookalike import card, comm, draw
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.card import weights_digest
+from lookalike.checkpoint import differences, set_aside, visit_run
 from lookalike.data.loader import workers_for
+from lookalike.data.passport import passport
+from lookalike.data.pictures import Pictures
 from lookalike.features import Embed, Features, cached, embed, extract, identity, pixels
 from lookalike.folder import write_file
-from lookalike.log import say
+from lookalike.log import note, say
 from lookalike.recipe import Count, Index, Positive, Recipe
 from lookalike.scoring import knn, linear
 
@@ -46,9 +50,13 @@ def probe(
     """
     settings, seed = recipe.section(Probe), recipe.values["seed"]
     folder = Path(out) if out else None
+    if folder:
+        visit_run(folder)
     source = recipe.values["data"].build()
     opened = open_backbone(backbone, recipe.values["backbone"])
     sets = [source.split(split, opened.architecture.size) for split in ("train", "test")]
+    if folder and not isinstance(backbone, Backbone) and Path(backbone) == folder / "backbone":
+        tell_other(Path(backbone), sets[0])
     identities = [identity(pictures) for pictures in sets]
     scores: dict[str, Any] = {}
     for prefix, (key, function) in _models(opened, settings, seed).items():
@@ -59,22 +67,40 @@ def probe(
             keep = folder / "features" if folder and function is not pixels else None
             features.append(cached(keep, (key, *known), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
-    if folder:
-        remember(folder / "probe.json", scores, name)
-        say(table(scores, settings.k, name or "this backbone"))
+        if folder:  # as they come: what took hours is not lost to what comes after
+            text = line(scores, settings.k, prefix, name or ROWS[""])
+            say(text if prefix else f"{head(settings.k)}\n{text}")
+            remember(folder / "probe.json", scores, name)
     return scores
 
 
+def tell_other(backbone: Path, train: Pictures) -> None:
+    """Warns where the run's backbone was pretrained on other images than those it is now judged on."""
+    if changed := differences(card.read(backbone), passport(train)):
+        warnings.warn(f"{backbone}: was pretrained on other images ({'; '.join(changed)})", stacklevel=3)
+
+
 def remember(path: Path, scores: dict[str, Any], name: str | None) -> None:
-    """Writes the scores of the run's own backbone, or of another one, `name`, under `others` beside them."""
-    try:
-        held = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        held = {}
-    others = held.pop("others", {})
+    """Writes the scores of the run's own backbone, or of another one, `name`, under `others` beside them.
+
+    A file in which the earlier ones cannot be read is set aside, and that is said.
+    """
+    held, others = earlier(path)
     if name is not None:
         scores, others = held, {**others, name: scores}
     write_file(path, json.dumps({**scores, **({"others": others} if others else {})}, indent=2).encode())
+
+
+def earlier(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The scores that probe.json holds, of the run's own backbone and of others by name."""
+    if not path.exists():
+        return {}, {}
+    try:
+        held = dict(json.loads(path.read_bytes()))
+        return held, dict(held.pop("others", {}))
+    except (OSError, ValueError, TypeError, RecursionError):
+        note(f"{path}: could not be read, is now {set_aside(path)}, and is written anew")
+        return {}, {}
 
 
 def score(train: Features, test: Features, settings: Probe, seed: int) -> dict[str, Any]:
@@ -106,15 +132,21 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
     return found | ({"pixels/": ("pixels", pixels)} if settings.baselines else {})
 
 
+ROWS = {"": "this backbone", "untrained/": "untrained backbone", "pixels/": "raw pixels"}
+
+
 def table(scores: dict[str, Any], k: int, name: str = "this backbone") -> str:
     """The scores as lines for a person."""
-    lines = [f"{'probe (top-1)':<20}{'linear':>10}{f'kNN-{k}':>10}"]
-    for prefix, row in (
-        ("", name),
-        ("untrained/", "untrained backbone"),
-        ("pixels/", "raw pixels"),
-    ):
-        if f"{prefix}linear/top1" in scores:
-            line, near = scores[f"{prefix}linear/top1"], scores[f"{prefix}knn{k}/top1"]
-            lines.append(f"{row:<20}{100 * line:>8.2f} %{100 * near:>8.2f} %")
-    return "\n".join(lines)
+    found = [line(scores, k, prefix, name) for prefix in ROWS if f"{prefix}linear/top1" in scores]
+    return "\n".join([head(k), *found])
+
+
+def head(k: int) -> str:
+    """What stands above the lines."""
+    return f"{'probe (top-1)':<20}{'linear':>10}{f'kNN-{k}':>10}"
+
+
+def line(scores: dict[str, Any], k: int, prefix: str, name: str) -> str:
+    """The scores of the backbone itself, `name`, or of a baseline."""
+    linear, near = scores[f"{prefix}linear/top1"], scores[f"{prefix}knn{k}/top1"]
+    return f"{ROWS[prefix] if prefix else name:<20}{100 * linear:>8.2f} %{100 * near:>8.2f} %"

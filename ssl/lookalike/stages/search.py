@@ -19,7 +19,7 @@ from lookalike.data.pictures import FilePictures, Pictures, file_states, subset
 from lookalike.data.sources import Source, canvas_for, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.features import embed, embedded_in_order
-from lookalike.folder import recover
+from lookalike.folder import recover, refuse_unwritable
 from lookalike.log import note, progress
 from lookalike.metric.embedding import open_model
 from lookalike.scoring.cells import find_cells
@@ -82,6 +82,8 @@ def search_index(
     """
     folder = Path(folder)
     recover(folder)
+    if find is not None:
+        refuse_unwritable(folder.parent)
     old = open_index(folder) if folder.exists() or find is None else None
     if old is None and model is None:
         raise Error(

@@ -1,0 +1,87 @@
+"""Before the first step: is every rank about to train the same, by the same program, on the same images?
+
+Ranks that differ would train without a word on mixed batches, or on gradients of another recipe.
+"""
+
+import platform
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lookalike import comm
+from lookalike.data.passport import labels_digest, passport
+from lookalike.doctor.machine import source, version
+from lookalike.errors import Error, RunError, printable
+from lookalike.recipe import Recipe
+
+PACKAGES = ("torch", "torchvision", "timm", "kornia", "deepspeed", "pytorch-metric-learning", "numpy", "pillow")
+_LONGEST = 80
+_NAMED = 8
+
+_agreed: set[str] = set()
+
+
+def agree(recipe: Recipe, **words: Any) -> None:
+    """Returns when every rank has the same recipe, program, libraries, images and `words`.
+
+    Else raises RunError, on every rank with the same line: which ranks differ from the first, and in what.
+    """
+    if comm.world_size() == 1:
+        return
+    keys = {recipe.digest(), f"{recipe.digest()} {sorted(words.items())}"}
+    if comm.from_first((keys if words else {recipe.digest()}) <= _agreed):
+        return
+    told = comm.from_all({"host": socket.gethostname(), "facts": facts(recipe, words)})
+    found = [line for rank, one in enumerate(told) for line in _line(rank, one, told[0])]
+    if found:
+        more = f"; … and {len(found) - _NAMED} ranks more" if len(found) > _NAMED else ""
+        raise RunError(f"ranks differ: {'; '.join(found[:_NAMED])}{more}: give every rank the same and start again")
+    _agreed.update(keys)
+
+
+def facts(recipe: Recipe, words: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same on every rank, as flat JSON data: name -> value."""
+    versions = {name: version(name) for name in PACKAGES}
+    program = {"python": platform.python_version(), "lookalike": f"{version('lookalike')} {source()}"}
+    return {**dict(_flat("", recipe.plain())), **words, **program, **versions, **_data(recipe)}
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    """The marks of both sets; where one cannot be had, why."""
+    found: dict[str, Any] = {}
+    for split in ("train", "test"):
+        try:
+            pictures = recipe.values["data"].build().split(split)
+        except Error as error:
+            found[f"{split} images"] = str(error)
+            continue
+        marks = {**passport(pictures), "labels": labels_digest(pictures.labels, pictures.classes)}
+        marks.pop("times", None)  # of a copy on another machine they differ
+        found |= {f"{split} images: {name}": mark for name, mark in marks.items()}
+    return found
+
+
+def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each key of a recipe by its whole path."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(f"{path}.{name}" if path else name, inner)
+    else:
+        yield path, value
+
+
+def _line(rank: int, one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
+    """How a rank differs from the first, if it does."""
+    mine, theirs = one["facts"], first["facts"]
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    what = [f"{name} is {_short(mine, name)}, on rank 0 {_short(theirs, name)}" for name in names[:4]]
+    if names:
+        yield f"rank {rank} ({printable(one['host'])}): {', '.join(what)}"
+
+
+def _short(facts: Mapping[str, Any], name: str) -> str:
+    text = printable(str(facts.get(name, "absent")))
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
