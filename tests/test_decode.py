@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from lookalike.data import decode as decode_room
+from lookalike.data import pixels as pixels_room
 from lookalike.data.decode import BadPicture, Opened, contents, cut
 from lookalike.data.decode import decode as decode_bytes
 from lookalike.errors import printable
@@ -109,9 +109,9 @@ def test_both_decoders_give_the_same_bits(tmp_path, monkeypatch, name, options, 
         data = save(tmp_path / f"{i}{name}", array, **options).read_bytes()
         with monkeypatch.context() as patch:
             if channels == 3 or name == "a.jpg":
-                patch.setattr(decode_room, "_by_pillow", None)  # would raise if it were asked
+                patch.setattr(pixels_room, "_by_pillow", None)  # would raise if it were asked
             fast = decode_bytes(data, name, size=None, channels=channels)
-        monkeypatch.setattr(decode_room, "_by_torchvision", lambda *_: None)
+        monkeypatch.setattr(pixels_room, "_by_torchvision", lambda *_: None)
         assert torch.equal(decode_bytes(data, name, size=None, channels=channels), fast)
         monkeypatch.undo()
 
@@ -326,7 +326,7 @@ def test_a_cut_is_pillows_resize_of_the_box(mode, box):
 
 def test_draft_mode_is_used_for_large_jpegs_only(tmp_path, monkeypatch):
     asked = []
-    real = decode_room.Opened.pixels
+    real = Opened.pixels
     monkeypatch.setattr(Opened, "pixels", lambda self, s=1: (asked.append((s, real(self, s).shape)), real(self, s))[1])
     for height, width in ((320, 256), (64, 320), (63, 63)):
         decode(save(tmp_path / "a.jpg", colours(height, width)), size=32, channels=3)
@@ -506,7 +506,7 @@ def test_damaged_bytes_give_what_pillow_alone_makes_of_them(tmp_path, monkeypatc
         for alone in (False, True):
             with monkeypatch.context() as patch:
                 if alone:
-                    patch.setattr(decode_room, "_by_torchvision", lambda *_: None)
+                    patch.setattr(pixels_room, "_by_torchvision", lambda *_: None)
                 try:
                     found.append(decode_bytes(bytes(data), "a", size=None, channels=3, max_pixels=10**6).tolist())
                 except BadPicture as error:

@@ -32,8 +32,8 @@ from forked import forked, peak
 from lookalike.backbones.stored import mapped
 from lookalike.data import cache, samples
 from lookalike.data.decode import BadPicture, decode
+from lookalike.data.idx import read_idx
 from lookalike.data.manifest import Manifest
-from lookalike.data.sources import read_idx
 from lookalike.errors import BackboneError, DataError, RecipeError
 from lookalike.pipeline import load_recipe
 from lookalike.search import index as search_index

@@ -20,11 +20,12 @@ import pytest
 import torch
 
 import toy
-from lookalike import log, loop, trouble
+from lookalike import loop, trouble
 from lookalike.data.reader import Bad
 from lookalike.errors import RunError
 from lookalike.features import Features, cached
 from lookalike.log import BadSamples, Meter, Metrics
+from lookalike.log.metrics import _cut as cut
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
 from test_loop import stop_after
@@ -339,16 +340,16 @@ def test_the_log_is_never_empty_while_it_is_cut(tmp_path, monkeypatch):
     for name in ("fsync", "replace", "write"):
         with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
             patch.setattr(os, name, killed)
-            log._cut(path, 6)
+            cut(path, 6)
         assert path.read_bytes() in (text, b"".join(text.splitlines(keepends=True)[:6]))
         path.write_bytes(text)
     assert seen == [text] * len(seen)
     assert seen
-    log._cut(path, 6)
+    cut(path, 6)
     assert path.read_bytes() == b"".join(text.splitlines(keepends=True)[:6])
     for torn in (b'{"step": 7, "lo', b"{}\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n"):
         path.write_bytes(text + torn)
-        log._cut(path, 99)
+        cut(path, 99)
         assert path.read_bytes() == text
 
 

@@ -21,11 +21,11 @@ import pytest
 from PIL import Image
 
 from lookalike.data import Manifest, Shards
+from lookalike.data.idx import Idx, read_idx
 from lookalike.data.listing import read_listing
 from lookalike.data.pages import pages
 from lookalike.data.published import matlab, read
 from lookalike.data.samples import samples_of
-from lookalike.data.sources import Idx, read_idx
 from lookalike.errors import DataError, Error, RecipeError, RunError
 from lookalike.hostfile import read_hosts
 from lookalike.recipe import load, recipes

@@ -439,8 +439,8 @@ def part_of_a_run(out: str, stage_number: int, stop: int | None) -> None:
         warnings.simplefilter("ignore")
         if stop:
             stop_at(patch, stop)
-        patch.setattr("lookalike.checkpoint._FREE", {"engine"})
-        patch.setattr("lookalike.checkpoint.lock", lambda out: None)  # the ranks of earlier groups still live
+        patch.setattr("lookalike.checkpoint.compare._FREE", {"engine"})
+        patch.setattr("lookalike.checkpoint.run.lock", lambda out: None)  # the ranks of earlier groups still live
         engine = f"pretrain.engine={{name: zero, stage: {stage_number}}}"
         try:
             pretrain(toy.recipe(ADAMW, engine, backbone=toy.VIT), out)

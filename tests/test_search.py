@@ -18,7 +18,7 @@ from safetensors.torch import save as safetensors
 from sklearn.neighbors import NearestNeighbors
 
 import lookalike.backbones.module as backbone_module
-import lookalike.folder as folder_room
+import lookalike.folder.whole as folder_room
 import toy
 from lookalike import cli, features, pipeline
 from lookalike.backbones import Architecture

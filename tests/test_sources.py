@@ -259,8 +259,12 @@ def test_no_picture_is_opened_when_indexing(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("opened")
 
-    monkeypatch.setattr("lookalike.data.pictures.Opened", forbidden)
-    monkeypatch.setattr("builtins.open", forbidden)
+    def guarded(path, *arguments, **how):
+        return forbidden() if str(tmp_path) in str(path) else original(path, *arguments, **how)
+
+    original = open
+    monkeypatch.setattr("lookalike.data.pictures.encoded.Opened", forbidden)
+    monkeypatch.setattr("builtins.open", guarded)
     assert len(whole(tmp_path)) == len(TREE)
 
 

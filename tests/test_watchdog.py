@@ -321,12 +321,11 @@ def test_what_a_lost_peer_leaves_is_one_line_and_other_errors_stay(capsys, text,
     def verb() -> None:
         raise RuntimeError(text)
 
-    if code is None:
-        with pytest.raises(RuntimeError):
-            cli.guarded(verb)
-        return
-    assert cli.guarded(verb) == code
+    assert cli.guarded(verb) == (code or 1)
     err = capsys.readouterr().err
+    if code is None:
+        assert "a defect of lookalike" in err
+        return
     assert re.fullmatch(LOST_LINE + "\n", err), err
 
 
@@ -363,12 +362,12 @@ def out_of_memory() -> None:
 def test_memory_that_is_not_there_is_one_line_with_a_remedy(capsys, verb):
     assert cli.guarded(verb) == 2
     told = capsys.readouterr().err
-    assert re.fullmatch(r"lookalike: not enough memory \(.*allocate.*\): lower the batch, the heads or .*\n", told)
+    assert re.fullmatch(r"lookalike: not enough memory \(.*allocate.*\): lower the batch of this stage, .*\n", told)
 
 
-def test_another_error_of_torch_is_no_lack_of_memory():
+def test_another_error_of_torch_is_no_lack_of_memory(capsys):
     def verb() -> None:
         raise RuntimeError("cannot allocate a name to this operator")
 
-    with pytest.raises(RuntimeError, match="operator"):
-        cli.guarded(verb)
+    assert cli.guarded(verb) == 1
+    assert "cannot allocate a name to this operator at test_watchdog.py:" in capsys.readouterr().err

@@ -67,10 +67,12 @@ def probe(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: M
 
 
 @app.command()
-def finetune(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+def finetune(
+    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None, accept_changes: Accept = False
+) -> None:
     """Metric learning on a backbone -> DIR/finetune/embedding."""
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    lookalike.finetune(model or _backbone(loaded, out), loaded, out)
+    lookalike.finetune(model or _backbone(loaded, out), loaded, out, accept_changes=accept_changes)
 
 
 def _backbone(recipe: Any, out: Path) -> str:

@@ -109,7 +109,8 @@ def identity(pictures: Pictures) -> tuple[str, ...]:
         digest.update(pictures.labels.numpy().tobytes())
     marks = passport(pictures)
     known = (str(marks[name]) for name in ("data", "content", "times") if name in marks)
-    return *known, str(pictures.shape), getattr(pictures, "fit", ""), digest.hexdigest()
+    how = f"{getattr(pictures, 'fit', '')} {getattr(pictures, 'max_pixels', None)}"
+    return *known, str(pictures.shape), how, digest.hexdigest()
 
 
 def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:

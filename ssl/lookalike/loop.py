@@ -22,7 +22,7 @@ from lookalike.data.reader import Cuts
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import LostError, RunError
 from lookalike.health import Alarm, measure, queue_ages
-from lookalike.log import BadSamples, Meter, Metrics, Terminal, say
+from lookalike.log import BadSamples, Meter, Metrics, Terminal, keep_first, say
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
 from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Size, Spec
 from lookalike.signals import Signals, Stopped
@@ -126,7 +126,7 @@ def train(job: Job, settings: Settings) -> None:
     done, told = resume(engine, saver.checkpoints, job, steps)
     job.resumed()
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
-    bad = BadSamples(job.folder / "bad_samples.jsonl", max(100, round(settings.max_bad * len(job.pictures))))
+    bad = known_bad(job, settings, told)
     stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate, told.meter)
     terminal = Terminal(job.title, steps, order.steps_per_epoch, done, active=comm.rank() == 0)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), done)
@@ -149,7 +149,7 @@ def train(job: Job, settings: Settings) -> None:
             elif trouble.again(engine, order, done):
                 saver.wait()
                 step, told = resume(engine, saver.checkpoints, job, steps)
-                done, alarm = trouble.go_back(done, step), Alarm(told.alarm)
+                done, alarm, bad = trouble.go_back(done, step), Alarm(told.alarm), known_bad(job, settings, told)
                 stream.close()
                 stream, meter = read(job, settings, done, steps), Meter(meter.images, told.meter)
                 metrics.cut(done)
@@ -165,7 +165,7 @@ def train(job: Job, settings: Settings) -> None:
                 metrics.write(done, values)
                 terminal.show(done, values)
             if every(done, settings.save_every_epochs * order.steps_per_epoch) or stop or done == steps:
-                save(engine, saver, done, job, Told(meter.state(), alarm.bad, trouble.state()))
+                save(engine, saver, done, job, Told(meter.state(), alarm.bad, trouble.state(), bad.count))
             if stop and done < steps:
                 settle(saver)
                 raise Stopped(signals.caught, done, steps)
@@ -243,13 +243,14 @@ class Told(NamedTuple):
     meter: Mapping[str, Any]
     alarm: int
     trouble: Sequence[int]
+    bad: int | None = None
 
 
 def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tuple[int, Told]:
     """Loads the newest checkpoint, if there is one; returns how many steps are done, and what is still to be told."""
     found = checkpoints.newest(job.fixed, job.accept_changes)
     if found is None:
-        return 0, Told({}, 0, ())
+        return 0, Told({}, 0, (), 0)
     refuse_nothing(job, found, steps)
     try:
         engine.load(State(found.tensors["model"], found.tensors["optim"]))
@@ -259,6 +260,15 @@ def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tu
         raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
     # A checkpoint of an earlier release tells nothing.
     return found.step, Told(**found.about.get("told", {"meter": {}, "alarm": 0, "trouble": ()}))
+
+
+def known_bad(job: Job, settings: Settings, told: Told) -> BadSamples:
+    """The list of bad samples as it was when the state was saved that the training goes on from."""
+    path = job.folder / "bad_samples.jsonl"
+    if comm.rank() == 0 and told.bad is not None:
+        keep_first(path, told.bad)
+    comm.barrier()
+    return BadSamples(path, max(100, round(settings.max_bad * len(job.pictures))), told.bad)
 
 
 def refuse_nothing(job: Job, found: Checkpoint, steps: int) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookalike.data.decode import png
+from lookalike.data.pixels import png
 from lookalike.errors import RecipeError, printable
 
 _EDGE = 4

@@ -91,7 +91,9 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
     if wanted["probe"] and comm.rank() == 0:
         scores |= probe(backbone, recipe, folder)
     comm.patient_barrier()
-    embedding = finetune(backbone, recipe, folder) if wanted["finetune"] else None
+    embedding = None
+    if wanted["finetune"]:
+        embedding = finetune(backbone, recipe, folder, accept_changes=accept_changes)
     if comm.rank() == 0:
         found = _evaluate(recipe, folder, backbone, embedding) if wanted["evaluate"] else {}
         if wanted["export"]:

@@ -1,5 +1,6 @@
 """Pictures from a source, read by number and decoded to uint8 canvases, in a purely computed order."""
 
+from lookalike.data.idx import Idx
 from lookalike.data.manifest import Manifest
 from lookalike.data.published.cars196 import Cars196
 from lookalike.data.published.cub import Cub
@@ -9,7 +10,7 @@ from lookalike.data.published.market1501 import DukeMTMC, Market1501
 from lookalike.data.published.msmt17 import MSMT17
 from lookalike.data.published.sop import StanfordOnlineProducts
 from lookalike.data.shards import Shards
-from lookalike.data.sources import Digits, Folder, Idx, Source
+from lookalike.data.sources import Digits, Folder, Source
 
 SOURCES: dict[str, type[Source]] = {
     "digits": Digits,

@@ -1,16 +1,11 @@
 """Pictures that a table lists: CSV or Parquet with a path and, where known, label, camera, split, query or gallery."""
 
-import csv
-import difflib
-import io
 import os
 import warnings
-from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,31 +14,15 @@ from torch import Tensor
 
 from lookalike.data import repeats
 from lookalike.data.index import below, chosen, units
-from lookalike.data.outside import LONGEST, opened, size_of
-from lookalike.data.pages import pages
+from lookalike.data.parquet import read_parquet
 from lookalike.data.pictures import FilePictures, Fit, Pictures, Roles
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
+from lookalike.data.tables import Table, read_csv
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
 
-COLUMNS = ("path", "label", "camera", "split", "is_query", "is_gallery")
 _SPLITS = ("train", "test", "val")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
-_MOST = 200_000_000
-_MOST_COLUMNS = 10_000
-_BATCH = 16_384
-_FOOTER = 16 << 20
-# What a Parquet file may unpack to: paths of consecutive numbers are kept in a hundredth of their bytes.
-_ROOM, _RATIO = 256 << 20, 400
-_POINTERS = 16
-_PAGE, _MOST_PAGES = 64 << 20, 200_000
-
-
-class Table(NamedTuple):
-    """The columns that the file has, N rows; the line of each in a CSV, its number in Parquet."""
-
-    columns: dict[str, list[str]]
-    lines: Sequence[int]
 
 
 class Manifest:
@@ -77,7 +56,7 @@ class Manifest:
     def split(self, name: Split, size: Size | None = None) -> Pictures:
         wants_test = checked(name) == "test"
         file = Path(os.path.expanduser(self._path))  # noqa: PTH111
-        table = (_parquet if file.suffix == ".parquet" else _csv)(file)
+        table = (read_parquet if file.suffix == ".parquet" else read_csv)(file)
         root = folder_at(self._root or file.parent, "give the folder that the paths begin in with `root`")
         paths = list(_paths(file, table, root))
         sets_N = self._sets(file, table, paths)
@@ -123,235 +102,6 @@ class Manifest:
         for line in lines:
             warnings.warn(line, stacklevel=4)
         self._looked = True
-
-
-class _Rows:
-    """The lines of a CSV; `room` is what the row may still have: quoted, it may span many lines."""
-
-    def __init__(self, text: TextIO, place: str) -> None:
-        self._text, self._place, self.room, self.number = text, place, LONGEST, 0
-
-    def __iter__(self) -> "_Rows":
-        return self
-
-    def __next__(self) -> str:
-        self.number += 1
-        line = self._text.readline(self.room + 1)
-        self.room -= len(line)
-        if self.room < 0:
-            what = f"a row of more than {LONGEST:,} characters"
-            raise DataError(f"{self._place}:{self.number}: {what}: mend its quotes, or leave that column out")
-        if not line:
-            raise StopIteration
-        return line
-
-
-def _csv(file: Path) -> Table:
-    """The columns that we know, by line. Raises DataError with file:line for what is no table."""
-    columns: dict[str, list[str]] = {}
-    lines = array("q")
-    with opened(file) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as text:
-        source = _Rows(text, printable(file))
-        rows = csv.reader(source, strict=True)
-        try:
-            header = next(rows, [])
-            places = [(header.index(name), columns.setdefault(name, [])) for name in _known(file, header)]
-            width = len(header)
-            for row in rows:
-                source.room = LONGEST
-                if len(row) != width:
-                    if not row:  # an empty line
-                        continue
-                    raise csv.Error(f"{len(row)} fields where the header has {width}")
-                lines.append(rows.line_num)
-                for place, column in places:
-                    column.append(row[place])
-                if len(lines) > _MOST:
-                    raise DataError(f"{printable(file)}: more than the {_MOST:,} rows allowed: cut it")
-        except csv.Error as error:
-            raise DataError(
-                f"{printable(file)}:{rows.line_num}: {error}: mend the line, or quote its fields"
-            ) from error
-        except UnicodeDecodeError as error:
-            where = f"{printable(file)}:{_undecodable(file)}"
-            raise DataError(f"{where}: not UTF-8 ({error.reason}): save it as UTF-8") from error
-    return Table(columns, lines)
-
-
-def _undecodable(file: Path) -> int:
-    """The first line that is not UTF-8; the reader decodes ahead of its lines."""
-    with opened(file) as data:
-        read = enumerate(iter(partial(data.readline, 4 * LONGEST), b""), 1)
-        return next((n for n, line in read if "\ufffd" in line.decode(errors="replace")), 0)
-
-
-def _parquet(file: Path) -> Table:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise DataError(
-            f"{printable(file)}: pyarrow is missing: pip install 'lookalike[parquet]', or give a .csv"
-        ) from error
-    try:
-        with opened(file) as data, _arrows():
-            _refuse_long_footer(file, data)
-            about = parquet.read_metadata(data)
-            schema = about.schema.to_arrow_schema()
-            known = _known(file, schema.names)
-            texts = [name for name in known if _is_text(file, name, schema.field(name).type)]
-            room = _refuse_bomb(file, about, size_of(data))
-            chunks = _chunks(about, known)
-            largest = _refuse_pages(file, data, chunks, room)
-            plain = {chunk.path_in_schema for chunk in chunks if "DELTA_BYTE_ARRAY" in chunk.encodings}
-            coded = [name for name in texts if name not in plain]
-            rows = max(32, min(_BATCH, _PAGE // largest)) if plain else _BATCH
-            table = parquet.ParquetFile(data, metadata=about, read_dictionary=coded, buffer_size=1 << 20)
-            batches = table.iter_batches(rows, columns=known, use_threads=False)
-            return _read_batches(file, batches, known, about.num_rows, room)
-    except (ArrowException, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise DataError(f"{printable(file)}: no Parquet file that can be read ({reason}): write it again") from error
-
-
-@contextmanager
-def _arrows() -> Iterator[None]:
-    """Tells what pyarrow finds wrong, which it says as an OSError too, from what the system does."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise ValueError(str(error)) from error
-
-
-def _refuse_long_footer(file: Path, data: BinaryIO) -> None:
-    """Raises DataError where the footer, which is read whole, claims to be very long."""
-    data.seek(max(0, size_of(data) - 8))
-    length = int.from_bytes(data.read(4), "little")
-    data.seek(0)
-    if _FOOTER < length < size_of(data):
-        what = f"a footer of {length:,} bytes, more than the {_FOOTER:,} allowed"
-        raise DataError(f"{printable(file)}: {what}: write it with fewer columns and larger row groups")
-
-
-def _is_text(file: Path, name: str, kind: Any) -> bool:
-    """Whether the column is text. Raises DataError where it is neither that nor whole numbers nor true and false."""
-    from pyarrow import types
-
-    inner = kind.value_type if types.is_dictionary(kind) else kind
-    if any(fits(inner) for fits in (types.is_string, types.is_large_string, types.is_string_view)):
-        return True
-    if not (types.is_integer(inner) or types.is_boolean(inner)):
-        what = f"{name} is of type {printable(str(inner))[:40]}"
-        raise DataError(f"{printable(file)}: {what}: give strings or integers")
-    return False
-
-
-def _refuse_bomb(file: Path, about: Any, size: int) -> int:
-    """How many bytes of text may come out of a file of this size. Raises DataError where the rows alone are more."""
-    room = max(_ROOM, _RATIO * size)
-    if about.num_rows > _MOST:
-        raise DataError(f"{printable(file)}: {about.num_rows} rows, more than the {_MOST} allowed: cut it")
-    if about.num_rows * _POINTERS > room:
-        raise _bomb(file, size, room)
-    return room
-
-
-def _chunks(about: Any, known: Sequence[str]) -> list[Any]:
-    """What the footer says of the columns that are read, group by group of rows."""
-    if about.num_columns > _MOST_COLUMNS:
-        raise ValueError(f"more than the {_MOST_COLUMNS} columns allowed")
-    leaves = [k for k in range(about.num_columns) if about.schema.column(k).path in known]
-    groups = map(about.row_group, range(about.num_row_groups))
-    return [group.column(k) for group in groups for k in leaves]
-
-
-def _refuse_pages(file: Path, data: BinaryIO, chunks: Sequence[Any], room: int) -> int:
-    """Bytes of the largest page, unpacked. Raises DataError where one, or all of them, are too large."""
-    total = count = largest = 0
-    for chunk in chunks:
-        places = (chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
-        for page in pages(data, min(places), min(places) + chunk.total_compressed_size):
-            total, count, largest = total + page.unpacked, count + 1, max(largest, page.unpacked)
-            if largest > _PAGE or count > _MOST_PAGES:
-                what = f"more than {_MOST_PAGES:,} pages, or one of more than {_PAGE:,} bytes"
-                raise DataError(f"{printable(file)}: {what}: write it with other row groups, or as .csv")
-            if total > room:
-                raise _bomb(file, size_of(data), room)
-    return max(largest, 1)
-
-
-def _bomb(file: Path, size: int, room: int) -> DataError:
-    what = f"its {size:,} bytes unpack to more than the {room:,} of text allowed"
-    return DataError(f"{printable(file)}: {what}: if that is meant, write it as .csv")
-
-
-def _read_batches(file: Path, batches: Iterator[Any], known: Sequence[str], rows: int, room: int) -> Table:
-    """The columns, each distinct string made once a batch. Raises DataError where the text outgrows `room`."""
-    columns: dict[str, list[str]] = {name: [] for name in known}
-    pools: dict[str, dict[str, str]] = {name: {} for name in known if name != "path"}
-    size, left, found = file.stat().st_size, room, 0
-    for batch in batches:
-        for name in known:
-            row_N, words, text = _encoded(file, name, batch.column(name), found)
-            left -= text
-            if left < 0:
-                raise _bomb(file, size, room)
-            columns[name] += _words(words.to_pylist(), pools.get(name))[row_N].tolist()
-        found += len(batch)
-        if found > rows:
-            break
-    if found != rows:
-        raise ValueError(f"it declares {rows} rows and has {found} or more")
-    return Table(columns, range(1, rows + 1))
-
-
-def _encoded(file: Path, name: str, column: Any, before: int) -> tuple[np.ndarray, Any, int]:
-    """Of each row which distinct value it has, those values, and the bytes of text: of all rows, or of the values."""
-    from pyarrow import array as arrow
-    from pyarrow import compute, types
-
-    if column.null_count:
-        row = before + 1 + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"{printable(file)}:{row}: {name} is empty: give a string or an integer")
-    coded = column if types.is_dictionary(column.type) else column.dictionary_encode()
-    used_K, row_N = np.unique(coded.indices.to_numpy(), return_inverse=True)
-    words = coded.dictionary.take(arrow(used_K)) if len(used_K) < len(coded.dictionary) else coded.dictionary
-    if words.null_count:
-        raise ValueError(f"{name} has an empty entry in its dictionary")
-    textual = not (types.is_integer(words.type) or types.is_boolean(words.type))
-    size_K = compute.binary_length(words).to_numpy().astype(np.int64) if textual else np.zeros(len(words), np.int64)
-    if int(size_K.max(initial=0)) > LONGEST:
-        raise DataError(f"{printable(file)}: {name}: a text of more than {LONGEST:,} bytes: leave that row out")
-    text = int((size_K[row_N] if name == "path" else size_K).sum())
-    return row_N, words, text + _POINTERS * len(row_N)
-
-
-def _words(values: list[Any], pool: dict[str, str] | None) -> np.ndarray:
-    """The values as words, one object for each across batches where there is a pool."""
-    found = np.empty(len(values), object)
-    words = map(str, values)
-    found[:] = list(words) if pool is None else [pool.setdefault(word, word) for word in words]
-    return found
-
-
-def _known(file: Path, header: Sequence[str]) -> list[str]:
-    """Those of the columns that we read. Raises DataError when there is no path, or one of them twice."""
-    if len(header) > _MOST_COLUMNS:
-        raise DataError(f"{printable(file)}:1: more than the {_MOST_COLUMNS:,} columns allowed: leave some out")
-    for name in COLUMNS:
-        if header.count(name) > 1:
-            raise DataError(f"{printable(file)}:1: two columns {name}: rename one")
-    for name in header:
-        near = difflib.get_close_matches(name.strip().lower(), COLUMNS, n=1, cutoff=0.75)
-        if near and name not in COLUMNS and near[0] not in header:
-            raise DataError(
-                f"{printable(file)}:1: column {printable(name)[:40]!r}: did you mean {near[0]!r}? rename it"
-            )
-    if "path" not in header:
-        found = ", ".join(printable(name)[:40] for name in header[:8]) or "nothing"
-        raise DataError(f"{printable(file)}:1: no column path, the header has {found}: name it so")
-    return [name for name in COLUMNS if name in header]
 
 
 def _paths(file: Path, table: Table, root: Path) -> Iterator[bytes]:

@@ -4,7 +4,6 @@ Every byte depends on the pictures and the options alone: not on workers, clocks
 packing was killed and begun again. A shard appears only by rename and is finished once its index lies beside it.
 """
 
-import io
 import json
 import os
 import tarfile
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -28,7 +25,10 @@ from lookalike.data.decode import BadPicture, Opened
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
-from lookalike.data.pictures import Encoded, Pictures
+from lookalike.data.passport import labels_digest, passport
+from lookalike.data.pictures import Pictures
+from lookalike.data.pictures.encoded import Encoded
+from lookalike.data.pixels import saved
 from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
 from lookalike.errors import DataError, RunError, printable
@@ -86,7 +86,7 @@ def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     """
     sets = dict(_sets(source))
     _tell_lost(sets)
-    plan = {"format": FORMAT, **asdict(how), "data": {split: pictures.fingerprint for split, pictures in sets.items()}}
+    plan = {"format": FORMAT, **asdict(how), "data": {split: _marks(each) for split, each in sets.items()}}
     with refusing(target):
         target.mkdir(parents=True, exist_ok=True)
         _agree(target, plan)
@@ -121,13 +121,32 @@ def _tell_lost(sets: dict[Split, Pictures]) -> None:
         warnings.warn(f"shards keep no {', '.join(lost)}: score from the pictures themselves", stacklevel=3)
 
 
+def _marks(pictures: Pictures) -> dict[str, Any]:
+    """What the shards of a set are made of; of a copy elsewhere the times differ, and nothing else."""
+    marks = passport(pictures) | {"labels": labels_digest(pictures.labels, pictures.classes)}
+    return {name: mark for name, mark in marks.items() if name != "times"}
+
+
 def _agree(target: Path, plan: dict[str, Any]) -> None:
     """Writes the plan, or holds it against that of the earlier packing. Removes what a kill left."""
-    path, text = target / PLAN, json.dumps(plan, indent=1).encode()
-    if path.exists() and path.read_bytes() != text:
-        raise DataError(f"{target}: holds shards of other pictures or options: choose another folder, or empty it")
+    path = target / PLAN
+    if path.exists() and not _same(path.read_bytes(), plan):
+        raise DataError(
+            f"{target}: holds shards of other images, labels or options: choose another folder, or empty it"
+        )
     sweep(target)
-    write_file(path, text)
+    write_file(path, json.dumps(plan, indent=1).encode())
+
+
+def _same(data: bytes, plan: dict[str, Any]) -> bool:
+    """Whether that is the plan; one of an earlier release says of the images their fingerprints alone."""
+    try:
+        earlier = json.loads(data)
+        marks = earlier["data"]
+        known = {split: each["data"] if isinstance(marks[split], str) else each for split, each in plan["data"].items()}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return bool(earlier == {**plan, "data": known})
 
 
 def _shards(split: str, pictures: Pictures, target: Path, how: Packing, workers: int) -> Iterator[dict[str, Any]]:
@@ -235,15 +254,7 @@ def encode(pictures: Pictures, i: int, how: Packing) -> Packed:
     if how.resize and min(picture_CHW.shape[1:]) > how.resize:
         picture_CHW = tv.resize(picture_CHW, [how.resize], InterpolationMode.BICUBIC, antialias=True)
     if how.form == "webp":
-        return Packed(".webp", _saved(picture_CHW, "WEBP", quality=how.quality))
+        return Packed(".webp", saved(picture_CHW, "WEBP", quality=how.quality))
     if how.form == "jpeg" or (how.resize and how.form is None):
-        return Packed(".jpg", _saved(picture_CHW, "JPEG", quality=how.quality))
-    return Packed(".png", _saved(picture_CHW, "PNG"))
-
-
-def _saved(picture_CHW: Tensor, form: str, **options: Any) -> bytes:
-    pixels = picture_CHW.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
+        return Packed(".jpg", saved(picture_CHW, "JPEG", quality=how.quality))
+    return Packed(".png", saved(picture_CHW, "PNG"))

@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from lookalike.data.pictures import FilePictures, Pictures, Rows
+from lookalike.data.pictures import FilePictures, Pictures
+from lookalike.data.pictures.encoded import Rows
 
 FILES = 1024
 """Of so many files, evenly spread, some bytes are read."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lookalike import draw
 from lookalike.data.decode import SHRINKS, BadPicture, cut
-from lookalike.data.pictures import ArrayPictures, Picture, Pictures
+from lookalike.data.pictures import ArrayPictures, Pictures
+from lookalike.data.pictures.contract import Picture
 from lookalike.errors import DataError
 from lookalike.recipe import Size
 

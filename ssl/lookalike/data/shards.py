@@ -1,36 +1,29 @@
-"""Pictures in tar shards of the WebDataset layout, read at random by offset, here or from a remote store."""
+"""Tar shards of the WebDataset layout as a source: packed or foreign, here or in a remote store."""
 
-import contextlib
-import hashlib
-import itertools
 import os
-import posixpath
 import warnings
-import zlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from lookalike.data import remote
-from lookalike.data.decode import MAX_BYTES, BadPicture
-from lookalike.data.index import chosen, refusing, units
+from lookalike.data.index import refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing, tell_overlap
 from lookalike.data.order import Windows
-from lookalike.data.pictures import Encoded, Fit, Names, Pictures
+from lookalike.data.pictures import Fit, Pictures
+from lookalike.data.pictures.shards import ShardPictures
 from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
 from lookalike.data.sources import Canvas, Split, canvas_for, checked
 from lookalike.errors import DataError, printable
-from lookalike.recipe import Size, sides
+from lookalike.recipe import Size
 
 # Above it random reads over all shards no longer fit a machine's memory of recent pages.
 EXACT = 50_000_000
-_OPEN = 64
 
 
 class Shards:
@@ -85,7 +78,7 @@ class Shards:
             raise DataError(f"{remote.redacted(self._path)}: {what}: check the path, or set test or test_fraction")
         return self._finished(pictures, classes)
 
-    def _finished(self, pictures: "ShardPictures", classes: tuple[str, ...]) -> Pictures:
+    def _finished(self, pictures: ShardPictures, classes: tuple[str, ...]) -> Pictures:
         has_N = pictures.numbers_N != NO_LABEL
         if self._labels == "auto" and has_N.all():
             if int(pictures.numbers_N.max()) >= len(classes):
@@ -133,110 +126,6 @@ class Shards:
                 f"{remote.redacted(shard.place)}.idx: damaged, the shard is fetched: pack it again", stacklevel=2
             )
         return samples_of(self._files.path(*shard), remote.redacted(shard.place))
-
-
-class ShardPictures(Encoded):
-    """Pictures at offsets of shards; each read is held against the crc32 of the index.
-
-    `numbers_N`: the label of each sample in its shard, or NO_LABEL. `windows`: how to shuffle, None for all.
-    """
-
-    def __init__(
-        self, shards: Sequence[Shard], found: Sequence[Samples], size: Size, channels: int, files: remote.Files
-    ) -> None:
-        self.shards = list(shards)
-        self._files = files
-        self._names = Names(list(itertools.chain.from_iterable(samples.names for samples in found)))
-        counts = [len(samples.names) for samples in found]
-        self._shard_N = np.repeat(np.arange(len(found), dtype=np.int32), counts)
-        columns = [np.concatenate([samples[k] for samples in found] or [np.zeros(0, np.int64)]) for k in range(1, 5)]
-        self._offsets_N, self._sizes_N, self._crcs_N, self.numbers_N = columns
-        self.labels, self.classes, self.shape = None, (), (channels, *sides(size))
-        self.windows: Windows | None = None
-        self._open: OrderedDict[int, _Open] = OrderedDict()
-
-    def keys(self) -> list[bytes]:
-        """`shard/member` of each picture, without the folder of the shards."""
-        homes = [os.fsencode(posixpath.basename(shard.place)) + b"/" for shard in self.shards]
-        return [homes[s] + name for s, name in zip(self._shard_N.tolist(), self._names, strict=True)]
-
-    def keep(self, mask_N: np.ndarray) -> None:
-        """Forgets the pictures where the mask is False."""
-        self._names = Names(chosen(list(self._names), mask_N))
-        for column in ("_shard_N", "_offsets_N", "_sizes_N", "_crcs_N", "numbers_N"):
-            setattr(self, column, getattr(self, column)[mask_N])
-
-    def sizes_of_shards(self) -> np.ndarray:
-        """How many pictures each shard holds, int64."""
-        return np.bincount(self._shard_N, minlength=len(self.shards)).astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 of shard names, member names, sizes, crc32 sums and labels: no picture is read."""
-        digest = hashlib.sha256()
-        for shard in self.shards:
-            digest.update(os.fsencode(posixpath.basename(shard.place)) + b"\0")
-        for column in (self._shard_N, self._sizes_N, self._crcs_N, self.numbers_N):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        digest.update(b"\0".join(self._names))
-        return digest.hexdigest()
-
-    def name(self, i: int) -> str:
-        i = range(len(self))[i]
-        return f"{remote.redacted(self.shards[self._shard_N[i]].place)}/{os.fsdecode(self._names[i])}"
-
-    def contents(self, i: int) -> bytes:
-        i = range(len(self))[i]
-        offset, size = int(self._offsets_N[i]), int(self._sizes_N[i])
-        where = f"at byte {offset} of its shard"
-        if size > MAX_BYTES:
-            raise BadPicture(self.name(i), f"{size} bytes {where}, more than the {MAX_BYTES} allowed")
-        try:
-            data = self._handle(int(self._shard_N[i])).read(size, offset)
-        except OSError as error:
-            raise BadPicture(self.name(i), f"{error.strerror or error} {where}") from None
-        if len(data) < size:
-            raise BadPicture(self.name(i), f"{len(data)} of {size} bytes {where}: cut short")
-        if zlib.crc32(data) != self._crcs_N[i]:
-            raise BadPicture(self.name(i), f"damaged: wrong crc32 of {size} bytes {where}")
-        return data
-
-    def _handle(self, s: int) -> "_Open":
-        """The open shard; at most 64 are. One that another thread still reads from closes when that is done."""
-        handle = self._open.pop(s, None) or self._opened(self.shards[s])
-        self._open[s] = handle
-        while len(self._open) > _OPEN:
-            self._open.popitem(last=False)
-        return handle
-
-    def _opened(self, shard: Shard) -> "_Open":
-        if not remote.is_remote(shard.place):
-            return _Open(shard.place)
-        for _ in range(10):
-            with contextlib.suppress(FileNotFoundError):  # another process made room in between
-                return _Open(self._files.path(*shard))
-        raise DataError("data.cache_gb: too small for all processes that read at once: raise it")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
-
-
-class _Open:
-    """A file that is read by position, which processes and threads may share; it closes with its last user."""
-
-    def __init__(self, path: str) -> None:
-        self._handle = -1
-        self._handle = os.open(path, os.O_RDONLY)
-
-    def read(self, size: int, offset: int) -> bytes:
-        return os.pread(self._handle, size, offset)
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
 
 
 def _numbers(found: Sequence[Samples]) -> tuple[str, ...]:

@@ -30,7 +30,9 @@ def agree(recipe: Recipe, **words: Any) -> None:
     if comm.world_size() == 1:
         return
     keys = {recipe.digest(), f"{recipe.digest()} {sorted(words.items())}"}
-    if comm.from_first((keys if words else {recipe.digest()}) <= _agreed):
+    known = (keys if words else {recipe.digest()}) <= _agreed
+    asked = comm.from_all((sorted(keys), known))
+    if all(one == asked[0] and known for one in asked):
         return
     told = comm.from_all({"host": socket.gethostname(), "facts": facts(recipe, words)})
     found = [line for rank, one in enumerate(told) for line in _line(rank, one, told[0])]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike import page
-from lookalike.data.decode import jpeg, png
+from lookalike.data.pixels import jpeg, png
 
 Mark = Literal["query", "right", "wrong", "junk"]
 SIGNS = {"query": "?", "right": "✓", "wrong": "✗", "junk": "–"}

@@ -92,12 +92,15 @@ class Finetune(Settings):
             raise ValueError(f"head_epochs {self.head_epochs:g} is longer than epochs {self.epochs}: lower it")
 
 
-def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -> Path:
-    """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the embedding folder."""
+def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Path:
+    """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the embedding folder.
+
+    `accept_changes`: resume even where the images are no longer what it began with.
+    """
     settings, seed = recipe.section(Finetune), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
-    agree(recipe)
-    folder = open_run(Path(out), recipe) / "finetune"
+    agree(recipe, accept_changes=accept_changes)
+    folder = open_run(Path(out), recipe, accept_changes) / "finetune"
     opened = repooled(open_backbone(backbone, recipe.values["backbone"]), settings.pool)
     if not all(bool(p.isfinite().all()) for p in opened.parameters()):
         raise BackboneError(
@@ -128,7 +131,8 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path) -
     comm.barrier()
     fixed = {**made_of, "batch": order.batch, **about}
     cuts, kept = settings.cuts(views, size), partial(keep_run, Path(out), recipe)
-    train(Job("finetune", folder, system, pictures, order, inputs, fixed, cuts=cuts, kept=kept), settings)
+    how: dict[str, Any] = {"cuts": cuts, "kept": kept, "accept_changes": accept_changes}
+    train(Job("finetune", folder, system, pictures, order, inputs, fixed, **how), settings)
     if comm.rank() == 0:
         model = system.model
         facts = {

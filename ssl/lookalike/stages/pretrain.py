@@ -15,7 +15,7 @@ from lookalike.backbones import Architecture, Backbone, folder_files, make_backb
 from lookalike.checkpoint import TOUCHED, changes, differences, keep_run, open_run, touched, write_recipe
 from lookalike.data.loader import Batch
 from lookalike.data.order import order_of
-from lookalike.data.passport import passport
+from lookalike.data.passport import labels_digest, passport
 from lookalike.data.pictures import Pictures, subset
 from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError, RunError
@@ -90,8 +90,9 @@ def pretrain(
     folder = open_run(Path(out), recipe, accept_changes)
     target = folder / "backbone"
     source = recipe.values["data"].build()
-    made_of = passport(source.split("train"))
+    made_of = learned_from(source.split("train"), method or settings.method.make)
     if finished(target, about, made_of, accept_changes):
+        write_recipe(folder, recipe)  # which may have been damaged, or differ in what changes nothing
         return target
     module, views = make_method(recipe, method), settings.views.build()
     size = module.backbone.architecture.size
@@ -131,6 +132,14 @@ def pretrain(
         say(f"pretrain: backbone in {target}")
     comm.barrier()
     return target
+
+
+def learned_from(pictures: Pictures, method: Any) -> dict[str, Any]:
+    """What a backbone is made of: the images, and their labels where the method learns from them."""
+    labels = (
+        {"labels": labels_digest(pictures.labels, pictures.classes)} if getattr(method, "needs_labels", False) else {}
+    )
+    return {**passport(pictures), **labels}
 
 
 def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any], accept_changes: bool) -> bool:

@@ -1,5 +1,7 @@
 """Search: pictures embedded once into an index, which is brought up to date when they or the model change."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -15,6 +17,7 @@ from lookalike.card import weights_digest
 from lookalike.data.decode import BadPicture
 from lookalike.data.index import SUFFIXES, scan
 from lookalike.data.loader import workers_for
+from lookalike.data.passport import passport
 from lookalike.data.pictures import FilePictures, Pictures, file_states, subset
 from lookalike.data.sources import Source, canvas_for, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
@@ -64,7 +67,13 @@ def in_source(source: Source, architecture: Architecture) -> Found:
         raise Error(f"data: pictures of {source.channels} channels, the model takes {architecture.channels}")
     sets = [source.split(name, architecture.size) for name in ("train", "test")]
     names = [pictures.name(i) for pictures in sets for i in range(len(pictures))]
-    return Found(sets, names, [pictures.fingerprint[:16] for pictures in sets for _ in range(len(pictures))], "")
+    return Found(sets, names, [state for pictures in sets for state in [set_state(pictures)] * len(pictures)], "")
+
+
+def set_state(pictures: Pictures) -> str:
+    """A word that changes when an image of the set does, or which of them are read."""
+    marks = [*passport(pictures).values(), getattr(pictures, "max_pixels", None)]
+    return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 
 def search_index(
@@ -115,6 +124,8 @@ def update(
     (_, height, width), fit = found.sets[0].shape, getattr(found.sets[0], "fit", "crop")
     form: dict[str, Any] = {"canvas": (height, width), "fit": fit}
     usable = old is not None and (old.digest, old.canvas, old.fit) == (digest, (height, width), fit)
+    if old and old.root != found.root and Path(old.root or ".").exists():
+        usable = False  # not the folder moved, but another one, in which the same name and time say nothing
     before = read_seen(folder, len(old)) if old and usable else Seen([], {})
     wanted = list(zip(found.names, found.states, strict=True))
     rows = {named: row for row, named in enumerate(zip(old.names if old else (), before.states, strict=False))}

@@ -3,20 +3,32 @@
 Fill bytes, junk and runs of markers are skipped by search, not byte by byte; real files have some dozens of segments.
 """
 
+import io
 import itertools
+import os
 import re
 import struct
-from dataclasses import dataclass
+from typing import IO
 
-MOST_SEGMENTS = 4096
-MOST_SCANS = 100
-MOST_JUNK = 1 << 16
-MOST_KEPT = 1 << 20
-MOST_EXIF = 1 << 24
+from lookalike.data.headers import tags
+from lookalike.data.headers.header import (
+    COPY,
+    MAX_PIXELS,
+    MAX_PIXELS_JPEG,
+    MEMORY,
+    MOST_EXIF,
+    MOST_JUNK,
+    Header,
+    Segments,
+)
+
 READ_AT_ONCE = 1 << 20
-PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
-HUFFMAN_DCT = {0xC0, 0xC1, 0xC2}
 
+_MOST_SEGMENTS = 4096
+_MOST_SCANS = 100
+_MOST_KEPT = 1 << 20
+_PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_HUFFMAN_DCT = {0xC0, 0xC1, 0xC2}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers SOF0 … SOF15
 _SCAN, _EXIF_OR_XMP = 0xDA, 0xE1
 _ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length
@@ -27,35 +39,53 @@ _MARKER = re.compile(rb"\xff([^\0\xff])", re.DOTALL)  # an escaped 0xFF is junk,
 _IN_SCANS = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 _BLOCK = 1 << 19
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_PIXELS_PER_BYTE = 512  # the densest Huffman code: one bit for a block of 64, else decoders fill up with grey
+_MOST_BLOCKS = 50_000_000  # of 8 x 8, scan by scan: 6 ns each
+_MOST_ODD = 10_000_000  # pixels of a JPEG in arithmetic or lossless code, which is slow
 
 
-@dataclass
-class Segments:
-    """What the segments up to the first scan say; `sampling` holds the horizontal and vertical factor of each part.
-
-    `odd`: there was junk, or a first marker that decoders treat each in their way. `kept`: the spans of bytes up to
-    the first scan that matter to the pixels; `scan`: where that begins. `several`: its parts, or bits, come in
-    several scans, for which decoders hold the whole frame.
-    """
-
-    frame: int = 0
-    bits: int = 0
-    width: int = 0
-    height: int = 0
-    sampling: tuple[tuple[int, int], ...] = ()
-    several: bool = False
-    scans: int = 1
-    odd: bool = False
-    exif: bytes = b""
-    xmp: bytes = b""
-    kept: tuple[tuple[int, int], ...] = ()
-    scan: int = 0
-
-
-def read(data: bytes) -> Segments:
+def read(data: bytes) -> Header:
     """Raises ValueError for what no decoder takes, or what is built to keep one busy."""
+    found = _segments(data)
+    pixels, parts = found.width * found.height, len(found.sampling)
+    if pixels > _PIXELS_PER_BYTE * len(data):
+        raise ValueError(f"{found.width} x {found.height} pixels in {len(data)} bytes: the header lies")
+    held = _held(found) if found.several else 0.0
+    plain = found.bits == 8 and parts in (1, 3) and not found.odd
+    taken = held + COPY if plain else max(held + 4, 4 + COPY)
+    odd = found.frame not in _HUFFMAN_DCT
+    most = _MOST_ODD if odd else MAX_PIXELS
+    if held * pixels // 128 * found.scans > _MOST_BLOCKS:
+        raise ValueError(f"{found.scans} scans over {found.width} x {found.height} pixels: too many")
+    return Header(
+        "JPEG",
+        found.width,
+        found.height,
+        limit=min(most, int(MEMORY / (held + 4 / 64))),
+        whole=min(most, MAX_PIXELS_JPEG if plain and not held else int(MEMORY / taken)),
+        held=held,
+        form="progressive JPEG" if held else "JPEG",
+        turn=tags.turn(found.exif, found.xmp),
+        plain=plain,
+        jpeg=found,
+    )
+
+
+def file_of(data: bytes, header: Header) -> IO[bytes]:
+    """The bytes as a file; of a JPEG's header only what matters to the pixels, for Pillow reads that in Python."""
+    head = _spliced(data, header.jpeg) if header.jpeg else None
+    return io.BytesIO(data) if head is None or not header.jpeg else _Spliced(head, data, header.jpeg.scan)
+
+
+def _held(found: Segments) -> float:
+    """Bytes a pixel of the coefficients of a whole frame, two each."""
+    across, down = (max(1, *(factors[i] for factors in found.sampling), 1) for i in (0, 1))
+    return 2 * sum(max(a, 1) * max(d, 1) / (across * down) for a, d in found.sampling)
+
+
+def _segments(data: bytes) -> Segments:
     found, exif, kept, at, junk = Segments(), list[bytes](), [(0, 2)], 2, 0
-    for _ in range(MOST_SEGMENTS):
+    for _ in range(_MOST_SEGMENTS):
         marker, start, end = _next(data, at)
         junk += start - at
         found.odd |= start > at
@@ -72,13 +102,7 @@ def read(data: bytes) -> Segments:
         if marker not in _TOLD and marker not in _ALONE:
             kept.append((start, end))
         at = end
-    raise ValueError(f"more than {MOST_SEGMENTS} segments before its pixels")
-
-
-def spliced(data: bytes, found: Segments) -> bytes | None:
-    """The kept bytes up to the first scan; None where those are all."""
-    whole = sum(end - start for start, end in found.kept) == found.scan
-    return None if whole else b"".join(data[start:end] for start, end in found.kept)
+    raise ValueError(f"more than {_MOST_SEGMENTS} segments before its pixels")
 
 
 def _next(data: bytes, at: int) -> tuple[int, int, int]:
@@ -121,18 +145,18 @@ def _see_scans(data: bytes, found: Segments) -> None:
     """Whether there are several scans, and how many."""
     if not found.frame:
         raise ValueError("damaged header: no frame")
-    if sum(end - start for start, end in found.kept) > MOST_KEPT:
-        raise ValueError(f"a header of more than {MOST_KEPT} bytes")
+    if sum(end - start for start, end in found.kept) > _MOST_KEPT:
+        raise ValueError(f"a header of more than {_MOST_KEPT} bytes")
     parts = data[found.scan + 4] if found.scan + 4 < len(data) else 0
     if _filled(data, found.scan):
         raise ValueError(f"more than {_BLOCK} bytes of fill in its scans")
-    found.several = found.frame in PROGRESSIVE or parts < len(found.sampling)
+    found.several = found.frame in _PROGRESSIVE or parts < len(found.sampling)
     if not found.several:
         return
-    markers = [m[1][0] for m in itertools.islice(_IN_SCANS.finditer(data, found.scan), MOST_SEGMENTS)]
+    markers = [m[1][0] for m in itertools.islice(_IN_SCANS.finditer(data, found.scan), _MOST_SEGMENTS)]
     found.scans = markers.count(_SCAN)
-    if len(markers) == MOST_SEGMENTS or found.scans > MOST_SCANS:
-        raise ValueError(f"{found.scans} scans in {len(markers)} segments, more than the {MOST_SCANS} allowed")
+    if len(markers) == _MOST_SEGMENTS or found.scans > _MOST_SCANS:
+        raise ValueError(f"{found.scans} scans in {len(markers)} segments, more than the {_MOST_SCANS} allowed")
 
 
 def _filled(data: bytes, scan: int) -> bool:
@@ -141,3 +165,35 @@ def _filled(data: bytes, scan: int) -> bool:
         data[start] == 0xFF and data.count(b"\xff", start, start + _BLOCK) == _BLOCK
         for start in range(scan, len(data), _BLOCK)
     )
+
+
+def _spliced(data: bytes, found: Segments) -> bytes | None:
+    """The kept bytes up to the first scan; None where those are all."""
+    whole = sum(end - start for start, end in found.kept) == found.scan
+    return None if whole else b"".join(data[start:end] for start, end in found.kept)
+
+
+class _Spliced(io.BytesIO):
+    """A file to read: `head`, then the bytes of `data` from `start` on."""
+
+    def __init__(self, head: bytes, data: bytes, start: int) -> None:
+        super().__init__()
+        self._head, self._data, self._ahead, self._at = head, data, start - len(head), 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size
+        if self._at < len(self._head):
+            found = self._head[self._at :][: None if size < 0 else size]
+        else:
+            start = self._at + self._ahead
+            found = self._data[start : None if size < 0 else start + size]
+        self._at += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        ends = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._data) - self._ahead}
+        self._at = ends[whence] + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at

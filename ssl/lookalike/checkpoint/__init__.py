@@ -1,0 +1,12 @@
+"""A run folder and its checkpoints: complete or absent, checked before use, and the truth about where a run stands.
+
+`checkpoints/step_00000120/` means that 120 steps are done. It appears only by rename, with the sha256 of every
+file in its manifest; `latest.json` is a hint for people, the truth is the newest folder that verifies.
+"""
+
+from lookalike.checkpoint.compare import TIMES, TOUCHED, differences, touched
+from lookalike.checkpoint.run import changes, keep_run, open_run, refuse_other, set_aside, visit_run, write_recipe
+from lookalike.checkpoint.saved import Checkpoint, Checkpoints, Saver
+
+__all__ = ["TIMES", "TOUCHED", "Checkpoint", "Checkpoints", "Saver", "changes", "differences", "keep_run", "open_run"]
+__all__ += ["refuse_other", "set_aside", "touched", "visit_run", "write_recipe"]

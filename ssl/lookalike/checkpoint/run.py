@@ -1,0 +1,153 @@
+"""A run folder: made or resumed by one recipe, one process at a time, cleared of what a kill left."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lookalike import comm
+from lookalike.checkpoint.compare import CHANGED, differing
+from lookalike.errors import RecipeError, RunError
+from lookalike.folder import held, lock, read_regular, refuse_unwritable, sweep, unlock, write_file
+from lookalike.recipe import Recipe, read
+
+RECIPE = "recipe.yaml"
+# Another value of these makes another backbone; the later stages may change and are simply done again.
+_FIXED = ("seed", "data", "backbone", "pretrain")
+_LARGEST = 16 * 2**20
+
+
+def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
+    """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every default.
+
+    Raises RunError as `refuse_other` does, where nothing can be written, or while another process writes there.
+    """
+    if comm.rank() == 0:
+        refuse_other(out, recipe, accept_changes)
+        refuse_unwritable(out)
+        out.mkdir(parents=True, exist_ok=True)
+        lock(out)
+        tidy(out)
+        if not (accept_changes and (out / RECIPE).exists()):
+            write_recipe(out, recipe)
+    comm.barrier()
+    return out
+
+
+def visit_run(out: Path) -> None:
+    """For a verb that adds scores or an export to `out` without training there.
+
+    Raises RunError where nothing can be written, before any work; removes what a kill left, unless another process
+    holds the folder, which has done so.
+    """
+    refuse_unwritable(out)
+    if out.is_dir() and not held(out):
+        with contextlib.suppress(RunError):
+            lock(out)
+            tidy(out)
+            unlock(out)
+
+
+def tidy(out: Path) -> None:
+    """Removes what processes that were killed left half-done in a run folder whose lock is held."""
+    for pattern in (".", "checkpoints", "export", "features", "finetune*", "finetune*/checkpoints"):
+        for folder in out.glob(pattern) if pattern != "." else (out,):
+            sweep(folder)
+
+
+def refuse_other(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
+    """Raises RunError when `out` holds something else, or a run whose backbone came from another recipe.
+
+    `accept_changes` makes a warning of the last, also where the run's recipe.yaml is damaged or gone.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file: choose another --out")
+    # Where nothing was trained yet any recipe may begin.
+    trained = any(out.glob("checkpoints/step_*")) or (out / "backbone").exists()
+    if os.path.lexists(out / RECIPE):
+        if trained:
+            _refuse_other_recipe(out / RECIPE, recipe, accept_changes)
+    elif trained:
+        _without_recipe(out / RECIPE, "is gone", accept_changes)
+    elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
+        raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
+
+
+def write_recipe(out: Path, recipe: Recipe) -> None:
+    """Writes `recipe.yaml`, unless it is there; of a changed recipe only once the earlier state was found to fit it."""
+    if comm.rank() != 0:
+        return
+    path, text = out / RECIPE, recipe.text().encode()
+    if path.is_dir():
+        set_aside(path)
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == text:
+            return
+    write_file(path, text)
+
+
+def keep_run(out: Path, recipe: Recipe) -> None:
+    """Makes of `out` again what a resume needs, where somebody deleted it under a training."""
+    if comm.rank() == 0 and not (out / RECIPE).exists():
+        warnings.warn(f"{out}: was deleted while the training ran: written anew", stacklevel=2)
+        write_recipe(out, recipe)
+        lock(out)
+
+
+def _refuse_other_recipe(path: Path, recipe: Recipe, accept: bool) -> None:
+    try:
+        earlier = _earlier(path)
+    except (OSError, ValueError, RecipeError) as error:  # a UnicodeDecodeError is a ValueError
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+        _without_recipe(path, f"cannot be read ({reason})", accept)
+        return
+    changed = _changes(earlier, recipe)
+    if changed and accept:
+        warnings.warn(f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=4)
+    elif changed:
+        raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): {CHANGED}")
+
+
+def changes(out: Path, recipe: Recipe) -> list[str]:
+    """In what this recipe would train another backbone than the one that `out` was begun with; one line each.
+
+    Nothing where there is none, or none that can be read.
+    """
+    try:
+        return _changes(_earlier(out / RECIPE), recipe)
+    except (OSError, ValueError, RecipeError):
+        return []
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    earlier = read(read_regular(path, _LARGEST).decode(), str(path)).plain()
+    if not isinstance(earlier, dict):
+        raise ValueError("it is no recipe")
+    if missing := [key for key in _FIXED if key not in earlier]:
+        raise ValueError(f"cut short, without {missing[0]}:")
+    return earlier
+
+
+def _changes(earlier: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    now = recipe.plain()
+    return [line for key in _FIXED for line in differing(key, earlier.get(key), now.get(key))]
+
+
+def _without_recipe(path: Path, what: str, accept: bool) -> None:
+    """What was trained is there, and what it was trained by is not to be known."""
+    if not accept:
+        raise RunError(
+            f"{path}: {what}: restore it, go on by the recipe given with --accept-changes, or choose another --out"
+        )
+    warnings.warn(f"{path}: {what}: goes on by the recipe given, and writes it anew", stacklevel=4)
+
+
+def set_aside(folder: Path) -> str:
+    """Renames what is broken, a checkpoint or a file, best effort; its new name."""
+    names = (f"damaged.{folder.name}{tail}" for tail in ("", *(f".{n}" for n in range(1, 10**6))))
+    free = next(name for name in names if not folder.with_name(name).exists())
+    with contextlib.suppress(OSError):
+        folder.rename(folder.with_name(free))
+    return free

@@ -1,0 +1,87 @@
+"""Pictures that lie in memory, in one tensor."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lookalike.data.pictures.contract import Pairs, Roles
+
+
+class Held:
+    """A picture that lies in memory already."""
+
+    def __init__(self, picture_CHW: Tensor) -> None:
+        self._picture_CHW = picture_CHW
+        self.height, self.width = picture_CHW.shape[1:]
+
+    def pixels(self, shrink: int = 1) -> Tensor:
+        """The picture itself, uint8 (C, H, W), to be read only."""
+        return self._picture_CHW
+
+
+class ArrayPictures:
+    """Pictures held in one tensor; `rows` (int64, N of M) chooses among the M images without copying."""
+
+    cameras: Tensor | None = None
+    roles: Roles | None = None
+    pairs: Pairs | None = None
+
+    def __init__(
+        self,
+        images_MCHW: Tensor,
+        labels_M: Tensor | None = None,
+        classes: tuple[str, ...] = (),
+        name: str = "array",
+        rows: Tensor | None = None,
+    ) -> None:
+        if images_MCHW.dtype != torch.uint8 or images_MCHW.ndim != 4:
+            raise ValueError(f"images are uint8 (N, C, H, W), not {images_MCHW.dtype} {images_MCHW.shape}")
+        if labels_M is not None and len(labels_M) != len(images_MCHW):
+            raise ValueError(f"{len(labels_M)} labels for {len(images_MCHW)} images")
+        self._images_MCHW = images_MCHW
+        self._labels_M = labels_M
+        self._name = name
+        self._rows_N = torch.arange(len(images_MCHW)) if rows is None else rows
+        self.labels = None if labels_M is None else labels_M.long()[self._rows_N]
+        self.classes = classes
+        _, channels, height, width = images_MCHW.shape
+        self.shape = (channels, height, width)
+
+    def __len__(self) -> int:
+        return len(self._rows_N)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of shape, labels and picture bytes, in the order of the rows."""
+        digest = hashlib.sha256(repr((len(self), self.shape)).encode())
+        if self.labels is not None:
+            digest.update(b"labels" + self.labels.numpy().tobytes())
+        for start in range(0, len(self), 1024):
+            digest.update(self._images_MCHW[self._rows_N[start : start + 1024]].numpy().tobytes())
+        return digest.hexdigest()
+
+    def name(self, i: int) -> str:
+        return f"{self._name}/{int(self._rows_N[i])}"
+
+    def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
+        picture_CHW = self._images_MCHW[self._rows_N[i]]
+        return picture_CHW.clone() if out_CHW is None else out_CHW.copy_(picture_CHW)
+
+    def open(self, i: int) -> Held:
+        return Held(self._images_MCHW[self._rows_N[i]])
+
+    def read_many(self, ids: Sequence[int] | Tensor, out_BCHW: Tensor | None = None) -> Tensor:
+        """Pictures uint8 (B, C, H, W) in the order of `ids`, in `out_BCHW` if given."""
+        rows_B = self._rows_N[torch.as_tensor(ids, dtype=torch.int64)]
+        return torch.index_select(self._images_MCHW, 0, rows_B, out=out_BCHW)
+
+    def rows(self, ids_K: Tensor) -> "ArrayPictures":
+        rows_K = self._rows_N[ids_K]
+        found = ArrayPictures(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
+        found.cameras = None if self.cameras is None else self.cameras[ids_K]
+        found.roles = None if self.roles is None else self.roles.of(ids_K)
+        found.pairs = None if self.pairs is None else self.pairs.of(ids_K)
+        return found

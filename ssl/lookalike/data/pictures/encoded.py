@@ -1,0 +1,108 @@
+"""Pictures kept as the bytes of picture files, decoded when they are read; and some rows of them."""
+
+import hashlib
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lookalike.data.decode import Opened
+from lookalike.data.pictures.contract import Fit, Pairs, Roles
+
+
+class Encoded(ABC):
+    """Pictures kept as the bytes of picture files, decoded to canvases of `shape`, by `fit`, when they are read.
+
+    `max_pixels`: how many one may have; None for what is safe (see Opened).
+    """
+
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    fit: Fit = "crop"
+    max_pixels: int | None = None
+    cameras: Tensor | None = None
+    roles: Roles | None = None
+    pairs: Pairs | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str: ...
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """Where the picture lies, for people: a path, or a shard and the member in it."""
+
+    @abstractmethod
+    def contents(self, i: int) -> bytes:
+        """The encoded picture as it is kept. Raises BadPicture when it cannot be had."""
+
+    def open(self, i: int) -> Opened:
+        """The picture with its header judged. Raises BadPicture."""
+        return Opened(self.contents(i), self.name(i), self.shape[0], self.max_pixels)
+
+    def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
+        """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadPicture."""
+        out_CHW = torch.empty(self.shape, dtype=torch.uint8) if out_CHW is None else out_CHW
+        return self.open(i).canvas(out_CHW, whole=self.fit == "squash")
+
+
+class Rows(Encoded):
+    """Some rows of other encoded pictures, under their own names and labels."""
+
+    def __init__(self, pictures: Encoded, ids_N: Tensor) -> None:
+        self._pictures = pictures
+        self._ids_N = ids_N
+        self.labels = None if pictures.labels is None else pictures.labels[ids_N]
+        self.cameras = None if pictures.cameras is None else pictures.cameras[ids_N]
+        self.roles = None if pictures.roles is None else pictures.roles.of(ids_N)
+        self.pairs = None if pictures.pairs is None else pictures.pairs.of(ids_N)
+        self.classes = pictures.classes
+        self.shape, self.fit, self.max_pixels = pictures.shape, pictures.fit, pictures.max_pixels
+
+    def __len__(self) -> int:
+        return len(self._ids_N)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the whole set's fingerprint and the row numbers."""
+        digest = hashlib.sha256(self._pictures.fingerprint.encode())
+        digest.update(self._ids_N.numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def whole(self) -> Encoded:
+        """The images of which these are some."""
+        return self._pictures.whole if isinstance(self._pictures, Rows) else self._pictures
+
+    def name(self, i: int) -> str:
+        return self._pictures.name(int(self._ids_N[i]))
+
+    def contents(self, i: int) -> bytes:
+        return self._pictures.contents(int(self._ids_N[i]))
+
+
+class Names(Sequence[bytes]):
+    """Many byte strings as one buffer and one array of offsets, so that forked workers share them."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._joined = b"".join(names)
+        self._offsets = np.zeros(len(names) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, names), np.int64, len(names)), out=self._offsets[1:])
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        ends = self._offsets.tolist()
+        return (self._joined[start:end] for start, end in itertools.pairwise(ends))
+
+    def __getitem__(self, i: Any) -> Any:
+        i = range(len(self))[i]
+        return self._joined[self._offsets[i] : self._offsets[i + 1]]

@@ -1,0 +1,69 @@
+"""What the steps reported since the last line of the log."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+
+class Meter:
+    """What the steps reported since it was last asked; tensors stay on the device until then."""
+
+    def __init__(self, images: float, earlier: Mapping[str, Any] | None = None) -> None:
+        """`images`: how many pictures of all ranks make one micro-batch; `earlier`: a `state` to go on from."""
+        self.images = images
+        self._reset()
+        self._earlier: dict[str, list[float]] = dict((earlier or {}).get("means", {}))
+        self._noted |= (earlier or {}).get("noted", {})
+
+    def _reset(self) -> None:
+        self._parts: dict[str, list[torch.Tensor]] = {"loss": []}
+        self._earlier = {}
+        self._noted: dict[str, float] = {}
+        self._waited, self._since = 0.0, time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context whose time counts as waiting for data."""
+        entered = time.monotonic()
+        yield
+        self._waited += time.monotonic() - entered
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """Measurements that were not made at every step; the newest stands in the next values."""
+        self._noted |= values
+
+    def add(self, value: torch.Tensor, terms: Mapping[str, torch.Tensor]) -> None:
+        """One micro-batch's loss and its terms."""
+        for name, part in {"loss": value, **terms}.items():
+            self._parts.setdefault(name, []).append(part.detach())
+
+    def drop(self, count: int) -> None:
+        """Forgets the last `count` micro-batches."""
+        for parts in self._parts.values():
+            del parts[-count:]
+
+    @property
+    def heard(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self._parts["loss"] or self._earlier.get("loss"))
+
+    def _numbers(self) -> dict[str, list[float]]:
+        """Every micro-batch's loss and terms since the last call of `values`, those before a resume first."""
+        fresh = {name: torch.stack(parts).double().tolist() for name, parts in self._parts.items() if parts}
+        return {name: self._earlier.get(name, []) + fresh.get(name, []) for name in {**self._earlier, **fresh}}
+
+    def state(self) -> dict[str, Any]:
+        """What the next `values` will be made of, as JSON data: a training that is resumed logs what it would have."""
+        return {"means": self._numbers(), "noted": self._noted}
+
+    def values(self) -> dict[str, float]:
+        """Means of loss and terms, images_per_s over all ranks, waiting (share of the time), since the last call."""
+        means = {name: float(torch.tensor(each, dtype=torch.float64).mean()) for name, each in self._numbers().items()}
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        images = self.images * len(self._parts["loss"])
+        found = {**means, **self._noted, "images_per_s": images / seconds, "waiting": self._waited / seconds}
+        self._reset()
+        return found
