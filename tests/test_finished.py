@@ -12,14 +12,20 @@ from PIL import Image
 
 import toy
 from lookalike import card
+from lookalike.data.manifest import Manifest
+from lookalike.data.pack import Packing, pack
 from lookalike.data.passport import FILES, passport
 from lookalike.data.pictures import FilePictures, subset
-from lookalike.errors import RunError
+from lookalike.data.sources import Folder
+from lookalike.errors import DataError, RunError
 from lookalike.features import identity
+from lookalike.pipeline import check
+from lookalike.signals import Stopped
 from lookalike.stages.evaluate import evaluate
 from lookalike.stages.finetune import finetune
 from lookalike.stages.pretrain import pretrain
 from lookalike.stages.probe import probe
+from test_loop import stop_after
 
 
 def draw(path: Path, seed: int) -> None:
@@ -269,3 +275,95 @@ def test_scores_that_cannot_be_read_are_set_aside_and_that_is_said(tmp_path, who
     evaluate(whole / "backbone", wanted, tmp_path, name="x")
     if text != b'{"others": 3}':
         assert (tmp_path / "damaged.evaluate.json").read_bytes() == text
+
+
+# ---- what a second attack found
+
+
+def table(path: Path, shift: int) -> None:
+    rows = [f"{i:02}.png,{(i + shift) % 24 // 4},{'train' if i % 2 else 'test'}" for i in range(24)]
+    (path / "m.csv").write_text("path,label,split\n" + "\n".join(rows) + "\n")
+
+
+@pytest.fixture
+def listed(tmp_path) -> Path:
+    for i in range(24):
+        draw(tmp_path / f"p/{i:02}.png", i)
+    table(tmp_path / "p", 0)
+    return tmp_path / "p"
+
+
+def test_a_method_that_learns_from_labels_knows_them(listed, tmp_path):
+    data = f"data={{name: manifest, path: '{listed}/m.csv', canvas: 16, channels: 1}}"
+    wanted = recipe(listed, data, "pretrain.batch=4", "pretrain.method={name: supcon, projector: [16, 16]}")
+    pretrain(wanted, tmp_path / "run")
+    pretrain(wanted, tmp_path / "run")
+    table(listed, 4)
+    with pytest.raises(RunError, match=r"was trained on other images \(labels: "):
+        pretrain(wanted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/backbone")
+    with pytest.raises(RunError, match=r"was trained on something else \(labels: "):
+        pretrain(wanted, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", ["labels", "images"])
+def test_shards_of_other_labels_or_images_are_not_taken_for_new(listed, tmp_path, change):
+    source = Manifest(str(listed / "m.csv"), channels=1)
+    pack(source, tmp_path / "shards", Packing(), 0)
+    pack(source, tmp_path / "shards", Packing(), 0)
+    if change == "labels":
+        table(listed, 4)
+    else:
+        (listed / "03.png").write_bytes((listed / "03.png").read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match="holds shards of other images, labels or options"):
+        pack(Manifest(str(listed / "m.csv"), channels=1), tmp_path / "shards", Packing(), 0)
+
+
+def test_an_earlier_release_s_shards_go_on(listed, tmp_path):
+    source = Manifest(str(listed / "m.csv"), channels=1)
+    pack(source, tmp_path / "shards", Packing(), 0)
+    plan = json.loads((tmp_path / "shards/pack.json").read_text())
+    plan["data"] = {split: marks["data"] for split, marks in plan["data"].items()}
+    (tmp_path / "shards/pack.json").write_text(json.dumps(plan))
+    pack(source, tmp_path / "shards", Packing(), 0)
+
+
+def test_features_know_how_large_an_image_may_be(listed):
+    few, many = (Folder(str(listed), channels=1, max_pixels=most).split("train") for most in (10, None))
+    assert identity(few) != identity(many)
+
+
+def test_check_refuses_what_a_resume_would_refuse(trained):
+    wanted, run = recipe(trained / "p"), trained / "run"
+    check(wanted, run)
+    CHANGES["added"](trained / "p")
+    for _ in range(2):
+        with pytest.raises(RunError) as refused:
+            check(wanted, run)
+        with pytest.raises(RunError) as told:
+            pretrain(wanted, run)
+        assert "--accept-changes" in str(refused.value)
+        assert ("other images" in str(refused.value)) == ("other images" in str(told.value))
+        shutil.rmtree(run / "backbone", ignore_errors=True)
+    (trained / "p/train/m0/zz.png").unlink()
+    check(wanted, run)
+    longer = recipe(trained / "p", "pretrain.epochs=2", "pretrain.warmup_epochs=0.5")
+    check(longer, run, accept_changes=True)
+    heard(lambda: pretrain(longer, run, accept_changes=True))
+    with pytest.raises(RunError, match="6 steps are done, the recipe asks for 3"):
+        check(wanted, run, accept_changes=True)
+
+
+def test_fine_tuning_goes_on_with_other_images_when_asked(trained, monkeypatch):
+    wanted, run = recipe(trained / "p", "finetune.epochs=4"), trained / "run"
+    shutil.rmtree(run / "finetune")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Stopped):
+            finetune(run / "backbone", wanted, run)
+    CHANGES["removed"](trained / "p")
+    draw(trained / "p/train/m0/zz.png", 5)
+    with pytest.raises(RunError, match=r"was trained on something else.*--accept-changes"):
+        finetune(run / "backbone", wanted, run)
+    with pytest.warns(UserWarning, match="goes on with something else"):
+        finetune(run / "backbone", wanted, run, accept_changes=True)

@@ -70,7 +70,7 @@ def test_what_a_living_process_writes_stays(tmp_path):
 
 def test_a_process_of_the_same_number_left_what_this_one_finds(tmp_path):
     """In a container each start has the same number."""
-    (tmp_path / f".tmp-x-{os.getpid()}").write_bytes(b"torn")
+    (tmp_path / f".tmp-latest.json-{os.getpid()}").write_bytes(b"torn")
     sweep(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -113,7 +113,7 @@ def test_leftovers_of_every_writer_are_gone_after_the_next_run(tmp_path, whole, 
     (run / f".tmp-recipe.yaml-{dead}").write_bytes(b"torn")
     (run / f"export/.tmp-backbone-{dead}").mkdir()
     (run / f"export/.tmp-backbone-{dead}/model.onnx").write_bytes(b"torn")
-    (run / f"features/.tmp-0123.safetensors-{dead}").write_bytes(b"torn")
+    (run / f"features/.tmp-{'0a' * 16}.safetensors-{dead}").write_bytes(b"torn")
     (run / f"checkpoints/.tmp-latest.json-{dead}").write_bytes(b"torn")
     (run / f"checkpoints/.tmp-step_00000018-{dead}").mkdir()
     shutil.copytree(run / "checkpoints/step_00000018", run / f"checkpoints/.old-step_00000018-{dead}")
@@ -145,6 +145,41 @@ def test_an_index_takes_nothing_of_another_and_leaks_nothing(tmp_path, whole, de
     assert not leaked.exists()
     (tmp_path / "ks[1].idx").rename(tmp_path / f".old-ks[1].idx-{dead}")
     assert len(search_index(tmp_path / "ks[1].idx")) == 5
+
+
+def test_another_folder_of_the_same_names_is_embedded_anew(tmp_path, whole, photos):
+    def index(folder: Path):
+        return search_index(tmp_path / "i", lambda a: in_folder(folder, a), str(whole / "backbone"))
+
+    first = index(photos)
+    other = tmp_path / "q"
+    shutil.copytree(photos, other)
+    shutil.copy(other / "0.png", other / "1.png")
+    for path in photos.iterdir():
+        shutil.copystat(path, other / path.name)
+    found = index(other)
+    assert bool((found.x_ND[0] == found.x_ND[1]).all())
+    assert not bool((first.x_ND[0] == first.x_ND[1]).all())
+
+
+def test_what_only_looks_like_a_leftover_stays(tmp_path, whole, dead):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "thesis").mkdir()
+    theirs = [run / f".old-thesis-{dead}/chapter.tex", run / f".tmp-notes-{dead}/list.txt", run / f".tmp-mail-{dead}"]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("dear")
+    probe(run / "backbone", toy.recipe("probe.baselines=false", "probe.max_iterations=2"), run)
+    pretrain(toy.recipe(), run)
+    assert [path.read_text() for path in theirs] == ["dear"] * 3
+
+
+def test_a_repository_in_an_export_is_not_lost(tmp_path):
+    write_folder(tmp_path / "m", FILES)
+    (tmp_path / "m/.git").mkdir()
+    with pytest.raises(RunError, match=r"holds \.git, which lookalike did not write"):
+        write_folder(tmp_path / "m", FILES)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from lookalike import loop, trouble
 from lookalike.data.reader import Bad
 from lookalike.errors import RunError
 from lookalike.features import Features, cached
-from lookalike.log import BadSamples, Meter, Metrics
+from lookalike.log import BadSamples, Meter, Metrics, keep_first
 from lookalike.log.metrics import _cut as cut
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
@@ -201,6 +201,21 @@ def assert_same(run: Path, clean: Path) -> None:
     for name in names(run):
         if name.endswith((".safetensors", "probe.json", "evaluate.json", "card.json")):
             assert (run / name).read_bytes() == (clean / name).read_bytes(), name
+
+
+def test_bad_samples_of_steps_that_are_done_again_are_counted_once(tmp_path):
+    """What a kill leaves: a list that is ahead of the last checkpoint."""
+    path = tmp_path / "bad_samples.jsonl"
+    first = BadSamples(path, 100, 0)
+    for sample in (4, 7, 9):
+        first.check(first.add([Bad(sample, "x.png", "empty", 1)]))
+    keep_first(path, 2)
+    again = BadSamples(path, 100, 2)
+    assert again.count == 2
+    assert again.add([Bad(4, "x.png", "empty", 1)]) == 0
+    again.check(again.add([Bad(9, "x.png", "empty", 1)]))
+    assert again.count == 3
+    assert [line["sample"] for line in toy.lines(path)] == [4, 7, 9]
 
 
 # ---- a disk that is full

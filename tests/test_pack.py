@@ -129,7 +129,7 @@ def test_a_shard_damaged_or_removed_since_is_written_again_and_others_are_left(p
 def test_other_pictures_or_options_in_one_folder_are_refused(photos, tmp_path):
     pack(Folder(str(photos)), tmp_path / "s", SMALL, workers=0)
     for source, how in ((Folder(str(photos)), Packing()), (Folder(str(photos / "cat")), SMALL)):
-        with pytest.raises(DataError, match="holds shards of other pictures or options: choose another folder"):
+        with pytest.raises(DataError, match="holds shards of other images, labels or options: choose another folder"):
             pack(source, tmp_path / "s", how, workers=0)
 
 

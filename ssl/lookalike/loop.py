@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lookalike import comm, draw, fault
 from lookalike.backbones import Architecture
 from lookalike.blocks import Loss
-from lookalike.checkpoint import Checkpoint, Checkpoints, Saver, differences
+from lookalike.checkpoint import Checkpoints, Saver, differences
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.order import Plan
 from lookalike.data.pictures import Pictures
@@ -251,7 +251,8 @@ def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tu
     found = checkpoints.newest(job.fixed, job.accept_changes)
     if found is None:
         return 0, Told({}, 0, (), 0)
-    refuse_nothing(job, found, steps)
+    changed = [*job.changed, *differences(found.about, job.fixed)]
+    refuse_nothing(job.folder, job.title, found.step, steps, changed)
     try:
         engine.load(State(found.tensors["model"], found.tensors["optim"]))
     except (RuntimeError, ValueError, RunError) as error:
@@ -271,17 +272,14 @@ def known_bad(job: Job, settings: Settings, told: Told) -> BadSamples:
     return BadSamples(path, max(100, round(settings.max_bad * len(job.pictures))), told.bad)
 
 
-def refuse_nothing(job: Job, found: Checkpoint, steps: int) -> None:
+def refuse_nothing(folder: Path, title: str, done: int, steps: int, changed: Sequence[str]) -> None:
     """Raises RunError where more steps are done than are asked for, or a change comes after the last of them."""
-    remedy = f"choose another --out, or raise {job.title}.epochs"
-    if found.step > steps:
-        raise RunError(f"{job.folder}: {found.step} steps are done, the recipe asks for {steps}: {remedy}")
-    changed = [*job.changed, *differences(found.about, job.fixed)]
-    if found.step == steps and changed:
+    remedy = f"choose another --out, or raise {title}.epochs"
+    if done > steps:
+        raise RunError(f"{folder}: {done} steps are done, the recipe asks for {steps}: {remedy}")
+    if done == steps and changed:
         what = "; ".join(changed[:4])
-        raise RunError(
-            f"{job.folder}: all {steps} steps are done, no step would train on the change ({what}): {remedy}"
-        )
+        raise RunError(f"{folder}: all {steps} steps are done, no step would train on the change ({what}): {remedy}")
 
 
 def save(engine: Engine, saver: Saver, done: int, job: Job, told: Told) -> None:

@@ -121,7 +121,8 @@ def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int
     refuse_unwritable(out)
     preflight(recipe, ranks or comm.world_size())
     if recipe.values["pretrain"]:
-        check_pretrain(recipe)
+        with warnings.catch_warnings(action="ignore"):
+            check_pretrain(recipe, out, accept_changes)
     else:
         _given(recipe)
 

@@ -4,9 +4,20 @@
 file in its manifest; `latest.json` is a hint for people, the truth is the newest folder that verifies.
 """
 
-from lookalike.checkpoint.compare import TIMES, TOUCHED, differences, touched
+from lookalike.checkpoint.compare import CHANGED, TIMES, TOUCHED, differences, touched
 from lookalike.checkpoint.run import changes, keep_run, open_run, refuse_other, set_aside, visit_run, write_recipe
-from lookalike.checkpoint.saved import Checkpoint, Checkpoints, Saver
+from lookalike.checkpoint.saved import Checkpoint, Checkpoints, Saver, newest_manifest
 
-__all__ = ["TIMES", "TOUCHED", "Checkpoint", "Checkpoints", "Saver", "changes", "differences", "keep_run", "open_run"]
-__all__ += ["refuse_other", "set_aside", "touched", "visit_run", "write_recipe"]
+__all__ = [
+    "CHANGED",
+    "TIMES",
+    "TOUCHED",
+    "Checkpoint",
+    "Checkpoints",
+    "Saver",
+    "changes",
+    "differences",
+    "keep_run",
+    "newest_manifest",
+]
+__all__ += ["open_run", "refuse_other", "set_aside", "touched", "visit_run", "write_recipe"]

@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, checked before use, written behind the training's back."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -18,7 +19,7 @@ from lookalike import comm
 from lookalike.checkpoint.compare import CHANGED, TOUCHED, differences, touched
 from lookalike.checkpoint.run import set_aside
 from lookalike.errors import NewerError, RunError
-from lookalike.folder import verify, write_file, write_folder
+from lookalike.folder import read_manifest, verify, write_file, write_folder
 
 FILES = {"model.safetensors", "optim.safetensors"}
 
@@ -50,10 +51,10 @@ class Checkpoints:
         return target
 
     def _forget(self) -> None:
-        for old in self._folders()[self.keep :]:
+        for old in self.folders()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _folders(self) -> list[Path]:
+    def folders(self) -> list[Path]:
         """Newest first."""
         return sorted((f for f in self.folder.glob("step_*") if _step(f) >= 0), key=_step, reverse=True)
 
@@ -72,7 +73,7 @@ class Checkpoints:
     def _decide(self, fixed: Mapping[str, Any], accept: bool) -> dict[str, Any] | str | None:
         """The folder and its manifest, None for a fresh start, or the text of what forbids both."""
         problems: list[tuple[Path, str]] = []
-        for folder in self._folders():
+        for folder in self.folders():
             try:
                 about = _checked(folder)
             except NewerError as error:
@@ -94,6 +95,16 @@ class Checkpoints:
         return (
             f"{problems[0][1]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
         )
+
+
+def newest_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the newest checkpoint below `folder` whose manifest can be read; its files are not verified."""
+    for each in Checkpoints(folder, 1).folders():
+        with contextlib.suppress(RunError):
+            about = read_manifest(each)
+            if about.get("step") == _step(each):
+                return about
+    return None
 
 
 class Saver:

@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from lookalike import card, comm, draw
 from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
-from lookalike.checkpoint import TOUCHED, changes, differences, keep_run, open_run, touched, write_recipe
+from lookalike.checkpoint import (
+    CHANGED,
+    TOUCHED,
+    changes,
+    differences,
+    keep_run,
+    newest_manifest,
+    open_run,
+    touched,
+    write_recipe,
+)
 from lookalike.data.loader import Batch
 from lookalike.data.order import order_of
 from lookalike.data.passport import labels_digest, passport
@@ -21,7 +31,7 @@ from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.features import embed, extract
 from lookalike.log import say
-from lookalike.loop import Job, Settings, make_views, train
+from lookalike.loop import Job, Settings, make_views, refuse_nothing, train
 from lookalike.methods import METHODS
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Count, Index, Recipe, Spec
@@ -168,13 +178,28 @@ def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any], accep
     return True
 
 
-def check(recipe: Recipe) -> None:
-    """Raises what `pretrain` would raise before its first step, after building on the CPU what it would build."""
+def check(recipe: Recipe, out: Path, accept_changes: bool = False) -> None:
+    """Raises what `pretrain` would raise before its first step, after building on the CPU what it would build.
+
+    Of a run in `out` the newest checkpoint's manifest is believed, its files are not looked into.
+    """
     settings, source = recipe.section(Pretrain), recipe.values["data"].build()
+    about = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain"), "method": settings.method.name}
+    made_of = learned_from(source.split("train"), settings.method.make)
+    if finished(out / "backbone", about, made_of, accept_changes):
+        return
     module, size = build_method(recipe), recipe.values["backbone"].size
     settings.optimizer.build(parameter_groups(module))
     pictures = source.split("train", size)
     labels_for(module, pictures)
+    fixed = {**made_of, "batch": settings.batch, "method": None}
+    steps = settings.epochs * order_of(pictures, settings.batch, settings.accumulate, 0).steps_per_epoch
+    earlier = newest_manifest(out / "checkpoints")
+    if earlier and not accept_changes and (changed := differences(earlier, fixed)):
+        raise RunError(f"{out}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}")
+    if earlier:
+        changed = [*changes(out, recipe), *differences(earlier, fixed)]
+        refuse_nothing(out, "pretrain", earlier["step"], steps, changed)
     if settings.knn_every_epochs:
         make_judge(module.backbone, pictures, source.split("test", size), recipe.values["seed"])
 
