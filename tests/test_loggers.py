@@ -122,7 +122,6 @@ def test_a_meter_goes_on_from_its_state_bit_for_bit():
     assert Meter(8, state).heard
 
 
-KILLS = 25
 SHORT = ["data.test_fraction=0.8", "pretrain.batch=48", "pretrain.log_every=4", "finetune.log_every=3"]
 SHORT += ["probe={grid: [0.1], max_iterations: 5}", "evaluate={intervals: 0, examples: 2}", "export.onnx=false"]
 # Everything is imported once: a child is a copy that trains at once.
@@ -160,7 +159,8 @@ class Mother:
         return next(int(line.split()[1]) for line in self.process.stdout if line.startswith(word))
 
 
-def test_twenty_five_kills_end_bit_equal_to_an_uninterrupted_run(tmp_path):
+@pytest.mark.parametrize("most", [8, pytest.param(25, marks=pytest.mark.slow)])
+def test_kills_end_bit_equal_to_an_uninterrupted_run(tmp_path, most):
     """Over whole runs, later stages too: weights, log and every file that a clean run has, and no other."""
     mother, chance, kills = Mother(toy.write(tmp_path / "toy.yaml")), random.Random(0), 0
     clean, run = tmp_path / "clean", tmp_path / "killed"
@@ -172,7 +172,7 @@ def test_twenty_five_kills_end_bit_equal_to_an_uninterrupted_run(tmp_path):
         assert mother.end() == 0
         took = time.monotonic() - began
         assert_same(tmp_path / "again", clean)
-        while kills < KILLS:
+        while kills < most:
             pid = mother.start(run)
             time.sleep(chance.uniform(0, took))
             with contextlib.suppress(ProcessLookupError):

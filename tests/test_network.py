@@ -176,12 +176,12 @@ def together(tmp_path_factory) -> tuple[Seen, Path]:
     return watched(folder / "watched", ["-m", "lookalike.ranks", "2", "-m", "lookalike", *words]), folder
 
 
-@pytest.fixture(params=["alone", "together"])
+@pytest.fixture(params=["alone", pytest.param("together", marks=pytest.mark.slow)])
 def seen(request) -> Seen:
     return request.getfixturevalue(request.param)[0]
 
 
-def test_every_verb_did_its_work(alone, together):
+def test_every_verb_did_its_work(alone):
     _, folder = alone
     written = (
         "preview.html",
@@ -193,6 +193,10 @@ def test_every_verb_did_its_work(alone, together):
     )
     for name in (*written, "run/export/backbone/model.onnx", "run/export/embedding/model.onnx", "shards/index.json"):
         assert (folder / name).exists(), name
+
+
+@pytest.mark.slow
+def test_two_ranks_did_their_work(together):
     assert (together[1] / "run/backbone/model.safetensors").exists()
 
 

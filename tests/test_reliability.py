@@ -173,25 +173,6 @@ def test_thirty_kills_of_a_saver_lose_nothing_that_was_acknowledged(tmp_path):
     assert acknowledged > 30
 
 
-def run_toy(out: str) -> None:
-    torch.set_num_threads(1)
-    pretrain(toy.recipe("pretrain.save_every_epochs=1"), out)
-
-
-def test_five_kills_of_a_run_end_as_if_nothing_had_been(tmp_path, whole):
-    chance, run = random.Random(1), tmp_path / "run"
-    for _ in range(5):
-        process = child(run_toy, str(run))
-        process.join(chance.uniform(0.8, 2.5))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-        process.join(20)
-    process = child(run_toy, str(run))
-    process.join(60)
-    assert process.exitcode == 0
-    assert toy.same(toy.tensors(run), toy.tensors(whole))
-
-
 # ---- R3: signals in the middle of a save; R6: saves that fail
 
 
