@@ -108,12 +108,10 @@ def pretrain(
     size = module.backbone.architecture.size
     pictures = source.split("train", size)
     order = order_of(pictures, settings.batch, settings.accumulate, seed)
-    problem = views_problem(module, views)
-    if problem:
+    if problem := views_problem(module, views):
         raise RecipeError(f"{recipe.name}: pretrain.{problem}")
     labels_N = labels_for(module, pictures)
-    law = partial(views, dtype=settings.dtype)
-    inputs = partial(make_inputs, law, module.backbone.architecture, seed, labels_N)
+    inputs = partial(make_inputs, partial(views, dtype=settings.dtype), module.backbone.architecture, seed, labels_N)
     fixed = {**made_of, "batch": settings.batch, "method": about["method"] if method else None}
     every = settings.knn_every_epochs * order.steps_per_epoch
     judge = make_judge(module.backbone, pictures, source.split("test", size), seed) if every else dict
