@@ -31,9 +31,11 @@ def forked(work: Callable[[], Any], limit: float = 60) -> Judged:
             signal.setitimer(signal.ITIMER_REAL, limit)  # SIGALRM ends it
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             _trim()
-            before, start = peak(reset=True), time.process_time()
+            code, before, start = _bytes("RssFile"), peak(reset=True), time.process_time()
             value = work()
-            found = Judged(value, time.process_time() - start, peak() - before)
+            took, most = time.process_time() - start, peak()
+            # What a child maps anew of libraries is no memory of the work.
+            found = Judged(value, took, most - before - max(0, _bytes("RssFile") - code))
             with os.fdopen(there, "wb") as answer:
                 pickle.dump(found, answer)
         finally:
@@ -52,7 +54,11 @@ def peak(reset: bool = False) -> int:
     """The most bytes this process held since the last reset."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    return _bytes("VmHWM")
+
+
+def _bytes(name: str) -> int:
+    return 1024 * int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 
 def _trim() -> None:
