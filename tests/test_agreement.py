@@ -128,3 +128,15 @@ def test_another_version_on_one_rank_is_named(monkeypatch, what):
     with pytest.raises(Error, match=r"; … and 492 ranks more: ") as caught:
         agreement.agree(toy.recipe())
     assert len(str(caught.value)) < 4000
+
+
+def test_what_was_agreed_on_is_not_compared_again(monkeypatch):
+    """`run` agrees on more words than the stages that follow it in the same process."""
+    recipe = toy.recipe("seed=77")
+    compared = []
+    monkeypatch.setattr(comm, "world_size", lambda: 2)
+    monkeypatch.setattr(comm, "from_all", lambda value: [value, value])
+    monkeypatch.setattr(agreement, "facts", lambda *_: compared.append(1) or {})
+    for words in ({"method": "x", "accept_changes": True}, {"accept_changes": True}, {}, {"accept_changes": False}):
+        agreement.agree(recipe, **words)
+    assert len(compared) == 2

@@ -14,8 +14,9 @@ import toy
 from lookalike import card
 from lookalike.data.manifest import Manifest
 from lookalike.data.pack import Packing, pack
-from lookalike.data.passport import FILES, passport
+from lookalike.data.passport import passport
 from lookalike.data.pictures import FilePictures, subset
+from lookalike.data.pictures.files import FILES
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
 from lookalike.features import identity

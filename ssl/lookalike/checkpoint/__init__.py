@@ -5,7 +5,15 @@ file in its manifest; `latest.json` is a hint for people, the truth is the newes
 """
 
 from lookalike.checkpoint.compare import CHANGED, TIMES, TOUCHED, differences, touched
-from lookalike.checkpoint.run import changes, keep_run, open_run, refuse_other, set_aside, visit_run, write_recipe
+from lookalike.checkpoint.run import (
+    changes,
+    keep_run,
+    open_run,
+    read_or_set_aside,
+    refuse_other,
+    visit_run,
+    write_recipe,
+)
 from lookalike.checkpoint.saved import Checkpoint, Checkpoints, Saver, newest_manifest
 
 __all__ = [
@@ -20,4 +28,4 @@ __all__ = [
     "keep_run",
     "newest_manifest",
 ]
-__all__ += ["open_run", "refuse_other", "set_aside", "touched", "visit_run", "write_recipe"]
+__all__ += ["open_run", "read_or_set_aside", "refuse_other", "touched", "visit_run", "write_recipe"]

@@ -1,11 +1,12 @@
 """A run folder: made or resumed by one recipe, one process at a time, cleared of what a kill left."""
 
 import contextlib
+import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lookalike import comm
 from lookalike.checkpoint.compare import CHANGED, differing
@@ -17,6 +18,8 @@ RECIPE = "recipe.yaml"
 # Another value of these makes another backbone; the later stages may change and are simply done again.
 _FIXED = ("seed", "data", "backbone", "pretrain")
 _LARGEST = 16 * 2**20
+
+T = TypeVar("T")
 
 
 def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
@@ -52,8 +55,9 @@ def visit_run(out: Path) -> None:
 
 def tidy(out: Path) -> None:
     """Removes what processes that were killed left half-done in a run folder whose lock is held."""
-    for pattern in (".", "checkpoints", "export", "features", "finetune*", "finetune*/checkpoints"):
-        for folder in out.glob(pattern) if pattern != "." else (out,):
+    sweep(out)
+    for pattern in ("checkpoints", "export", "features", "finetune*", "finetune*/checkpoints"):
+        for folder in out.glob(pattern):
             sweep(folder)
 
 
@@ -142,6 +146,20 @@ def _without_recipe(path: Path, what: str, accept: bool) -> None:
             f"{path}: {what}: restore it, go on by the recipe given with --accept-changes, or choose another --out"
         )
     warnings.warn(f"{path}: {what}: goes on by the recipe given, and writes it anew", stacklevel=4)
+
+
+def read_or_set_aside(path: Path, parse: Callable[[Any], T], tell: Callable[[str], None]) -> T | None:
+    """What `parse` makes of the JSON data in a file that verbs add to; None where there is no such file.
+
+    One that cannot be read, or not be parsed (by ValueError or TypeError), is set aside, and that is told; None then.
+    """
+    if not path.exists():
+        return None
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        tell(f"{path}: could not be read, is now {set_aside(path)}, and is written anew")
+        return None
 
 
 def set_aside(folder: Path) -> str:

@@ -25,7 +25,7 @@ from lookalike.data.decode import BadPicture, Opened
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
-from lookalike.data.passport import labels_digest, passport
+from lookalike.data.passport import portable
 from lookalike.data.pictures import Pictures
 from lookalike.data.pictures.encoded import Encoded
 from lookalike.data.pixels import saved
@@ -86,7 +86,7 @@ def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     """
     sets = dict(_sets(source))
     _tell_lost(sets)
-    plan = {"format": FORMAT, **asdict(how), "data": {split: _marks(each) for split, each in sets.items()}}
+    plan = {"format": FORMAT, **asdict(how), "data": {split: portable(each) for split, each in sets.items()}}
     with refusing(target):
         target.mkdir(parents=True, exist_ok=True)
         _agree(target, plan)
@@ -119,12 +119,6 @@ def _tell_lost(sets: dict[Split, Pictures]) -> None:
     lost = [kind for kind in kinds if any(getattr(pictures, kind) is not None for pictures in sets.values())]
     if lost:
         warnings.warn(f"shards keep no {', '.join(lost)}: score from the pictures themselves", stacklevel=3)
-
-
-def _marks(pictures: Pictures) -> dict[str, Any]:
-    """What the shards of a set are made of; of a copy elsewhere the times differ, and nothing else."""
-    marks = passport(pictures) | {"labels": labels_digest(pictures.labels, pictures.classes)}
-    return {name: mark for name, mark in marks.items() if name != "times"}
 
 
 def _agree(target: Path, plan: dict[str, Any]) -> None:

@@ -8,20 +8,11 @@ shards and in memory the fingerprint itself is of the content.
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-import numpy as np
 from torch import Tensor
 
 from lookalike.data.pictures import FilePictures, Pictures
 from lookalike.data.pictures.encoded import Rows
-
-FILES = 1024
-"""Of so many files, evenly spread, some bytes are read."""
-
-_READS = 4096
-_MOST_BLOCKS = 16
 
 
 def passport(pictures: Pictures) -> dict[str, str | int]:
@@ -29,19 +20,14 @@ def passport(pictures: Pictures) -> dict[str, str | int]:
     known: dict[str, str | int] = {"data": pictures.fingerprint, "pictures": len(pictures)}
     whole = pictures.whole if isinstance(pictures, Rows) else pictures
     if isinstance(whole, FilePictures):
-        known |= {"content": content(whole), "times": whole.times}
+        known |= {"content": whole.content, "times": whole.times}
     return known
 
 
-def content(pictures: FilePictures) -> str:
-    """sha256 over some bytes of at most `FILES` files, evenly spread over the set."""
-    ids = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), FILES)).astype(np.int64)).tolist()
-    look = partial(pictures.glimpse, blocks=min(_MOST_BLOCKS, max(2, _READS // len(ids))))
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(16) as pool:
-        for glimpse in pool.map(look, ids):
-            digest.update(hashlib.sha256(glimpse).digest())
-    return digest.hexdigest()
+def portable(pictures: Pictures) -> dict[str, str | int]:
+    """The same with a digest of the labels, and without what a mere copy elsewhere has otherwise, the times."""
+    marks = passport(pictures) | {"labels": labels_digest(pictures.labels, pictures.classes)}
+    return {name: mark for name, mark in marks.items() if name != "times"}
 
 
 def labels_digest(labels_N: Tensor | None, classes: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lookalike import comm
-from lookalike.data.passport import labels_digest, passport
+from lookalike.data.passport import portable
 from lookalike.doctor.machine import source, version
 from lookalike.errors import Error, RunError, printable
 from lookalike.recipe import Recipe
@@ -19,7 +19,8 @@ PACKAGES = ("torch", "torchvision", "timm", "kornia", "deepspeed", "pytorch-metr
 _LONGEST = 80
 _NAMED = 8
 
-_agreed: set[str] = set()
+# What has been agreed on in this process: the words with which, by the digest of each recipe.
+_agreed: dict[str, dict[str, Any]] = {}
 
 
 def agree(recipe: Recipe, **words: Any) -> None:
@@ -29,17 +30,17 @@ def agree(recipe: Recipe, **words: Any) -> None:
     """
     if comm.world_size() == 1:
         return
-    keys = {recipe.digest(), f"{recipe.digest()} {sorted(words.items())}"}
-    known = (keys if words else {recipe.digest()}) <= _agreed
-    asked = comm.from_all((sorted(keys), known))
-    if all(one == asked[0] and known for one in asked):
+    digest = recipe.digest()
+    known = digest in _agreed and words.items() <= _agreed[digest].items()
+    asked = comm.from_all((digest, sorted(words.items()), known))
+    if known and all(one == asked[0] for one in asked):
         return
     told = comm.from_all({"host": socket.gethostname(), "facts": facts(recipe, words)})
     found = [line for rank, one in enumerate(told) for line in _line(rank, one, told[0])]
     if found:
         more = f"; … and {len(found) - _NAMED} ranks more" if len(found) > _NAMED else ""
         raise RunError(f"ranks differ: {'; '.join(found[:_NAMED])}{more}: give every rank the same and start again")
-    _agreed.update(keys)
+    _agreed[digest] = words
 
 
 def facts(recipe: Recipe, words: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,9 +59,7 @@ def _data(recipe: Recipe) -> dict[str, Any]:
         except Error as error:
             found[f"{split} images"] = str(error)
             continue
-        marks = {**passport(pictures), "labels": labels_digest(pictures.labels, pictures.classes)}
-        marks.pop("times", None)  # of a copy on another machine they differ
-        found |= {f"{split} images: {name}": mark for name, mark in marks.items()}
+        found |= {f"{split} images: {name}": mark for name, mark in portable(pictures).items()}
     return found
 
 

@@ -13,7 +13,7 @@ from lookalike import comm, page
 from lookalike.backbones import Backbone
 from lookalike.card import read as read_card
 from lookalike.card import weights_digest
-from lookalike.checkpoint import differences, set_aside, visit_run
+from lookalike.checkpoint import differences, read_or_set_aside, visit_run
 from lookalike.data import SOURCES
 from lookalike.data.decode import BadPicture
 from lookalike.data.loader import workers_for
@@ -161,13 +161,8 @@ def own(out: Path, recipe: Recipe) -> tuple[str, Path]:
 
 def keep(path: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
     """Adds these scores to the file's; returns all. One that cannot be read is set aside, and that is said."""
-    earlier: dict[str, Any] = {}
-    if path.exists():
-        try:
-            earlier = dict(json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError):
-            say(f"{path}: could not be read, is now {set_aside(path)}, and is written anew")
-    together = {**earlier, name: scores}
+    earlier: dict[str, Any] | None = read_or_set_aside(path, dict, say)
+    together = {**(earlier or {}), name: scores}
     write_file(path, json.dumps(together, indent=2).encode())
     return together
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from lookalike import card, comm, draw
 from lookalike.backbones import Backbone, open_backbone
 from lookalike.card import weights_digest
-from lookalike.checkpoint import differences, set_aside, visit_run
+from lookalike.checkpoint import differences, read_or_set_aside, visit_run
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
 from lookalike.data.pictures import Pictures
@@ -85,22 +85,16 @@ def remember(path: Path, scores: dict[str, Any], name: str | None) -> None:
 
     A file in which the earlier ones cannot be read is set aside, and that is said.
     """
-    held, others = earlier(path)
+    held, others = read_or_set_aside(path, own_and_others, note) or ({}, {})
     if name is not None:
         scores, others = held, {**others, name: scores}
     write_file(path, json.dumps({**scores, **({"others": others} if others else {})}, indent=2).encode())
 
 
-def earlier(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def own_and_others(held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The scores that probe.json holds, of the run's own backbone and of others by name."""
-    if not path.exists():
-        return {}, {}
-    try:
-        held = dict(json.loads(path.read_bytes()))
-        return held, dict(held.pop("others", {}))
-    except (OSError, ValueError, TypeError, RecursionError):
-        note(f"{path}: could not be read, is now {set_aside(path)}, and is written anew")
-        return {}, {}
+    own = dict(held)
+    return own, dict(own.pop("others", {}))
 
 
 def score(train: Features, test: Features, settings: Probe, seed: int) -> dict[str, Any]:
