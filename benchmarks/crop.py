@@ -19,7 +19,7 @@ from decode import compare, spread, write
 from torch import Tensor
 
 from lookalike.data.decode import cut
-from lookalike.data.pictures import FilePictures
+from lookalike.data.images import FilePictures
 from lookalike.data.reader import Cuts, Reader
 from lookalike.views import Asymmetric, MultiCrop, scale
 from lookalike.views.resample import crop_resize, draw_boxes

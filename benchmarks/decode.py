@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
 from lookalike.data.decode import Opened, contents
-from lookalike.data.pictures import FilePictures
+from lookalike.data.images import FilePictures
 from lookalike.data.reader import Reader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

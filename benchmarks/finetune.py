@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import lookalike
-from lookalike.backbones import make_backbone
+from lookalike.models import make_backbone
 from lookalike.recipe import Recipe
 
 STATES = ("untrained", "untrained, fine-tuned", "pretrained", "pretrained, fine-tuned")

@@ -15,14 +15,14 @@ import torch
 
 from lookalike.data.loader import batches
 from lookalike.data.order import Order
-from lookalike.features import embed, extract
-from lookalike.loop import make_views
+from lookalike.evaluation.features import embed, extract
 from lookalike.methods import METHODS
 from lookalike.optim import Moment, parameter_groups, set_rates, warmup_cosine
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
 from lookalike.scoring import knn
 from lookalike.stages.pretrain import labels_for, make_method
+from lookalike.training.loop import make_views
 
 HEADS = {
     "barlow_twins": "projector: [512, 512], off_diagonal: 0.01",

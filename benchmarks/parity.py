@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import views as makers
 
 from lookalike.data import Idx
-from lookalike.data.pictures import ArrayPictures
-from lookalike.features import embed, extract
+from lookalike.data.images import ArrayPictures
+from lookalike.evaluation.features import embed, extract
 from lookalike.optim import parameter_groups, set_rates, warmup_cosine
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import from_text

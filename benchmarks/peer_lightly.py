@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from lightly.data import LightlyDataset
 from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
+from lightly.models.backbones import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from torch import Tensor
 from torchvision.io import write_jpeg
 
 import lookalike
-from lookalike import draw
-from lookalike.backbones import make_backbone
+from lookalike import rng as draw
 from lookalike.data import Idx
-from lookalike.features import embed, extract
+from lookalike.evaluation.features import embed, extract
+from lookalike.models import make_backbone
 from lookalike.optim import parameter_groups, set_rates, warmup_cosine
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text

@@ -16,9 +16,9 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.backbones import Architecture
 from lookalike.methods import METHODS
-from lookalike.statistics import global_batchnorm
+from lookalike.models import Architecture
+from lookalike.nn.batchnorm import global_batchnorm
 
 HEADS: dict[str, dict[str, Any]] = {
     "barlow_twins": {"projector": (64, 64)},

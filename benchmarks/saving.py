@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from lookalike.checkpoint import Checkpoints, Saver
-from lookalike.loop import make_engine, save
 from lookalike.pipeline import load_recipe
 from lookalike.stages.pretrain import make_method
+from lookalike.training.loop import make_engine, save
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -27,7 +27,7 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from lookalike.backbones import Architecture
+from lookalike.models import Architecture
 from lookalike.scoring.cells import find_cells
 from lookalike.search.index import SearchIndex, Seen, open_index, write_index
 

@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import decode
 
 import lookalike
-from lookalike import comm, loop
+from lookalike import comm
 from lookalike.data.order import Order
 from lookalike.optim import parameter_groups
 from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
+from lookalike.training import loop
 
 TEXT = """
 data: {{name: folder, path: {pictures}, test_fraction: 0}}

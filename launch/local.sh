@@ -12,4 +12,4 @@ python=${PYTHON:-$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python}
 "$python" -m lookalike check --ranks "$ranks" "$@"
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / ranks > 0 ? cores / ranks : 1))}"
-exec "$python" -m lookalike.ranks "$ranks" -m lookalike run "$@"
+exec "$python" -m lookalike.process.ranks "$ranks" -m lookalike run "$@"

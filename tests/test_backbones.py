@@ -16,7 +16,9 @@ from torch import nn
 
 import toy
 from lookalike import folder as folders
-from lookalike.backbones import (
+from lookalike.errors import BackboneError, RunError
+from lookalike.folder import MANIFEST, recover, verify, write_file, write_folder
+from lookalike.models import (
     CIFAR_STEMS,
     Architecture,
     Backbone,
@@ -27,9 +29,7 @@ from lookalike.backbones import (
     open_backbone,
     register_cifar_stems,
 )
-from lookalike.backbones.module import IMAGENET_MEAN, IMAGENET_STD
-from lookalike.errors import BackboneError, RunError
-from lookalike.folder import MANIFEST, recover, verify, write_file, write_folder
+from lookalike.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from lookalike.recipe import sides
 
 OWN_KEYS = "size, channels and pool have keys of their own"

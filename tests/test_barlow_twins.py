@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.backbones import Architecture
 from lookalike.methods import METHODS
 from lookalike.methods.barlow_twins import barlow_twins_loss
-from lookalike.statistics import cross_energy
+from lookalike.models import Architecture
+from lookalike.nn.correlation import cross_energy
 
 LAMBDA = 0.3
 

@@ -7,8 +7,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.blocks import mlp
-from lookalike.statistics import GlobalBatchNorm, global_batchnorm, standardize, standardized
+from lookalike.nn.batchnorm import GlobalBatchNorm, global_batchnorm, standardize, standardized
+from lookalike.nn.heads import mlp
 
 CUTS = {2: [3, 5], 1: [8]}
 

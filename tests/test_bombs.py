@@ -13,7 +13,7 @@ from PIL import Image
 
 from forked import Judged, forked
 from lookalike.data.decode import BadPicture, Opened, decode
-from lookalike.data.pictures import subset
+from lookalike.data.images import subset
 from lookalike.data.shards import Shards
 from lookalike.data.sources import Folder
 from mutants import chunk, encoded, images, longs, rle8, tiff

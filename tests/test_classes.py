@@ -7,7 +7,7 @@ import torch
 
 import lookalike
 import toy
-from lookalike.data.pictures import ArrayPictures
+from lookalike.data.images import ArrayPictures
 from lookalike.data.sources import Digits
 from lookalike.errors import DataError, RecipeError
 from lookalike.metric.classes import first_unseen, of_classes, split_classes

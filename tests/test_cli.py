@@ -342,7 +342,8 @@ def test_a_signal_outside_training_is_told_and_gives_its_code(name):
 def test_the_same_signal_again_while_a_stopped_run_leaves_changes_nothing():
     """As from a launcher, which hands a signal on while the ranks have already agreed to stop."""
     script = (
-        "import atexit, os, signal, sys, lookalike.cli as cli, lookalike.pipeline as p, lookalike.signals as s\n"
+        "import atexit, os, signal, sys\n"
+        "import lookalike.cli as cli, lookalike.pipeline as p, lookalike.process.signals as s\n"
         "def again(): os.kill(os.getpid(), signal.SIGTERM)\n"
         "def train():\n"
         "    with s.Signals() as signals: again()\n"

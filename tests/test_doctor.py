@@ -13,7 +13,7 @@ import toy
 from lookalike import cli, doctor
 from lookalike.doctor import machine
 from lookalike.errors import RunError
-from lookalike.hostfile import Host, read_hosts
+from lookalike.process.hostfile import Host, read_hosts
 
 SOUND = {
     "host": "inside",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from lookalike import draw
+from lookalike import rng as draw
 
 WORD = 2**64 - 1
 DRAWS = 10_000

@@ -11,15 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 import toy
 from lookalike import comm
-from lookalike.backbones import Architecture, folder_files, load_backbone
-from lookalike.blocks import Loss, unit
 from lookalike.engine import ENGINES, State, zero
 from lookalike.engine.shards import Flat, Split, refuse_unknown
 from lookalike.errors import RunError
 from lookalike.methods import METHODS
+from lookalike.models import Architecture, folder_files, load_backbone
+from lookalike.nn.batchnorm import batchnorm_form, global_batchnorm, standardize, still
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import unit
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates
 from lookalike.stages.pretrain import pretrain
-from lookalike.statistics import batchnorm_form, global_batchnorm, standardize, still
 
 # Moderate rates: large ones grow the last bit's rounding by an order of magnitude a step, on one rank too.
 RATES = {"adamw": {"lr": 1e-3, "weight_decay": 0.1}, "sgd": {"lr": 1e-3, "weight_decay": 1e-3}, "lars": {"lr": 0.02}}

@@ -17,12 +17,13 @@ from torch import nn
 import toy
 from lookalike.cli import app
 from lookalike.data import SOURCES
-from lookalike.data.pictures import ArrayPictures, FilePictures, Pairs, Roles
+from lookalike.data.images import ArrayPictures, FilePictures, Pairs, Roles
 from lookalike.errors import Error
-from lookalike.evaluation import examples, standings
-from lookalike.features import embed, extract, identity
+from lookalike.evaluation.features import embed, extract, identity
 from lookalike.pipeline import SECTIONS, load_recipe, preflight
 from lookalike.recipe import from_text
+from lookalike.report import examples
+from lookalike.report import tables as standings
 from lookalike.scoring import bootstrap
 from lookalike.scoring.nearest import ABSENT, JUNK, RIGHT, WRONG, Gallery, nearest
 from lookalike.stages.evaluate import evaluate, table

@@ -19,11 +19,10 @@ from onnx import numpy_helper
 from safetensors.torch import load, save
 
 import toy
-from lookalike import card
-from lookalike.backbones import Architecture, Backbone, folder_files, register_cifar_stems
 from lookalike.errors import BackboneError, RunError
 from lookalike.folder import MANIFEST, verify, write_folder
-from lookalike.metric.embedding import HEAD, Embedding, embedding_files, load_model
+from lookalike.models import Architecture, Backbone, card, folder_files, register_cifar_stems
+from lookalike.models.embedding import HEAD, Embedding, embedding_files, load_model
 from lookalike.recipe import from_text, sides
 from lookalike.stages import export as room
 

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 
 import toy
-from lookalike import card
+from lookalike.data.images import FilePictures, subset
+from lookalike.data.images.files import FILES
 from lookalike.data.manifest import Manifest
 from lookalike.data.pack import Packing, pack
 from lookalike.data.passport import passport
-from lookalike.data.pictures import FilePictures, subset
-from lookalike.data.pictures.files import FILES
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
-from lookalike.features import identity
+from lookalike.evaluation.features import identity
+from lookalike.models import card
 from lookalike.pipeline import check
-from lookalike.signals import Stopped
+from lookalike.process.signals import Stopped
 from lookalike.stages.evaluate import evaluate
 from lookalike.stages.finetune import finetune
 from lookalike.stages.pretrain import pretrain

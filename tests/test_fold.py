@@ -9,19 +9,19 @@ import torch
 
 import lookalike
 import toy
-from lookalike import card, loop
-from lookalike.backbones import folder_files
 from lookalike.data.sources import Digits
 from lookalike.errors import Error, RecipeError, RunError
-from lookalike.features import embed, extract
+from lookalike.evaluation.features import embed, extract
 from lookalike.folder import write_folder
 from lookalike.metric.classes import of_classes
-from lookalike.metric.embedding import Embedding, embedding_files, load_model
 from lookalike.metric.estimators import ESTIMATORS
 from lookalike.metric.fold import ESTIMATOR, build, folded
+from lookalike.models import card, folder_files
+from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import from_text
 from lookalike.scoring import retrieval
+from lookalike.training import loop
 
 FAST = {
     "csml": "{name: csml, betas: [0.1], folds: 2, rounds: 1}",

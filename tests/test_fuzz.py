@@ -29,12 +29,12 @@ from safetensors.torch import save
 
 import mutants
 from forked import forked, peak
-from lookalike.backbones.stored import mapped
 from lookalike.data import cache, samples
 from lookalike.data.decode import BadPicture, decode
 from lookalike.data.idx import read_idx
 from lookalike.data.manifest import Manifest
 from lookalike.errors import BackboneError, DataError, RecipeError
+from lookalike.models.stored import mapped
 from lookalike.pipeline import load_recipe
 from lookalike.search import index as search_index
 

@@ -18,21 +18,22 @@ from torch import Tensor, nn
 
 import lookalike
 import toy
-from lookalike import loop, optim
-from lookalike.backbones import Architecture, Backbone, folder_files, layers, load_backbone, repooled
+from lookalike import optim
 from lookalike.errors import BackboneError, Error, RunError
-from lookalike.features import embed, extract
+from lookalike.evaluation.features import embed, extract
 from lookalike.folder import write_folder
-from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.objectives import OBJECTIVE, Objective
 from lookalike.metric.system import System
+from lookalike.models import Architecture, Backbone, folder_files, layers, load_backbone, repooled
+from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.optim import Moment, Pace
+from lookalike.process.signals import Stopped
 from lookalike.recipe import from_text
 from lookalike.scoring import retrieval
 from lookalike.show import show
-from lookalike.signals import Stopped
 from lookalike.stages import export as room
 from lookalike.stages.evaluate import shown
+from lookalike.training import loop
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 8, 16, 16], "layers": [1, 2, 1, 1]})
 SWIN = Architecture(

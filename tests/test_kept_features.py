@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import toy
-from lookalike.features import PIXELS, Features, cached, pixels
+from lookalike.evaluation.features import PIXELS, Features, cached, pixels
 from lookalike.stages.probe import probe
 
 KEY = ("model", "images")

@@ -162,7 +162,7 @@ rank = os.environ["RANK"]
 
 def ranks(code: str, *, world: int = 2, **how) -> subprocess.Popen:
     """The launcher of one machine with ranks that run `code`; its end is waited for by `communicate`."""
-    words = [sys.executable, "-m", "lookalike.ranks", str(world), "-c", RANK + code]
+    words = [sys.executable, "-m", "lookalike.process.ranks", str(world), "-c", RANK + code]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
 
 

@@ -14,13 +14,13 @@ import lookalike
 ROOT = Path(__file__).parent.parent
 HOUSE = ROOT / "ssl" / "lookalike"
 FLOORS = [
-    {"errors", "draw", "signals"},
-    {"comm", "recipe", "folder", "hostfile", "ranks"},
-    {"views", "backbones", "optim", "statistics", "log"},
-    {"engine", "data", "scoring", "checkpoint", "blocks", "contrast", "card", "watchdog", "fault"},
-    {"health", "trouble"},
-    {"methods", "metric", "features", "loop", "doctor", "page"},
-    {"search", "evaluation"},
+    {"errors", "rng"},
+    {"comm", "recipe", "folder", "log"},
+    {"process", "views", "models", "optim", "checkpoint"},
+    {"nn", "data", "scoring"},
+    {"engine", "methods", "metric", "evaluation"},
+    {"report"},
+    {"training", "search", "doctor"},
     {"stages"},
     {"pipeline"},
     {"show"},
@@ -34,7 +34,7 @@ WALLS = {
     "deepspeed": {"engine/zero.py"},
     "kornia": {"views/augmentation.py"},
     "timm": {
-        *(f"backbones/{name}.py" for name in ("cifar", "layers", "module", "weights")),
+        *(f"models/{name}.py" for name in ("backbone", "cifar", "layers", "weights")),
         "optim.py",
         "stages/export.py",
     },
@@ -43,7 +43,7 @@ WALLS = {
     "onnxruntime": {"stages/export.py"},
     "yaml": {"recipe/yaml12.py"},
     "typer": {"cli.py"},
-    "rich": {"log/terminal.py"},
+    "rich": {"log.py"},
     "sklearn": {
         "data/sources.py",
         "scoring/clustering.py",

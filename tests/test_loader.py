@@ -15,9 +15,9 @@ from PIL import Image
 from lookalike import log
 from lookalike.data import decode, loader, reader, slots
 from lookalike.data.decode import Opened
+from lookalike.data.images import ArrayPictures, FilePictures
 from lookalike.data.loader import Batch, batches, in_order
 from lookalike.data.order import Order, share
-from lookalike.data.pictures import ArrayPictures, FilePictures
 from lookalike.data.prefetch import ahead, prefetch
 from lookalike.data.reader import Cuts, cut_views
 from lookalike.data.sources import Folder
@@ -372,7 +372,7 @@ def test_a_prefetch_that_is_left_early_waits_for_its_copies_and_closes_its_sourc
 def test_the_meter_tells_the_share_of_the_time_waited_also_one_batch_ahead(monkeypatch):
     """A clock that only reading (3) and training (2) move: of 5, the loop waits 3; so it does with one batch ahead."""
     clock = [0.0]
-    monkeypatch.setattr("lookalike.log.meter.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("lookalike.training.meter.time.monotonic", lambda: clock[0])
 
     def slow():
         for batch in numbered(40, []):

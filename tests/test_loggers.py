@@ -20,14 +20,17 @@ import pytest
 import torch
 
 import toy
-from lookalike import loop, trouble
 from lookalike.data.reader import Bad
 from lookalike.errors import RunError
-from lookalike.features import Features, cached
-from lookalike.log import BadSamples, Meter, Metrics, keep_first
-from lookalike.log.metrics import _cut as cut
+from lookalike.evaluation.features import Features, cached
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
+from lookalike.training import loop
+from lookalike.training import nonfinite as trouble
+from lookalike.training.bad_samples import BadSamples, keep_first
+from lookalike.training.meter import Meter
+from lookalike.training.metrics import Metrics
+from lookalike.training.metrics import _cut as cut
 from test_loop import stop_after
 from test_reliability import poisoned
 

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 import toy
-from lookalike import comm, log, loop
+from lookalike import comm, log
 from lookalike.checkpoint import Checkpoints
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.folder import verify
-from lookalike.signals import Stopped
+from lookalike.process.signals import Stopped
 from lookalike.stages.pretrain import pretrain
+from lookalike.training import loop
 
 STEPS = 18
 EVERY_STEP = ("pretrain.keep=100",)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.contrast import log_sum_exp, nearest
 from lookalike.methods.barlow_twins import barlow_twins_loss
 from lookalike.methods.byol import byol_loss
 from lookalike.methods.dcl import dcl_loss
@@ -24,6 +23,7 @@ from lookalike.methods.swav import sinkhorn, swav_loss
 from lookalike.methods.tico import tico_loss
 from lookalike.methods.vicreg import vicreg_loss
 from lookalike.methods.w_mse import w_mse_loss, whiten
+from lookalike.nn.contrast import log_sum_exp, nearest
 
 T = 0.3
 

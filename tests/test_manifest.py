@@ -13,8 +13,8 @@ from PIL import Image
 
 from lookalike.data import Manifest, repeats
 from lookalike.data.decode import BadPicture
+from lookalike.data.images import subset
 from lookalike.data.index import unit
-from lookalike.data.pictures import subset
 from lookalike.errors import DataError
 
 ROWS = [

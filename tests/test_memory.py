@@ -13,12 +13,12 @@ from torch import Tensor
 
 import lookalike
 import toy
-from lookalike import loop
 from lookalike.errors import RunError
 from lookalike.metric.memory import Memory, MemorySettings
 from lookalike.metric.objectives import OBJECTIVE, Objective
 from lookalike.optim import Moment
-from lookalike.signals import Stopped
+from lookalike.process.signals import Stopped
+from lookalike.training import loop
 
 
 def batch(step: int, n: int = 6) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from lookalike import cli, errors, loop
+from lookalike import cli, errors
 from lookalike.errors import LOST, BackboneError, Error, LostError, RecipeError, RunError, printable
 from lookalike.pipeline import load_recipe
 from lookalike.show import show
@@ -19,6 +19,7 @@ from lookalike.stages.export import export
 from lookalike.stages.finetune import finetune
 from lookalike.stages.pretrain import pretrain
 from lookalike.stages.probe import probe
+from lookalike.training import loop
 
 # What a terminal would obey: escape sequences, their 8-bit forms, turned writing, line ends, bells, bytes astray.
 HOSTILE = "\x1b[31mx\x9b31my\u202ekey\u2066\u200f\r\x07\x00\u2028\udc9b"

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 import toy
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Queue, Teacher
 from lookalike.engine.state import follow
 from lookalike.errors import RecipeError
 from lookalike.methods import METHODS
+from lookalike.models import Backbone
+from lookalike.nn.batchnorm import global_batchnorm, still
+from lookalike.nn.loss import Loss
+from lookalike.nn.queue import Queue
+from lookalike.nn.teacher import Teacher
 from lookalike.optim import Moment
 from lookalike.stages.pretrain import make_method
-from lookalike.statistics import global_batchnorm, still
 
 HEADS: dict[str, dict[str, Any]] = {
     "barlow_twins": {"projector": (16, 32), "off_diagonal": 0.02},

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.backbones import Architecture
 from lookalike.errors import BackboneError
 from lookalike.folder import write_folder
-from lookalike.metric.embedding import Embedding, embedding_files, load_model
 from lookalike.metric.objectives import MINER, MINERS, OBJECTIVE, OBJECTIVES, Objective
+from lookalike.models import Architecture
+from lookalike.models.embedding import Embedding, embedding_files, load_model
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -14,12 +14,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 import toy
-from lookalike import card
-from lookalike.backbones import Architecture, Backbone, folder_files, load_backbone
-from lookalike.backbones import sketch as sketches
 from lookalike.errors import BackboneError, RunError
 from lookalike.folder import MANIFEST, write_folder
-from lookalike.metric.embedding import Embedding, embedding_files, load_model
+from lookalike.models import Architecture, Backbone, card, folder_files, load_backbone
+from lookalike.models import sketch as sketches
+from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.scoring.cells import Cells
 from lookalike.search.index import CELLS, SearchIndex, Seen, open_index, write_index
 

@@ -173,7 +173,7 @@ def together(tmp_path_factory) -> tuple[Seen, Path]:
         "pretrain.engine={name: zero, stage: 2}",
     ]
     words += ["--out", str(folder / "run")]
-    return watched(folder / "watched", ["-m", "lookalike.ranks", "2", "-m", "lookalike", *words]), folder
+    return watched(folder / "watched", ["-m", "lookalike.process.ranks", "2", "-m", "lookalike", *words]), folder
 
 
 @pytest.fixture(params=["alone", pytest.param("together", marks=pytest.mark.slow)])

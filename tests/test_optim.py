@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lookalike import optim
-from lookalike.backbones import Architecture
 from lookalike.errors import RunError
+from lookalike.models import Architecture
 
 SMALL = {"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]}
 VIT = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4}

@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lookalike import draw
+from lookalike import rng as draw
 from lookalike.data import order as room
+from lookalike.data.images import ArrayPictures
 from lookalike.data.loader import batches
 from lookalike.data.order import Order, Windows, order_of, share
-from lookalike.data.pictures import ArrayPictures
 
 WORLDS = (1, 2, 3, 4, 6, 8, 12)
 SIZES = torch.tensor([7, 1, 30, 12, 0, 25, 18, 10])

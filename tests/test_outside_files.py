@@ -27,7 +27,7 @@ from lookalike.data.pages import pages
 from lookalike.data.published import matlab, read
 from lookalike.data.samples import samples_of
 from lookalike.errors import DataError, Error, RecipeError, RunError
-from lookalike.hostfile import read_hosts
+from lookalike.process.hostfile import read_hosts
 from lookalike.recipe import load, recipes
 
 READERS = {

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 import lookalike
-from lookalike import card
-from lookalike.backbones import Architecture, folder_files
+from lookalike.models import Architecture, card, folder_files
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHORT = ("finetune.epochs=1", "finetune.warmup_epochs=0", "finetune.classes_per_batch=4", "export=null")

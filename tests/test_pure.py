@@ -243,9 +243,6 @@ WRITES = {
 OTHERS = {
     "metric.classes.split_classes",
     "metric.classes.of_classes",
-    "metric.embedding.embedding_files",
-    "metric.embedding.open_model",
-    "metric.embedding.load_model",
     "metric.fold.table",
     "metric.fold.build",
     "metric.fold.check",

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 import lookalike
-from lookalike import card
-from lookalike.backbones import folder_files
-from lookalike.health import measure
+from lookalike.models import card, folder_files
 from lookalike.pipeline import bare, load_recipe, open_search
 from lookalike.recipe import Recipe
 from lookalike.scoring import knn, linear
 from lookalike.search import answers
 from lookalike.show import show
 from lookalike.stages.preview import preview
+from lookalike.training.health import measure
 from test_published_recipes import cub, lfw, market, picture, sop
 
 RECIPES = Path(__file__).parents[1] / "recipes"

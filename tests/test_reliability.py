@@ -23,7 +23,7 @@ import torch
 from torch.utils.data._utils import signal_handling
 
 import toy
-from lookalike import comm, loop
+from lookalike import comm
 from lookalike.checkpoint import Checkpoints
 from lookalike.data.loader import batches
 from lookalike.data.order import Order
@@ -31,11 +31,12 @@ from lookalike.data.reader import Cuts, Reader
 from lookalike.data.sources import Digits, Folder
 from lookalike.errors import RunError
 from lookalike.folder import verify
-from lookalike.health import Alarm, measure
-from lookalike.log import Metrics
 from lookalike.methods import METHODS
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
+from lookalike.training import loop
+from lookalike.training.health import Alarm, measure
+from lookalike.training.metrics import Metrics
 from lookalike.views import Symmetric
 
 STEPS = 18

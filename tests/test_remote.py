@@ -168,7 +168,7 @@ def test_the_least_recently_used_shards_make_room(flaky, packed, monkeypatch):
 def test_pictures_come_back_after_their_shard_made_room(flaky, packed, monkeypatch):
     upload(packed)
     monkeypatch.setattr(Flaky, "often", 1)
-    monkeypatch.setattr("lookalike.data.pictures.shards._OPEN", 1)
+    monkeypatch.setattr("lookalike.data.images.shards._OPEN", 1)
     largest = max(path.stat().st_size for path in packed.glob("*.tar"))
     far = Shards("flaky://b", cache_gb=largest / 1e9).split("train")
     near = Shards(str(packed)).split("train")

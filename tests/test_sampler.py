@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader
 
 import lookalike
 import toy
-from lookalike import loop
+from lookalike.data.images import ArrayPictures, subset
 from lookalike.data.order import share
-from lookalike.data.pictures import ArrayPictures, subset
 from lookalike.data.sources import Digits
 from lookalike.errors import DataError, RunError
 from lookalike.metric.sampler import PKOrder, PKSampler, spread
-from lookalike.signals import Stopped
+from lookalike.process.signals import Stopped
 from lookalike.stages.finetune import Finetune, make_order
+from lookalike.training import loop
 
 WORLDS = (1, 2, 3, 4, 8)
 

@@ -17,16 +17,17 @@ from PIL import Image
 from safetensors.torch import save as safetensors
 from sklearn.neighbors import NearestNeighbors
 
-import lookalike.backbones.module as backbone_module
 import lookalike.folder.whole as folder_room
+import lookalike.models.backbone as backbone_module
 import toy
-from lookalike import cli, features, pipeline
-from lookalike.backbones import Architecture
-from lookalike.card import weights_digest
-from lookalike.data.pictures import FilePictures
+from lookalike import cli, pipeline
+from lookalike.data.images import FilePictures
 from lookalike.errors import BackboneError, DataError, Error, NewerError, RunError
+from lookalike.evaluation import features
 from lookalike.folder import MANIFEST, write_folder
-from lookalike.metric.embedding import Embedding, embedding_files, load_model
+from lookalike.models import Architecture
+from lookalike.models.card import weights_digest
+from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.scoring import search as exact
 from lookalike.scoring.cells import SHARE, Cells, find_cells, nearest_in_cells
 from lookalike.scoring.nearness import nearness, points

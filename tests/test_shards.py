@@ -288,7 +288,7 @@ def test_descriptors_are_bounded_and_do_not_leak(tmp_path, monkeypatch):
     for i in range(12):
         make(tmp_path / f"s/{i:02d}.tar", labelled(i, 1))
     pictures = Shards(str(tmp_path / "s"), test_fraction=0).split("train")
-    monkeypatch.setattr("lookalike.data.pictures.shards._OPEN", 4)
+    monkeypatch.setattr("lookalike.data.images.shards._OPEN", 4)
     before = descriptors()
     for i in (*range(12), *range(12)):
         pictures.contents(i)

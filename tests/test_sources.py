@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from lookalike.data import SOURCES, Digits, Folder, Idx
 from lookalike.data.decode import BadPicture, contents, decode
-from lookalike.data.pictures import ArrayPictures, FilePictures, subset
+from lookalike.data.images import ArrayPictures, FilePictures, subset
 from lookalike.errors import DataError
 
 PICTURE_BYTES = b"no picture, and never opened"
@@ -263,7 +263,7 @@ def test_no_picture_is_opened_when_indexing(tmp_path, monkeypatch):
         return forbidden() if str(tmp_path) in str(path) else original(path, *arguments, **how)
 
     original = open
-    monkeypatch.setattr("lookalike.data.pictures.encoded.Opened", forbidden)
+    monkeypatch.setattr("lookalike.data.images.encoded.Opened", forbidden)
     monkeypatch.setattr("builtins.open", guarded)
     assert len(whole(tmp_path)) == len(TREE)
 

@@ -14,13 +14,13 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import lookalike
 import toy
-from lookalike import loop
 from lookalike.data.sources import Digits
 from lookalike.errors import Error, RecipeError
-from lookalike.features import embed, extract, pixels
+from lookalike.evaluation.features import embed, extract, pixels
 from lookalike.folder import verify
 from lookalike.stages.evaluate import shown
 from lookalike.stages.probe import Probe, score
+from lookalike.training import loop
 from lookalike.views import normalise, resize_crop, scale
 
 # Enough steps, on views mild enough, for the tiny network to learn something on any seed.
@@ -131,7 +131,8 @@ def test_from_python_as_the_readme_says(run):
 
 
 def test_a_method_of_ones_own_trains_from_python(tmp_path):
-    from lookalike.blocks import Loss, mlp
+    from lookalike.nn.heads import mlp
+    from lookalike.nn.loss import Loss
 
     class Mine(torch.nn.Module):
         n_views = 2

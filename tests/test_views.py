@@ -9,7 +9,7 @@ import torchvision.transforms.v2.functional as tv
 from scipy import stats
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
-from lookalike import draw
+from lookalike import rng as draw
 from lookalike.views import Asymmetric, MultiCrop, Symmetric, colour, fused, normalise, resize_crop, scale
 from lookalike.views.fused import Form
 from lookalike.views.resample import crop_resize

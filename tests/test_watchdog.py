@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 import toy
-from lookalike import cli, comm, fault
+from lookalike import cli, comm
 from lookalike.comm import group
 from lookalike.errors import HUNG, LOST, LostError, RunError
-from lookalike.watchdog import Watchdog
+from lookalike.process import fault
+from lookalike.process.watchdog import Watchdog
 
 TIMEOUT = 6
 SLACK = 5
@@ -157,7 +158,7 @@ def alone(code: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 WATCHED = """
 import sys, time
 from pathlib import Path
-from lookalike.watchdog import Watchdog
+from lookalike.process.watchdog import Watchdog
 with Watchdog(Path(sys.argv[1]), 1.0) as watchdog:
     for step in range(4):
         time.sleep(0.5)

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lookalike.backbones import Architecture
 from lookalike.data.reader import Bad, Cuts, Reader
 from lookalike.folder import verify
 from lookalike.methods import METHODS
+from lookalike.models import Architecture
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
 

@@ -7,9 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookalike.backbones import load_backbone
     from lookalike.errors import Error
-    from lookalike.metric.embedding import load_model
+    from lookalike.models import load_backbone
+    from lookalike.models.embedding import load_model
     from lookalike.pipeline import load_recipe, run
     from lookalike.stages.evaluate import evaluate
     from lookalike.stages.export import export
@@ -35,8 +35,8 @@ _ROOMS = {
     "evaluate": "stages.evaluate",
     "export": "stages.export",
     "finetune": "stages.finetune",
-    "load_backbone": "backbones",
-    "load_model": "metric.embedding",
+    "load_backbone": "models",
+    "load_model": "models.embedding",
     "load_recipe": "pipeline",
     "pretrain": "stages.pretrain",
     "probe": "stages.probe",

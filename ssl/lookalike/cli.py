@@ -17,8 +17,8 @@ import typer
 
 import lookalike
 from lookalike.errors import LOST, Error, LostError, printable
-from lookalike.ranks import follow_launcher
-from lookalike.signals import Signals, Stopped
+from lookalike.process.ranks import follow_launcher
+from lookalike.process.signals import Signals, Stopped
 
 # How torch's allocators, which raise a plain RuntimeError, and the system say that there is no memory left.
 _NO_MEMORY = re.compile("DefaultCPUAllocator|out of memory|Cannot allocate memory|unable to allocate shared memory")
@@ -143,7 +143,7 @@ def check(
     ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=0, help="So many will be started.")] = 0,
 ) -> None:
     """Refuses what `run` with the same words would refuse before its first step, and does nothing else."""
-    from lookalike.hostfile import read_hosts
+    from lookalike.process.hostfile import read_hosts
 
     ranks = sum(host.slots for host in read_hosts(hostfile)) if hostfile else ranks
     if out is None:
@@ -165,7 +165,7 @@ def doctor(
 ) -> None:
     """What would spoil a training on these machines: ssh, versions, GPUs, bandwidth, data, disk, clocks."""
     from lookalike import doctor
-    from lookalike.hostfile import read_hosts
+    from lookalike.process.hostfile import read_hosts
 
     words = [recipe, *(overrides or ()), "--out", str(out)] if recipe else ["--out", str(out)]
     loaded = lookalike.load_recipe(recipe, overrides or ()) if recipe else None

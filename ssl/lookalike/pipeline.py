@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from lookalike import comm, fault
-from lookalike.backbones import Architecture, Backbone, make_backbone, repooled
+from lookalike import comm
 from lookalike.checkpoint import refuse_other
 from lookalike.data import SOURCES
+from lookalike.data.images import Pictures
 from lookalike.data.loader import cores
 from lookalike.data.order import Order
 from lookalike.data.pack import Packing
 from lookalike.data.pack import pack as write_shards
-from lookalike.data.pictures import Pictures
 from lookalike.data.sources import Folder
 from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError
@@ -23,7 +22,9 @@ from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
 from lookalike.metric.fold import check as check_estimator
+from lookalike.models import Architecture, Backbone, make_backbone, repooled
 from lookalike.optim import parameter_groups
+from lookalike.process import fault
 from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
 from lookalike.search.index import SearchIndex
 from lookalike.stages.evaluate import Evaluate, evaluate, table

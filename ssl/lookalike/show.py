@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lookalike.backbones import Backbone
+from lookalike.data.images import Pictures
 from lookalike.data.order import Order
-from lookalike.data.pictures import Pictures
 from lookalike.metric.classes import split_classes
+from lookalike.models import Backbone
 from lookalike.optim import parameter_groups
 from lookalike.pipeline import bare, preflight, tuned
 from lookalike.recipe import Recipe, sides

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lookalike.data.images import ArrayPictures, Pictures
 from lookalike.data.index import refusing
 from lookalike.data.outside import opened
-from lookalike.data.pictures import ArrayPictures, Pictures
 from lookalike.data.sources import Split, checked, folder_at
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
 from lookalike.data.decode import BadPicture
+from lookalike.data.images import ArrayPictures, Pictures
 from lookalike.data.order import Plan, share
-from lookalike.data.pictures import ArrayPictures, Pictures
 from lookalike.data.reader import Bad, Cuts, Reader
 from lookalike.data.slots import Slots
 from lookalike.errors import DataError, RunError

@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data import repeats
+from lookalike.data.images import FilePictures, Fit, Pictures, Roles
 from lookalike.data.index import below, chosen, units
 from lookalike.data.parquet import read_parquet
-from lookalike.data.pictures import FilePictures, Fit, Pictures, Roles
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
 from lookalike.data.tables import Table, read_csv
 from lookalike.errors import DataError, printable

@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lookalike import draw
-from lookalike.data.pictures import Pictures
+from lookalike import rng as draw
+from lookalike.data.images import Pictures
 from lookalike.errors import DataError
 
 SORTED = 2**22

@@ -22,12 +22,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from lookalike.data import cache
 from lookalike.data.decode import BadPicture, Opened
+from lookalike.data.images import Pictures
+from lookalike.data.images.encoded import Encoded
 from lookalike.data.index import SUFFIXES, refusing
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
 from lookalike.data.passport import portable
-from lookalike.data.pictures import Pictures
-from lookalike.data.pictures.encoded import Encoded
 from lookalike.data.pixels import saved
 from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split

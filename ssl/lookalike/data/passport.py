@@ -11,8 +11,8 @@ import hashlib
 
 from torch import Tensor
 
-from lookalike.data.pictures import FilePictures, Pictures
-from lookalike.data.pictures.encoded import Rows
+from lookalike.data.images import FilePictures, Pictures
+from lookalike.data.images.encoded import Rows
 
 
 def passport(pictures: Pictures) -> dict[str, str | int]:

@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lookalike import draw
+from lookalike import rng as draw
 from lookalike.data.decode import SHRINKS, BadPicture, cut
-from lookalike.data.pictures import ArrayPictures, Pictures
-from lookalike.data.pictures.contract import Picture
+from lookalike.data.images import ArrayPictures, Pictures
+from lookalike.data.images.contract import Picture
 from lookalike.errors import DataError
 from lookalike.recipe import Size
 

@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 
 from lookalike.data import remote
+from lookalike.data.images import Fit, Pictures
+from lookalike.data.images.shards import ShardPictures
 from lookalike.data.index import refusing, units
 from lookalike.data.listing import Shard, expanded, read_listing, tell_overlap
 from lookalike.data.order import Windows
-from lookalike.data.pictures import Fit, Pictures
-from lookalike.data.pictures.shards import ShardPictures
 from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
 from lookalike.data.sources import Canvas, Split, canvas_for, checked
 from lookalike.errors import DataError, printable

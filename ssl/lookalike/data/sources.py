@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lookalike.data.images import ArrayPictures, FilePictures, Fit, Pictures, subset
 from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
-from lookalike.data.pictures import ArrayPictures, FilePictures, Fit, Pictures, subset
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size, sides
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lookalike.doctor.machine import SAME, Report
-from lookalike.hostfile import Host
+from lookalike.process.hostfile import Host
 
 Remote = Callable[[Host, Sequence[str], float], tuple[int, str, str]]
 

@@ -5,8 +5,8 @@ Chen, Xu, Zhang & Guestrin, arXiv 1604.06174. timm says where its models are cut
 
 from torch import nn
 
-from lookalike.backbones import Backbone
 from lookalike.errors import RunError
+from lookalike.models import Backbone
 
 
 def checkpoint_activations(module: nn.Module) -> None:

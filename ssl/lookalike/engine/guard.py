@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lookalike.statistics import running
+from lookalike.nn.batchnorm import running
 
 
 class Guard:

@@ -9,20 +9,11 @@ from torch.optim import Optimizer
 from lookalike import comm
 from lookalike.engine.activations import checkpoint_activations as checkpoint_backbone
 from lookalike.engine.guard import Guard
-from lookalike.engine.state import (
-    Precision,
-    State,
-    autocast,
-    follow,
-    load_model,
-    load_optim,
-    model_state,
-    optim_state,
-)
+from lookalike.engine.state import Precision, State, autocast, follow, load_model, load_optim, model_state, optim_state
 from lookalike.errors import RunError
+from lookalike.nn.batchnorm import still
 from lookalike.optim import clip
 from lookalike.recipe import NonNegative
-from lookalike.statistics import still
 
 
 class Plain:

@@ -22,9 +22,9 @@ from lookalike.engine.guard import Guard
 from lookalike.engine.shards import Flat, Layout, Split, Whole
 from lookalike.engine.state import Precision, State, autocast
 from lookalike.errors import RunError
+from lookalike.nn.batchnorm import still
 from lookalike.optim import is_layerwise
 from lookalike.recipe import NonNegative
-from lookalike.statistics import still
 
 Stage = Literal[0, 1, 2, 3]
 _BUCKET = 50_000_000  # numbers that cross ranks at a time; DeepSpeed's 500 million would hold 2 GB of each GPU

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from lookalike.data.pictures import Pairs, Pictures, Roles
+from lookalike.data.images import Pairs, Pictures, Roles
 from lookalike.errors import DataError, Error, RecipeError
 from lookalike.scoring import bootstrap, breakdown, clustering, reidentification, rerank, retrieval, verification
 from lookalike.scoring.nearest import Gallery

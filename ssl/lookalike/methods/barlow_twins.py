@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, mlp
+from lookalike.models import Backbone
+from lookalike.nn.batchnorm import standardize
+from lookalike.nn.correlation import cross_energy, identity_gaps
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import precise
 from lookalike.recipe import NonNegative, Positive, Width
-from lookalike.statistics import cross_energy, identity_gaps, precise, standardize
 
 
 def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss:

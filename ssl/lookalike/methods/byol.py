@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Teacher, both_ways, mlp, mlp_back, unit
+from lookalike.models import Backbone
+from lookalike.nn.heads import mlp, mlp_back
+from lookalike.nn.loss import Loss, both_ways
+from lookalike.nn.numerics import unit
+from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, Widths
 
 

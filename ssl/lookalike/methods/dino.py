@@ -11,11 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Prototypes, Teacher, each_size, unit
+from lookalike.models import Backbone
+from lookalike.nn.heads import Prototypes
+from lookalike.nn.loss import Loss
+from lookalike.nn.multicrop import each_size
+from lookalike.nn.numerics import precise, unit
+from lookalike.nn.teacher import Teacher
 from lookalike.optim import Moment
 from lookalike.recipe import Count, Fraction, NonNegative, Positive, Width
-from lookalike.statistics import precise
 
 
 def dino_loss(

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Queue, Teacher, mlp, unit
-from lookalike.contrast import log_sum_exp
+from lookalike.models import Backbone
+from lookalike.nn.contrast import log_sum_exp
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import unit
+from lookalike.nn.queue import Queue
+from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Count, Fraction, Positive, Widths
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, mlp, unit
-from lookalike.contrast import log_sum_exp, two_views
+from lookalike.models import Backbone
+from lookalike.nn.contrast import log_sum_exp, two_views
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import unit
 from lookalike.recipe import Positive, Width
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, both_ways, mlp, unit
+from lookalike.models import Backbone
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss, both_ways
+from lookalike.nn.numerics import unit
 from lookalike.recipe import Width, Widths
 
 

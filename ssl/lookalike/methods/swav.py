@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Prototypes, each_size, mlp, unit
+from lookalike.models import Backbone
+from lookalike.nn.heads import Prototypes, mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.multicrop import each_size
+from lookalike.nn.numerics import precise, unit
 from lookalike.optim import Moment
 from lookalike.recipe import Count, NonNegative, Positive, Widths
-from lookalike.statistics import precise
 
 
 @torch.no_grad()

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, Teacher, mlp, unit
+from lookalike.models import Backbone
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import unit
+from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, NonNegative, Widths
 
 

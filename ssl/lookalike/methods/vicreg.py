@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, mlp
+from lookalike.models import Backbone
+from lookalike.nn.correlation import energy
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import precise
 from lookalike.recipe import NonNegative, Positive, Width
-from lookalike.statistics import energy, precise
 
 
 def vicreg_loss(

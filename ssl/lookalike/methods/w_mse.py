@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm, draw
-from lookalike.backbones import Backbone
-from lookalike.blocks import Loss, mlp, unit
+from lookalike import comm
+from lookalike import rng as draw
+from lookalike.models import Backbone
+from lookalike.nn.heads import mlp
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import precise, unit
 from lookalike.optim import Moment
 from lookalike.recipe import Count, Fraction, Widths
-from lookalike.statistics import precise
 
 
 def whiten(x_ND: Tensor, shrink: float) -> Tensor:

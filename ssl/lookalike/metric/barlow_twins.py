@@ -10,8 +10,8 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from lookalike.metric.tuples import masks
+from lookalike.nn.correlation import identity_gaps
 from lookalike.recipe import NonNegative
-from lookalike.statistics import identity_gaps
 
 EPS = 1e-5
 

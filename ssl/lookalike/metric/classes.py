@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.data.images import Pictures, subset
 from lookalike.data.passport import labels_digest, passport
-from lookalike.data.pictures import Pictures, subset
 from lookalike.errors import DataError
 
 HELD_OUT = 0.5

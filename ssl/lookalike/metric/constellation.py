@@ -12,7 +12,7 @@ from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
-from lookalike import draw
+from lookalike import rng as draw
 from lookalike.metric.tuples import classes, dissimilarity, masks
 from lookalike.optim import Moment
 from lookalike.recipe import Count

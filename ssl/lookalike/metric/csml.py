@@ -11,8 +11,8 @@ import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
-from lookalike.blocks import unit
 from lookalike.metric.tuples import masks, number
+from lookalike.nn.numerics import unit
 from lookalike.recipe import NonNegative
 
 

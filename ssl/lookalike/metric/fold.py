@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike import draw
-from lookalike.backbones import Backbone
+from lookalike import rng as draw
 from lookalike.errors import RecipeError, RunError
 from lookalike.log import say
-from lookalike.metric.embedding import Embedding
+from lookalike.models import Backbone
+from lookalike.models.embedding import Embedding
 from lookalike.recipe import Choice, Spec
 
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm, draw
-from lookalike.blocks import Loss, unit
+from lookalike import comm
+from lookalike import rng as draw
 from lookalike.errors import RunError
 from lookalike.metric.barlow_twins import BarlowTwinsLoss
 from lookalike.metric.constellation import ConstellationLoss
@@ -23,9 +23,10 @@ from lookalike.metric.n_pair import MultiClassNPairLoss
 from lookalike.metric.quadruplet import QuadrupletLoss
 from lookalike.metric.sentence import SentenceClassificationLoss, SentenceRegressionLoss, SentenceTripletLoss
 from lookalike.metric.tuples import refuse_unknown
+from lookalike.nn.loss import Loss
+from lookalike.nn.numerics import precise, unit
 from lookalike.optim import Moment
 from lookalike.recipe import Choice, NonNegative, Spec
-from lookalike.statistics import precise
 
 __all__ = ["GIVEN", "MINER", "MINERS", "OBJECTIVE", "OBJECTIVES", "OWN", "Objective", "Part", "WeightedSum"]
 

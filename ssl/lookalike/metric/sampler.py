@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from lookalike import draw
+from lookalike import rng as draw
 from lookalike.data.order import share
 from lookalike.errors import DataError, RunError
 

@@ -11,8 +11,8 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
-from lookalike.blocks import unit
 from lookalike.metric.tuples import Masks, hinges, masks, number
+from lookalike.nn.numerics import unit
 
 
 def alike(u_BD: Tensor, v_RD: Tensor, weight_2E: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lookalike.backbones import Backbone, layers
-from lookalike.blocks import Loss
 from lookalike.errors import RunError
-from lookalike.metric.embedding import Embedding
 from lookalike.metric.objectives import Objective
+from lookalike.models import Backbone, layers
+from lookalike.models.embedding import Embedding
+from lookalike.nn.loss import Loss
 from lookalike.optim import Moment, Pace
 
 

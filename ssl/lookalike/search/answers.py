@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike import page
 from lookalike.data.decode import BadPicture, Opened, contents
 from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
 from lookalike.log import note, say
+from lookalike.report import page
 from lookalike.search.index import SearchIndex
 
 AT_ONCE = 64

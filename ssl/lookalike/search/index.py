@@ -18,15 +18,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.backbones import Backbone, folder_files
-from lookalike.backbones.stored import mapped
-from lookalike.card import weights_digest
 from lookalike.data.decode import BadPicture, contents, decode
-from lookalike.data.pictures import Fit
+from lookalike.data.images import Fit
 from lookalike.errors import BackboneError, DataError, NewerError, RunError, printable
-from lookalike.features import embed
+from lookalike.evaluation.features import embed
 from lookalike.folder import read_manifest, recover, write_folder
-from lookalike.metric.embedding import Embedding, embedding_files, load_model
+from lookalike.models import Backbone, folder_files
+from lookalike.models.card import weights_digest
+from lookalike.models.embedding import Embedding, embedding_files, load_model
+from lookalike.models.stored import mapped
 from lookalike.scoring.cells import Cells, find_cells, nearest_in_cells
 from lookalike.scoring.search import nearest
 

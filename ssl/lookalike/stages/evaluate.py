@@ -9,23 +9,26 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from lookalike import comm, page
-from lookalike.backbones import Backbone
-from lookalike.card import read as read_card
-from lookalike.card import weights_digest
+from lookalike import comm
 from lookalike.checkpoint import differences, read_or_set_aside, visit_run
 from lookalike.data import SOURCES
 from lookalike.data.decode import BadPicture
+from lookalike.data.images import Pictures
 from lookalike.data.loader import workers_for
-from lookalike.data.pictures import Pictures
 from lookalike.errors import DataError, RecipeError, RunError
-from lookalike.evaluation import album, examples, standings, tasks
-from lookalike.features import Features, cached, embed, extract, identity
+from lookalike.evaluation import tasks
+from lookalike.evaluation.features import Features, cached, embed, extract, identity
 from lookalike.folder import refuse_unwritable, write_file
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
-from lookalike.metric.embedding import Embedding, open_model
+from lookalike.models import Backbone
+from lookalike.models.card import read as read_card
+from lookalike.models.card import weights_digest
+from lookalike.models.embedding import Embedding, open_model
 from lookalike.recipe import Choice, Count, Fraction, Index, Recipe, Spec
+from lookalike.report import examples, page
+from lookalike.report import gallery as album
+from lookalike.report import tables as standings
 from lookalike.scoring.reidentification import AP
 
 Far = Annotated[float, Field(gt=0, lt=1)]

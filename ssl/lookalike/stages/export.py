@@ -16,12 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lookalike import card
-from lookalike.backbones import Architecture, Backbone, folder_files
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import refuse_strangers, refuse_unwritable
 from lookalike.log import say
-from lookalike.metric.embedding import Embedding, embedding_files, load_model
+from lookalike.models import Architecture, Backbone, card, folder_files
+from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.recipe import NonNegative, Recipe, sides
 
 BATCHES = (1, 2, 5)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from lookalike import card, comm
-from lookalike.backbones import folder_files, make_backbone
+from lookalike import comm
 from lookalike.checkpoint import open_run
 from lookalike.log import say
+from lookalike.models import card, folder_files, make_backbone
 from lookalike.recipe import Recipe
 
 

@@ -12,25 +12,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike import card, comm, draw
-from lookalike.backbones import Backbone, Pool, open_backbone, repooled
+from lookalike import comm
+from lookalike import rng as draw
 from lookalike.checkpoint import differences, keep_run, open_run
+from lookalike.data.images import Pictures
 from lookalike.data.loader import Batch, workers_for
-from lookalike.data.pictures import Pictures
 from lookalike.doctor import agree
 from lookalike.errors import BackboneError, DataError, RunError
-from lookalike.features import cached, embed, extract, identity
+from lookalike.evaluation.features import cached, embed, extract, identity
 from lookalike.log import say
-from lookalike.loop import OPTIMIZER, Job, Settings, make_views, train
 from lookalike.metric.classes import split_classes
-from lookalike.metric.embedding import Embedding, embedding_files
 from lookalike.metric.fold import ESTIMATOR, folded
 from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
 from lookalike.metric.system import System
+from lookalike.models import Backbone, Pool, card, open_backbone, repooled
+from lookalike.models.embedding import Embedding, embedding_files
+from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.recipe import Choice, Count, Index, NonNegative, Positive, Recipe, Share, Spec, Width
-from lookalike.statistics import global_batchnorm
+from lookalike.training.loop import OPTIMIZER, Job, Settings, make_views, train
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lookalike import card, comm, draw
-from lookalike.backbones import Architecture, Backbone, folder_files, make_backbone
+from lookalike import comm
+from lookalike import rng as draw
 from lookalike.checkpoint import (
     CHANGED,
     TOUCHED,
@@ -23,20 +23,21 @@ from lookalike.checkpoint import (
     touched,
     write_recipe,
 )
+from lookalike.data.images import Pictures, subset
 from lookalike.data.loader import Batch
 from lookalike.data.order import order_of
 from lookalike.data.passport import labels_digest, passport
-from lookalike.data.pictures import Pictures, subset
 from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError, RunError
-from lookalike.features import embed, extract
+from lookalike.evaluation.features import embed, extract
 from lookalike.log import say
-from lookalike.loop import Job, Settings, make_views, refuse_nothing, train
 from lookalike.methods import METHODS
+from lookalike.models import Architecture, Backbone, card, folder_files, make_backbone
+from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.optim import parameter_groups
 from lookalike.recipe import Choice, Count, Index, Recipe, Spec
 from lookalike.scoring import knn
-from lookalike.statistics import global_batchnorm
+from lookalike.training.loop import Job, Settings, make_views, refuse_nothing, train
 from lookalike.views import VIEWS
 
 VIEW = Choice(VIEWS)

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lookalike import page
+from lookalike.data.images import Pictures
 from lookalike.data.order import order_of
-from lookalike.data.pictures import Pictures
 from lookalike.data.reader import Cuts, Reader
 from lookalike.errors import RecipeError, printable
 from lookalike.folder import refuse_unwritable, write_file
 from lookalike.recipe import Recipe
+from lookalike.report import page
 from lookalike.views.colour import OPERATIONS
 
 

@@ -9,16 +9,17 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from lookalike import card, comm, draw
-from lookalike.backbones import Backbone, open_backbone
-from lookalike.card import weights_digest
+from lookalike import comm
+from lookalike import rng as draw
 from lookalike.checkpoint import differences, read_or_set_aside, visit_run
+from lookalike.data.images import Pictures
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
-from lookalike.data.pictures import Pictures
-from lookalike.features import Embed, Features, cached, embed, extract, identity, pixels
+from lookalike.evaluation.features import Embed, Features, cached, embed, extract, identity, pixels
 from lookalike.folder import write_file
 from lookalike.log import note, say
+from lookalike.models import Backbone, card, open_backbone
+from lookalike.models.card import weights_digest
 from lookalike.recipe import Count, Index, Positive, Recipe
 from lookalike.scoring import knn, linear
 

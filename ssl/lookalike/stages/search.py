@@ -12,29 +12,21 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.backbones import Architecture
-from lookalike.card import weights_digest
 from lookalike.data.decode import BadPicture
+from lookalike.data.images import FilePictures, Pictures, file_states, subset
 from lookalike.data.index import SUFFIXES, scan
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
-from lookalike.data.pictures import FilePictures, Pictures, file_states, subset
 from lookalike.data.sources import Source, canvas_for, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
-from lookalike.features import embed, embedded_in_order
+from lookalike.evaluation.features import embed, embedded_in_order
 from lookalike.folder import recover, refuse_unwritable
 from lookalike.log import note, progress
-from lookalike.metric.embedding import open_model
+from lookalike.models import Architecture
+from lookalike.models.card import weights_digest
+from lookalike.models.embedding import open_model
 from lookalike.scoring.cells import find_cells
-from lookalike.search.index import (
-    SEEN,
-    Model,
-    SearchIndex,
-    Seen,
-    open_index,
-    read_seen,
-    write_index,
-)
+from lookalike.search.index import SEEN, Model, SearchIndex, Seen, open_index, read_seen, write_index
 
 BATCH = 256
 SAID = 5

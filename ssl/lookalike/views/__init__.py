@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike import draw
+from lookalike import rng as draw
 from lookalike.recipe import Count, Fraction, Positive, Share, Size, sides
 from lookalike.views import fused
 from lookalike.views.fused import Form, channels_last

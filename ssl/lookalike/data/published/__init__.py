@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from lookalike.data.images import FilePictures, Fit, Pairs, Pictures, Roles
 from lookalike.data.index import below, refusing
 from lookalike.data.outside import lines, opened
-from lookalike.data.pictures import FilePictures, Fit, Pairs, Pictures, Roles
 from lookalike.data.repeats import normal
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
 from lookalike.errors import DataError, printable

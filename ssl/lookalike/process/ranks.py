@@ -1,7 +1,7 @@
 """Ranks of one machine: starts N processes, hands signals on, and ends with the code of the first cause.
 
-`python -m lookalike.ranks N WORDS…` runs `python WORDS…` N times, each told who it is as torchrun would; torchrun
-itself makes 1 of every code. A rank watches its launcher: when that is gone, the rank stops as on SIGTERM.
+`python -m lookalike.process.ranks N WORDS…` runs `python WORDS…` N times, each told who it is as torchrun would;
+torchrun itself makes 1 of every code. A rank watches its launcher: when that is gone, the rank stops as on SIGTERM.
 """
 
 import os

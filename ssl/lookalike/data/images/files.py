@@ -13,8 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from lookalike.data.decode import BadPicture, contents
-from lookalike.data.pictures.contract import Fit, Pairs, Roles
-from lookalike.data.pictures.encoded import Encoded, Names
+from lookalike.data.images.contract import Fit, Pairs, Roles
+from lookalike.data.images.encoded import Encoded, Names
 from lookalike.folder import without_waiting
 from lookalike.recipe import Size, sides
 

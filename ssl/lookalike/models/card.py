@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lookalike.backbones import Architecture
 from lookalike.errors import printable
 from lookalike.folder import read_regular, recover, verify, write_folder
+from lookalike.models import Architecture
 from lookalike.recipe import sides
 
 _PACKAGES = ("lookalike", "torch", "timm")
@@ -140,7 +140,7 @@ def _code(value: Any) -> str:
 
 def _loading(card: Mapping[str, Any]) -> str:
     cifar = card["architecture"].endswith("_cifar")
-    register = "from lookalike.backbones import register_cifar_stems\n\nregister_cifar_stems()\n" if cifar else ""
+    register = "from lookalike.models import register_cifar_stems\n\nregister_cifar_stems()\n" if cifar else ""
     return (
         "```python\nimport timm\n\n"
         f"{register}"

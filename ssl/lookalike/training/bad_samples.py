@@ -9,7 +9,7 @@ from typing import Any
 
 from lookalike.errors import DataError
 from lookalike.folder import appearing
-from lookalike.log.metrics import append
+from lookalike.training.metrics import append
 
 
 def _samples(path: Path) -> Iterator[int]:

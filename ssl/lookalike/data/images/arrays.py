@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lookalike.data.pictures.contract import Pairs, Roles
+from lookalike.data.images.contract import Pairs, Roles
 
 
 class Held:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lookalike.backbones.module import Architecture, Backbone
 from lookalike.errors import BackboneError, printable
+from lookalike.models.backbone import Architecture, Backbone
 
 # What a model computes when it is built, as positions and masks, beside its weights; and the parameters that it makes
 # and replaces, as classifiers.

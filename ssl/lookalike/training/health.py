@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.blocks import Queue, unit
-from lookalike.statistics import energy, precise, standardize
+from lookalike.nn.batchnorm import standardize
+from lookalike.nn.correlation import energy
+from lookalike.nn.numerics import precise, unit
+from lookalike.nn.queue import Queue
 
 _ROWS = 256
 

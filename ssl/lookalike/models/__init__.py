@@ -4,10 +4,10 @@ module.py: Architecture and Backbone; cifar.py: the stem for small pictures; wei
 tensors in their files; sketch.py: a backbone without memory; layers.py: how deep each parameter lies.
 """
 
-from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems
-from lookalike.backbones.layers import layers
-from lookalike.backbones.module import Architecture, Backbone, GeM, Pool
-from lookalike.backbones.weights import folder_files, load_backbone, make_backbone, open_backbone, repooled
+from lookalike.models.backbone import Architecture, Backbone, GeM, Pool
+from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
+from lookalike.models.layers import layers
+from lookalike.models.weights import folder_files, load_backbone, make_backbone, open_backbone, repooled
 
 __all__ = [
     "CIFAR_STEMS",

@@ -15,11 +15,11 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lookalike.backbones.module import Architecture, Backbone, Pool
-from lookalike.backbones.sketch import sketch
-from lookalike.backbones.stored import mapped, misfit
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import read_manifest, read_regular, verify
+from lookalike.models.backbone import Architecture, Backbone, Pool
+from lookalike.models.sketch import sketch
+from lookalike.models.stored import mapped, misfit
 from lookalike.recipe import Size, sides
 
 _ARCHITECTURE = TypeAdapter(Architecture)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lookalike.data.decode import Opened
-from lookalike.data.pictures.contract import Fit, Pairs, Roles
+from lookalike.data.images.contract import Fit, Pairs, Roles
 
 
 class Encoded(ABC):

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookalike import page
 from lookalike.data.pixels import jpeg, png
+from lookalike.report import page
 
 Mark = Literal["query", "right", "wrong", "junk"]
 SIGNS = {"query": "?", "right": "✓", "wrong": "✗", "junk": "–"}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lookalike.backbones.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.errors import BackboneError, printable
+from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.recipe import Share, Size, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -14,13 +14,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.backbones import Architecture
+from lookalike.data.images import Pictures
 from lookalike.data.loader import in_order
 from lookalike.data.passport import passport
-from lookalike.data.pictures import Pictures
 from lookalike.errors import Error, RunError
 from lookalike.folder import write_file
 from lookalike.log import note
+from lookalike.models import Architecture
 from lookalike.views import normalise, resize_crop, scale
 
 Embed = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ from typing import Any
 
 from timm.models import group_parameters
 
-from lookalike.backbones.module import Backbone
 from lookalike.errors import BackboneError
+from lookalike.models.backbone import Backbone
 
 _END = "~"  # what no pattern of timm's matches
 

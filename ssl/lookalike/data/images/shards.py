@@ -15,10 +15,10 @@ import numpy as np
 
 from lookalike.data import remote
 from lookalike.data.decode import MAX_BYTES, BadPicture
+from lookalike.data.images.encoded import Encoded, Names
 from lookalike.data.index import chosen
 from lookalike.data.listing import Shard
 from lookalike.data.order import Windows
-from lookalike.data.pictures.encoded import Encoded, Names
 from lookalike.data.samples import Samples
 from lookalike.errors import DataError
 from lookalike.recipe import Size, sides

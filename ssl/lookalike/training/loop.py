@@ -10,24 +10,29 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm, draw, fault
-from lookalike.backbones import Architecture
-from lookalike.blocks import Loss
+from lookalike import comm
+from lookalike import rng as draw
 from lookalike.checkpoint import Checkpoints, Saver, differences
+from lookalike.data.images import Pictures
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.order import Plan
-from lookalike.data.pictures import Pictures
 from lookalike.data.prefetch import prefetch
 from lookalike.data.reader import Cuts
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import LostError, RunError
-from lookalike.health import Alarm, measure, queue_ages
-from lookalike.log import BadSamples, Meter, Metrics, Terminal, keep_first, say
+from lookalike.log import Terminal, say
+from lookalike.models import Architecture
+from lookalike.nn.loss import Loss
 from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
+from lookalike.process import fault
+from lookalike.process.signals import Signals, Stopped
+from lookalike.process.watchdog import Watchdog
 from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Size, Spec
-from lookalike.signals import Signals, Stopped
-from lookalike.trouble import Trouble
-from lookalike.watchdog import Watchdog
+from lookalike.training.bad_samples import BadSamples, keep_first
+from lookalike.training.health import Alarm, measure, queue_ages
+from lookalike.training.meter import Meter
+from lookalike.training.metrics import Metrics
+from lookalike.training.nonfinite import Trouble
 
 ENGINE = Choice(ENGINES, given={"module", "optimizer", "accumulate"})
 OPTIMIZER = Choice(OPTIMIZERS, given={"groups"})

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lookalike.data.pictures.arrays import ArrayPictures
-from lookalike.data.pictures.contract import Fit, Pairs, Pictures, Roles
-from lookalike.data.pictures.encoded import Encoded, Rows
-from lookalike.data.pictures.files import FilePictures, file_states
+from lookalike.data.images.arrays import ArrayPictures
+from lookalike.data.images.contract import Fit, Pairs, Pictures, Roles
+from lookalike.data.images.encoded import Encoded, Rows
+from lookalike.data.images.files import FilePictures, file_states
 
 __all__ = ["ArrayPictures", "FilePictures", "Fit", "Pairs", "Pictures", "Roles", "file_states", "subset"]
 

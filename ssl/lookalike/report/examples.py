@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike import draw
-from lookalike.data.pictures import Pairs, Pictures
+from lookalike import rng as draw
+from lookalike.data.images import Pairs, Pictures
 from lookalike.errors import printable
-from lookalike.evaluation.album import Card, Mark, Section, Strip
 from lookalike.evaluation.tasks import relevant
+from lookalike.report.gallery import Card, Mark, Section, Strip
 from lookalike.scoring.nearest import JUNK, RIGHT, Gallery, nearest
 from lookalike.scoring.ranks import PerQuery
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lookalike.backbones import Architecture, Backbone, folder_files, load_backbone, open_backbone
-from lookalike.backbones.stored import mapped, misfit
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import read_manifest
+from lookalike.models import Architecture, Backbone, folder_files, load_backbone, open_backbone
+from lookalike.models.stored import mapped, misfit
 
 HEAD = "head.safetensors"
 

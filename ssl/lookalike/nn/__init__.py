@@ -1,0 +1,1 @@
+"""Parts that several methods share: heads, teacher, queue, contrast, correlation, BatchNorm over ranks."""

@@ -1,0 +1,1 @@
+"""How ranks start, stop and fail: launcher, hostfile, signals, watchdog, fault injection."""
