@@ -1,10 +1,10 @@
-"""Host work of one picture and its two views: (the peer's loader) / (ours), processor time, in one run.
+"""Host work of one image and its two views: (the peer's loader) / (ours), processor time, in one run.
 
 Ours: open, decode once, resize to a canvas in a slot; the views are the device's work. The peer's, written from the
 description of Barlow Twins (arXiv 2103.03230, appendix A) with torchvision's classes: Pillow decodes, then two full
-augmentations on the processor, collated. The pictures are JPEGs of 500 × 375, made here.
+augmentations on the processor, collated. The images are JPEGs of 500 × 375, made here.
 
-    python benchmarks/decode.py [PICTURES] [ROUNDS]
+    python benchmarks/decode.py [IMAGES] [ROUNDS]
 """
 
 import io
@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
 from lookalike.data.decode import Opened, contents
-from lookalike.data.images import FilePictures
+from lookalike.data.images import FileImages
 from lookalike.data.reader import Reader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,8 +37,8 @@ def texture(height: int, width: int, seed: int) -> np.ndarray:
         noise = torch.randn(1, 3, *sides, generator=generator) * 0.9**octave
         total_3HW += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic", align_corners=True)
     total_3HW = (total_3HW - total_3HW.mean()) / total_3HW.std() * 55 + 120
-    picture: np.ndarray = total_3HW[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return picture
+    image: np.ndarray = total_3HW[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return image
 
 
 def write(folder: Path, count: int, height: int = 375, width: int = 500) -> list[str]:
@@ -49,7 +49,7 @@ def write(folder: Path, count: int, height: int = 375, width: int = 500) -> list
 
 
 class Blur:
-    """PIL's Gaussian blur with a radius drawn from .1 to 2, for the share `p` of the pictures."""
+    """PIL's Gaussian blur with a radius drawn from .1 to 2, for the share `p` of the images."""
 
     def __init__(self, p: float) -> None:
         self.p = p
@@ -59,7 +59,7 @@ class Blur:
 
 
 class Solarize:
-    """Inverts what is brighter than 128, for the share `p` of the pictures."""
+    """Inverts what is brighter than 128, for the share `p` of the images."""
 
     def __init__(self, p: float) -> None:
         self.p = p
@@ -102,13 +102,13 @@ def peer(folder: Path, names: list[str]) -> Callable[[], None]:
 
 def ours(folder: Path, names: list[str]) -> Callable[[], None]:
     """What a loader process does for a batch."""
-    reader = Reader(FilePictures(folder, names, None, (), 256, 3), seed=0)
+    reader = Reader(FileImages(folder, names, None, (), 256, 3), seed=0)
     slot = torch.empty(len(names), *reader.shapes[0], dtype=torch.uint8)
     return lambda: print(end="".join(bad.path for bad in reader.fill(0, range(len(names)), [slot])))
 
 
 def bare(folder: Path, names: list[str]) -> Callable[[], None]:
-    """Reading and decoding alone: the limit of any loader that decodes the whole picture."""
+    """Reading and decoding alone: the limit of any loader that decodes the whole image."""
 
     def work() -> None:
         for name in names:
@@ -117,15 +117,15 @@ def bare(folder: Path, names: list[str]) -> Callable[[], None]:
     return work
 
 
-def compare(sides: dict[str, Callable[[], None]], pictures: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of processor time per picture, the sides in turn."""
+def compare(sides: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of processor time per image, the sides in turn."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, work in sides.items():
             began = time.process_time()
             work()
             if turn:  # the first is for warming up
-                found[name].append(1e3 * (time.process_time() - began) / pictures)
+                found[name].append(1e3 * (time.process_time() - began) / images)
     return found
 
 
@@ -135,18 +135,18 @@ def spread(times: list[float]) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def main(pictures: int, rounds: int) -> None:
-    """Prints milliseconds per picture of each side, then the ratio."""
+def main(images: int, rounds: int) -> None:
+    """Prints milliseconds per image of each side, then the ratio."""
     torch.set_num_threads(1)
     random.seed(0)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        names = write(folder, pictures)
-        size = sum((folder / name).stat().st_size for name in names) / pictures
+        names = write(folder, images)
+        size = sum((folder / name).stat().st_size for name in names) / images
         sides = {"peer": peer(folder, names), "ours": ours(folder, names), "decoding alone": bare(folder, names)}
-        found = compare(sides, pictures, rounds)
-    print(f"{pictures} JPEGs of 500 × 375, {size / 1e3:.0f} kB each; ms of processor time per picture, two views")
+        found = compare(sides, images, rounds)
+    print(f"{images} JPEGs of 500 × 375, {size / 1e3:.0f} kB each; ms of processor time per image, two views")
     for side, times in found.items():
         print(f"  {side:<15} {spread(times)}")
     ratios = [a / b for a, b in zip(found["peer"], found["ours"], strict=True)]

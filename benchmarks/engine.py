@@ -98,7 +98,7 @@ def report(path: str, batch: int, times: dict[str, list[float]]) -> None:
     """One line for each competitor."""
     base = times["by hand"]
     where = f"{torch.get_num_threads()} threads each, {comm.device()}"
-    print(f"{path}: {comm.world_size()} process(es), {batch} pictures each, {where}, {len(base)} rounds", flush=True)
+    print(f"{path}: {comm.world_size()} process(es), {batch} images each, {where}, {len(base)} rounds", flush=True)
     for name, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, base, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)

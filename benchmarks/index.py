@@ -1,4 +1,4 @@
-"""How long it takes to index a folder of a million pictures, beside torchvision's own listing of the same tree.
+"""How long it takes to index a folder of a million images, beside torchvision's own listing of the same tree.
 
     python benchmarks/index.py [FOLDERS FILES_IN_EACH [WHERE]]
 
@@ -30,9 +30,9 @@ def grow(root: Path, folders: int, files: int) -> None:
         inner.mkdir(parents=True)
         for file in range(files):
             if made % LINKS == 0:
-                source = root / f"picture{made}.jpg"
+                source = root / f"image{made}.jpg"
                 source.write_bytes(b"never opened")
-            os.link(source, inner / f"picture{file:07d}.jpg")
+            os.link(source, inner / f"image{file:07d}.jpg")
             made += 1
 
 
@@ -85,8 +85,8 @@ def main() -> None:
         for _ in range(3):
             forget()
             rows.append((timed("torchvision, warm", peer), timed("ours, warm, nothing kept", ours)))
-        pictures = Folder(tree).split("train")
-        timed(f"fingerprint (sizes of {len(pictures):,} files)", lambda: pictures.fingerprint)
+        images = Folder(tree).split("train")
+        timed(f"fingerprint (sizes of {len(images):,} files)", lambda: images.fingerprint)
         print(f"torchvision / ours: {sorted(peer / ours for peer, ours in rows)[1]:.2f}")
 
 

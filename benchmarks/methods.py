@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from lookalike.data.loader import batches
-from lookalike.data.order import Order
-from lookalike.evaluation.features import embed, extract
+from lookalike.data.order import EpochOrder
+from lookalike.evaluation.features import embedder, extract
 from lookalike.methods import METHODS
-from lookalike.optim import Moment, parameter_groups, set_rates, warmup_cosine
+from lookalike.optim import Progress, parameter_groups, set_rates, warmup_cosine
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
 from lookalike.scoring import knn
@@ -68,13 +68,13 @@ def recipe(name: str, data: str) -> Recipe:
 
 def train(made: Recipe, seconds: float) -> tuple[Any, int]:
     """The method after as many steps as fit into the time, and how many those were."""
-    settings, pictures = made.values["pretrain"], made.values["data"].build().split("train")
+    settings, images = made.values["pretrain"], made.values["data"].build().split("train")
     module = make_method(made)
     optimizer = settings.optimizer.build(parameter_groups(module))
-    order = Order(len(pictures), settings.batch, 1, 0)
-    stream = batches(pictures, order, first_step=0, last_step=10**6, rank=0, world=1, workers=0, pin=False)
+    order = EpochOrder(len(images), settings.batch, 1, 0)
+    stream = batches(images, order, first_step=0, last_step=10**6, rank=0, world=1, workers=0, pin=False)
     views = partial(make_views, settings.views.build(), module.backbone.architecture, 0)
-    labels_N = labels_for(module, pictures)
+    labels_N = labels_for(module, images)
     began, steps, done = time.monotonic(), 10**6, 0
     while done < steps:
         if done == TRY:
@@ -82,7 +82,7 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
         batch = next(stream)
         for part in module.modules():
             if callable(begin := getattr(part, "begin", None)):
-                begin(Moment(done, steps, done / order.steps_per_epoch))
+                begin(Progress(done, steps, done / order.steps_per_epoch))
         set_rates(optimizer, warmup_cosine(done, steps=steps, warmup=min(200, max(1, steps // 10)), final=0.001))
         x = views(batch)
         loss = module(x) if labels_N is None else module(x, labels_N[batch.ids_B])
@@ -97,8 +97,8 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
 
 
 def score(made: Recipe, module: Any) -> float:
-    """Top-1 of kNN-20 on the test pictures, all training pictures as its memory."""
-    source, function = made.values["data"].build(), embed(module.backbone, module.backbone.architecture)
+    """Top-1 of kNN-20 on the test images, all training images as its memory."""
+    source, function = made.values["data"].build(), embedder(module.backbone, module.backbone.architecture)
     bank, test = (extract(function, source.split(split)) for split in ("train", "test"))
     return knn.accuracy(bank.x_ND, bank.labels_N, test.x_ND, test.labels_N)["top1"]
 
@@ -116,9 +116,9 @@ def main() -> None:
     for name in chosen.only:
         made = recipe(name, chosen.data)
         began = time.monotonic()
-        module, pictures = train(made, 60 * chosen.minutes)
+        module, images = train(made, 60 * chosen.minutes)
         minutes = (time.monotonic() - began) / 60
-        print(f"{name:14} {100 * score(made, module):6.2f} %  {pictures:9,} pictures in {minutes:.1f} min", flush=True)
+        print(f"{name:14} {100 * score(made, module):6.2f} %  {images:9,} images in {minutes:.1f} min", flush=True)
 
 
 if __name__ == "__main__":

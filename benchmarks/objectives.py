@@ -2,7 +2,7 @@
 
     python benchmarks/objectives.py [B] [D] [ROUNDS]
 
-Loss and gradient of each form in turn, one of each a round, 8 pictures a class; memory is what a fresh process holds
+Loss and gradient of each form in turn, one of each a round, 8 images a class; memory is what a fresh process holds
 at most above what it held with the inputs made and the libraries warm. Printed last: the medians of the rounds' ratios.
 """
 

@@ -2,9 +2,9 @@
 
     python benchmarks/parity.py DATA [STEPS] [SEEDS] [FIRST]
 
-DATA: the folder of Fashion-MNIST's idx files. Its pictures are tinted, each in two colours of its own, so that colours
+DATA: the folder of Fashion-MNIST's idx files. Its images are tinted, each in two colours of its own, so that colours
 are a nuisance that the views must teach the backbone to ignore. SimCLR, a small ResNet at 32 pixels; kNN-20 of 10,000
-training and 5,000 test pictures. Printed last: the mean of each maker's views, with the spread over seeds.
+training and 5,000 test images. Printed last: the mean of each maker's views, with the spread over seeds.
 """
 
 import statistics
@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import views as makers
 
 from lookalike.data import Idx
-from lookalike.data.images import ArrayPictures
-from lookalike.evaluation.features import embed, extract
+from lookalike.data.images import ArrayImages
+from lookalike.evaluation.features import embedder, extract
 from lookalike.optim import parameter_groups, set_rates, warmup_cosine
 from lookalike.pipeline import SECTIONS
 from lookalike.recipe import from_text
@@ -43,13 +43,13 @@ pretrain:
 MAKERS = {"ours": makers.ours, "kornia": makers.kornia, "torchvision": makers.torchvision}
 
 
-def tinted(pictures: Any, n: int, seed: int) -> ArrayPictures:
+def tinted(images: Any, n: int, seed: int) -> ArrayImages:
     """(n, 3, 36, 36): white and black become mild random colours."""
     generator = torch.Generator().manual_seed(seed)
-    grey = torch.nn.functional.pad(pictures.read_many(range(n)), (4, 4, 4, 4)).float() / 255
+    grey = torch.nn.functional.pad(images.read_many(range(n)), (4, 4, 4, 4)).float() / 255
     front, back = (torch.rand(n, 3, 1, 1, generator=generator) for _ in range(2))
     made = 255 * (grey * (0.8 + 0.2 * front) + (1 - grey) * 0.1 * back)
-    return ArrayPictures(made.round().to(torch.uint8), pictures.labels[:n], pictures.classes, "tinted")
+    return ArrayImages(made.round().to(torch.uint8), images.labels[:n], images.classes, "tinted")
 
 
 def train(maker: str, seed: int, canvas_NCHW: Tensor, steps: int) -> Any:
@@ -79,7 +79,7 @@ def main(data: str, steps: int = 400, seeds: int = 3, first: int = 0) -> None:
         for maker in MAKERS:
             began = time.monotonic()
             module = train(maker, seed, canvas_NCHW, steps)
-            function = embed(module.backbone, module.backbone.architecture)
+            function = embedder(module.backbone, module.backbone.architecture)
             memory, asked = extract(function, bank), extract(function, test)
             top1 = 100 * knn.accuracy(memory.x_ND, memory.labels_N, asked.x_ND, asked.labels_N)["top1"]
             found[maker].append(top1)

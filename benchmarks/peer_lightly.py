@@ -1,11 +1,11 @@
-"""The same pretraining by lookalike and by lightly (pip install lightly), end to end: pictures a second, and kNN.
+"""The same pretraining by lookalike and by lightly (pip install lightly), end to end: images a second, and kNN.
 
     python benchmarks/peer_lightly.py DATA [EPOCHS] [ROUNDS] [WORKERS]
 
-DATA: the folder of Fashion-MNIST's idx files; 4,000 of its pictures, mildly tinted, become JPEG files of 96 × 96. Both
+DATA: the folder of Fashion-MNIST's idx files; 4,000 of its images, mildly tinted, become JPEG files of 96 × 96. Both
 train SimCLR on the same small CNN at 64 pixels with the same heads, optimizer, schedule, batch and law of views, with
 as many loader processes: lightly by its own transform, data set, head and loss in the loop of its documentation.
-Timed is all of a training but building the network; kNN-20 is of 2,000 test pictures, 4,000 in its memory. Printed
+Timed is all of a training but building the network; kNN-20 is of 2,000 test images, 4,000 in its memory. Printed
 last: the median of the rounds' ratios.
 """
 
@@ -25,9 +25,9 @@ from torch import Tensor
 from torchvision.io import write_jpeg
 
 import lookalike
-from lookalike import rng as draw
+from lookalike import rng
 from lookalike.data import Idx
-from lookalike.evaluation.features import embed, extract
+from lookalike.evaluation.features import embedder, extract
 from lookalike.models import make_backbone
 from lookalike.optim import parameter_groups, set_rates, warmup_cosine
 from lookalike.pipeline import SECTIONS
@@ -55,12 +55,12 @@ def write(source: Idx, folder: Path) -> None:
     """Class folders of JPEG files."""
     generator = torch.Generator().manual_seed(0)
     for split, n in (("train", TRAIN), ("test", TEST)):
-        pictures = source.split(split)  # type: ignore[arg-type]
+        images = source.split(split)  # type: ignore[arg-type]
         for i in range(n):
-            grey = torch.nn.functional.interpolate(pictures.read(i)[None].float() / 255, (96, 96), mode="bicubic")[0]
+            grey = torch.nn.functional.interpolate(images.read(i)[None].float() / 255, (96, 96), mode="bicubic")[0]
             front, back = (torch.rand(3, 1, 1, generator=generator) for _ in range(2))
             colour = grey * (0.8 + 0.2 * front) + (1 - grey) * 0.1 * back
-            target = folder / split / str(int(pictures.labels[i]))
+            target = folder / split / str(int(images.labels[i]))
             target.mkdir(parents=True, exist_ok=True)
             write_jpeg((colour.clamp(0, 1) * 255).round().to(torch.uint8), str(target / f"{i}.jpg"), quality=90)
 
@@ -75,7 +75,7 @@ def ours(recipe: Recipe, folder: Path) -> tuple[Any, float]:
 def lightly(recipe: Recipe, folder: Path) -> tuple[Any, float]:
     """The same with lightly's parts, as its SimCLR example puts them together."""
     settings, seed = recipe.values["pretrain"], recipe.values["seed"]
-    torch.manual_seed(draw.seed(seed, "weights"))
+    torch.manual_seed(rng.seed(seed, "weights"))
     backbone = make_backbone(recipe.values["backbone"])
     module = torch.nn.Sequential(backbone, SimCLRProjectionHead(backbone.dim, 512, 128)).train()
     optimizer = settings.optimizer.build(parameter_groups(module))
@@ -99,10 +99,10 @@ def lightly(recipe: Recipe, folder: Path) -> tuple[Any, float]:
 
 def score(backbone: Any, train: Any, test: Any) -> float:
     """Top-1 of kNN-20 in percent."""
-    function = embed(backbone, backbone.architecture)
+    function = embedder(backbone, backbone.architecture)
     found: list[Tensor] = []
-    for pictures in (train, test):
-        features = extract(function, pictures)
+    for images in (train, test):
+        features = extract(function, images)
         found += [features.x_ND, features.labels_N]
     return 100 * knn.accuracy(*found)["top1"]
 
@@ -112,21 +112,21 @@ def main(data: str, epochs: int = 4, rounds: int = 3, workers: int = 0) -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        write(Idx(data), folder / "pictures")
+        write(Idx(data), folder / "images")
         where = f"{torch.get_num_threads()} threads, {workers} loader processes"
         print(f"{TRAIN} JPEG files, {epochs} epochs, batch {BATCH}, {SIZE} pixels, {where}", flush=True)
         for seed in range(rounds):
-            text = TEXT.format(seed=seed, data=folder / "pictures", epochs=epochs, workers=workers)
+            text = TEXT.format(seed=seed, data=folder / "images", epochs=epochs, workers=workers)
             recipe = from_text(text, "peer", [], SECTIONS)
             source = recipe.values["data"].build()
             sets = source.split("train", SIZE), source.split("test", SIZE)
             seen = epochs * (TRAIN // BATCH) * BATCH
             mine, seconds = ours(recipe, folder / f"run{seed}")
-            theirs, longer = lightly(recipe, folder / "pictures")
+            theirs, longer = lightly(recipe, folder / "images")
             ratios.append(longer / seconds)
             print(
-                f"seed {seed}: lookalike {seen / seconds:.1f} pictures/s, kNN {score(mine, *sets):.2f} %; "
-                f"lightly {seen / longer:.1f} pictures/s, kNN {score(theirs, *sets):.2f} %",
+                f"seed {seed}: lookalike {seen / seconds:.1f} images/s, kNN {score(mine, *sets):.2f} %; "
+                f"lightly {seen / longer:.1f} images/s, kNN {score(theirs, *sets):.2f} %",
                 flush=True,
             )
     low, high = min(ratios), max(ratios)

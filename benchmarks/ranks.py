@@ -62,7 +62,7 @@ def gradient(name: str, batch: int, alone: bool = False) -> Tensor:
     loss = apart(module, *given) if alone else module(*given)
     loss.value.backward()
     flat = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-    return comm.together(flat) / world
+    return comm.all_sum(flat) / world
 
 
 def apart(module: Any, *given: Any) -> Any:

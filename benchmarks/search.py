@@ -1,4 +1,4 @@
-"""One picture's nearest among 50,000: the search alone beside others, and the whole command from the shell.
+"""One image's nearest among 50,000: the search alone beside others, and the whole command from the shell.
 
     python benchmarks/search.py [N] [ROUNDS]
 
@@ -28,7 +28,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from lookalike.models import Architecture
-from lookalike.scoring.cells import find_cells
+from lookalike.scoring.ivf import train_ivf
 from lookalike.search.index import SearchIndex, Seen, open_index, write_index
 
 D, K = 512, 10
@@ -60,7 +60,7 @@ def sides(index: SearchIndex) -> dict[str, Callable[[Tensor], object]]:
         flat = faiss.IndexFlatIP(D)
         flat.add(torch.nn.functional.normalize(x_ND).numpy())
         began = time.process_time()
-        index.cells = find_cells(index.x_ND, True)
+        index.cells = train_ivf(index.x_ND, True)
         print(f"cells: {len(index.cells.centre_CD)} by faiss in {time.process_time() - began:.1f} s")
         found["faiss flat"] = lambda query_QD: flat.search(torch.nn.functional.normalize(query_QD).numpy(), K)[1]
         found["ours, cells"] = lambda query_QD: index.nearest(query_QD, K, approximate=True)[0]
@@ -109,20 +109,20 @@ def main() -> None:
     n, rounds = (int(sys.argv[i]) if i < len(sys.argv) else default for i, default in ((1, 50_000), (2, 9)))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        folder, picture = Path(place) / "index", Path(place) / "query.jpg"
+        folder, image = Path(place) / "index", Path(place) / "query.jpg"
         torch.manual_seed(0)
         model = Architecture("resnet18").build().eval()
-        names = [f"folder/picture{i:07d}.jpg" for i in range(n)]
+        names = [f"folder/image{i:07d}.jpg" for i in range(n)]
         write_index(folder, SearchIndex(model, rows(n), names, canvas=256, root="/nowhere"), Seen([""] * n, {}))
         pixels_HWC = np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8)
-        Image.fromarray(pixels_HWC).save(picture)
+        Image.fromarray(pixels_HWC).save(image)
         mine = time.process_time()
         index = open_index(folder)
         print(f"opening and checking: {time.process_time() - mine:.2f} s of a core")
         mine = time.process_time()
-        index.nearest(index.embed([str(picture)]), K)
-        print(f"picture to answer: {time.process_time() - mine:.2f} s of a core", flush=True)
-        words = ["-m", "lookalike", "search", str(folder), str(picture)]
+        index.nearest(index.embed([str(image)]), K)
+        print(f"image to answer: {time.process_time() - mine:.2f} s of a core", flush=True)
+        words = ["-m", "lookalike", "search", str(folder), str(image)]
         pairs = [(seconds(words), seconds(["-c", IMPORTS])) for _ in range(3)]
         whole, imports = (statistics.median(each) for each in zip(*pairs, strict=True))
         print(f"command: {whole:.2f} s of a core, imports alone {imports:.2f}", flush=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/shards.py [SAMPLES [BYTES]]
 
-A sample is a picture of BYTES random bytes and a .cls, so two members. Ours also computes every picture's crc32.
+A sample is an image of BYTES random bytes and a .cls, so two members. Ours also computes every image's crc32.
 Printed last: members a second, and tarfile / ours, medians of five rounds in turn; the shard lies in the page cache.
 """
 
@@ -47,11 +47,11 @@ def main() -> None:
                 read_samples(file, str(path))
 
         rows = [(seconds(peer), seconds(ours)) for _ in range(5)]
-        pictures = Shards(str(path), test_fraction=0).split("train")
+        images = Shards(str(path), test_fraction=0).split("train")
         some = random.Random(0).sample(range(samples), min(samples, 20_000))
-        reads = seconds(lambda: [pictures.contents(i) for i in some])
+        reads = seconds(lambda: [images.contents(i) for i in some])
     peers, mine = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"random reads, crc32 checked: {len(some) / reads:,.0f} pictures/s of {size} bytes")
+    print(f"random reads, crc32 checked: {len(some) / reads:,.0f} images/s of {size} bytes")
     print(f"{2 * samples / mine:,.0f} members/s; tarfile / ours {peers / mine:.2f}")
 
 

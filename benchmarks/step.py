@@ -22,13 +22,13 @@ import decode
 
 import lookalike
 from lookalike import comm
-from lookalike.data.order import Order
+from lookalike.data.order import EpochOrder
 from lookalike.optim import parameter_groups
 from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
 from lookalike.training import loop
 
 TEXT = """
-data: {{name: folder, path: {pictures}, test_fraction: 0}}
+data: {{name: folder, path: {images}, test_fraction: 0}}
 backbone: {{name: resnet18, size: 64}}
 pretrain:
   method: {{name: barlow_twins, projector: [512, 512]}}
@@ -74,12 +74,12 @@ def wait() -> float:
 
 
 def resnet18(steps: int) -> None:
-    """`main` with a recipe and pictures of its own."""
+    """`main` with a recipe and images of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        (pictures := Path(folder, "pictures")).mkdir()
-        decode.write(pictures, 256)
+        (images := Path(folder, "images")).mkdir()
+        decode.write(images, 256)
         recipe = Path(folder, "resnet18.yaml")
-        recipe.write_text(TEXT.format(pictures=pictures))
+        recipe.write_text(TEXT.format(images=images))
         main(str(recipe), steps)
 
 
@@ -87,13 +87,13 @@ def main(path: str, steps: int) -> None:
     """Trains `steps` steps of the recipe and prints the ratio with its quartiles."""
     recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
     settings = recipe.section(Pretrain)
-    pictures = recipe.values["data"].build().split("train", recipe.values["backbone"].size)
-    order = Order(len(pictures), settings.batch, 1, recipe.values["seed"])
+    images = recipe.values["data"].build().split("train", recipe.values["backbone"].size)
+    order = EpochOrder(len(images), settings.batch, 1, recipe.values["seed"])
     module = make_method(recipe)
     inputs = Alternation(recipe, module)
     # The loop trains the module, the bare side a copy of it with an optimizer of its own; they take turns.
     with tempfile.TemporaryDirectory() as folder:
-        job = loop.Job("step", Path(folder), module, pictures, order, inputs, {})
+        job = loop.Job("step", Path(folder), module, images, order, inputs, {})
         epochs = max(1, steps // order.steps_per_epoch)
         shorter = type(settings)(**{**vars(settings), "epochs": epochs, "warmup_epochs": 0.0})
         loop.train(job, shorter)

@@ -59,7 +59,7 @@ def kornia(size: int) -> Callable[[Tensor, int], list[Tensor]]:
 
 
 def torchvision(size: int) -> Callable[[Tensor, int], list[Tensor]]:
-    """Its transforms, a picture at a time, as a data set's worker applies them."""
+    """Its transforms, an image at a time, as a data set's worker applies them."""
     laws = [
         v2.Compose(
             [
@@ -110,7 +110,7 @@ def main(peer: str, size: int = 224, batch: int = 64, rounds: int = 15) -> None:
     mine, its = (statistics.median(column) * 1000 / batch for column in zip(*times, strict=True))
     low, middle, high = statistics.quantiles([b / a for a, b in times], n=4)
     what = f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, two views"
-    print(f"{what}: ours {mine:.2f} ms a picture, {peer} {its:.2f}")
+    print(f"{what}: ours {mine:.2f} ms an image, {peer} {its:.2f}")
     print(f"{peer} / ours: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
 
 

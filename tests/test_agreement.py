@@ -71,7 +71,7 @@ def images(path: Path) -> Path:
 SPOIL = {
     "fewer": (
         lambda p: [(p / f"train/{i:02}.bmp").unlink() for i in range(3)],
-        "train images: pictures is 21, on rank 0 24",
+        "train images: images is 21, on rank 0 24",
     ),
     "overwritten": (lambda p: shutil.copy(p / "train/01.bmp", p / "train/02.bmp"), "train images: content is"),
     "gone": (lambda p: shutil.rmtree(p), "train images is "),

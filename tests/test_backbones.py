@@ -65,7 +65,7 @@ def made(architecture, seed=0):
     return backbone.eval()
 
 
-def pictures(architecture, batch=3):
+def images(architecture, batch=3):
     shape = (batch, architecture.channels, *sides(architecture.size))
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
@@ -98,7 +98,7 @@ def test_a_folder_gives_back_the_backbone_bit_for_bit(name, tmp_path):
     backbone = made(architecture)
     write_folder(tmp_path / "folder", folder_files(backbone))
     loaded = load_backbone(tmp_path / "folder")
-    x = pictures(architecture)
+    x = images(architecture)
     assert not loaded.training
     assert toy.same_weights(loaded, backbone)
     assert loaded.dim == backbone.dim
@@ -119,7 +119,7 @@ def test_timm_loads_the_folder_and_computes_the_same_bits(name, tmp_path):
     write_folder(tmp_path / "folder", folder_files(backbone))
     register_cifar_stems()
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
-    x = pictures(architecture)
+    x = images(architecture)
     assert toy.same_weights(theirs, backbone.model)
     with torch.no_grad():
         if architecture.pool in ("gem", "cls_gem"):
@@ -135,13 +135,13 @@ def test_timm_may_give_the_folder_a_fresh_classifier(name, tmp_path):
     backbone = made(FAMILIES[name])
     write_folder(tmp_path / "folder", folder_files(backbone))
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True, num_classes=7).eval()
-    x = pictures(FAMILIES[name])
+    x = images(FAMILIES[name])
     with torch.no_grad():
         assert theirs(x).shape == (3, 7)
         assert theirs.forward_features(x).equal(backbone.model.forward_features(x))
 
 
-def test_the_folder_tells_timm_how_to_prepare_pictures(tmp_path):
+def test_the_folder_tells_timm_how_to_prepare_images(tmp_path):
     architecture = replace(VIT, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop=0.875)
     write_folder(tmp_path / "folder", folder_files(made(architecture)))
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
@@ -196,7 +196,7 @@ def test_grey_and_colour_have_their_own_normalisation():
 
 
 def test_cifar_stem_keeps_the_resolution_that_timm_s_divides_by_four():
-    x = pictures(RESNET)
+    x = images(RESNET)
     with torch.no_grad():
         ours = made(FAMILIES["cifar"]).model.forward_features(x)
         theirs = made(RESNET).model.forward_features(x)
@@ -259,7 +259,7 @@ def test_gem_pools_the_places_of_the_last_feature_map(name):
     backbone = made(replace(FAMILIES[name], pool="gem"))
     with torch.no_grad():
         backbone.gem.p.fill_(2.0)
-        x = pictures(backbone.architecture)
+        x = images(backbone.architecture)
         h = backbone.model(x)
         rows = {
             "vit": lambda: h[:, 1:],  # the class token stands first
@@ -272,16 +272,16 @@ def test_gem_pools_the_places_of_the_last_feature_map(name):
 def test_average_pooling_of_a_vit_leaves_the_class_token_out():
     backbone = made(replace(VIT, pool="avg"))
     with torch.no_grad():
-        tokens_BND = backbone.model.forward_features(pictures(VIT))
+        tokens_BND = backbone.model.forward_features(images(VIT))
         assert tokens_BND.shape == (3, 1 + 16, 48)
         expected = backbone.model.fc_norm(tokens_BND[:, 1:].mean(1))
-        torch.testing.assert_close(backbone(pictures(VIT)), expected)
+        torch.testing.assert_close(backbone(images(VIT)), expected)
 
 
 def test_token_pooling_of_a_vit_is_the_class_token():
     backbone = made(replace(VIT, pool="token"))
     with torch.no_grad():
-        assert backbone(pictures(VIT)).equal(backbone.model.forward_features(pictures(VIT))[:, 0])
+        assert backbone(images(VIT)).equal(backbone.model.forward_features(images(VIT))[:, 0])
 
 
 # --- refusals of an architecture -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from lookalike.nn.heads import mlp
 CUTS = {2: [3, 5], 1: [8]}
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 5
 
 
@@ -26,12 +26,12 @@ def one_step(replace: bool = True) -> tuple[Tensor, list[Tensor], dict[str, Tens
     """Output rows, the parameters' gradients as the engine averages them, and the state after one training step."""
     module = network()
     module = global_batchnorm(module) if replace else module
-    x = pictures().split(CUTS[comm.world_size()])[comm.rank()]
+    x = images().split(CUTS[comm.world_size()])[comm.rank()]
     y = module(x)
     comm.cat(y.sin()).square().sum().backward()
     gradients = []
     for parameter in module.parameters():
-        gradients.append(comm.together(parameter.grad) / comm.world_size())
+        gradients.append(comm.all_sum(parameter.grad) / comm.world_size())
     return y.detach(), gradients, {k: v.detach() for k, v in module.state_dict().items()}
 
 
@@ -49,10 +49,10 @@ def test_a_global_batchnorm_alone_is_torchs_own_in_training_and_evaluation():
     norm = GlobalBatchNorm(network()[1])
     ours = nn.Sequential(network()[0], norm)
     for _ in range(3):
-        torch.testing.assert_close(ours(pictures()), theirs[:2](pictures()), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours(images()), theirs[:2](images()), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(norm.running_var, theirs[1].running_var)
     ours.eval(), theirs.eval()
-    torch.testing.assert_close(ours(pictures()), theirs[:2](pictures()), rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours(images()), theirs[:2](images()), rtol=1e-12, atol=0)
 
 
 def test_a_global_batchnorm_keeps_the_names_of_what_it_replaces(ranks):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from forked import Judged, forked
-from lookalike.data.decode import BadPicture, Opened, decode
+from lookalike.data.decode import BadImage, Opened, decode
 from lookalike.data.images import subset
 from lookalike.data.shards import Shards
 from lookalike.data.sources import Folder
@@ -29,7 +29,7 @@ def judged(data: bytes, **how: object) -> Judged:
     def work() -> object:
         try:
             return tuple(decode(data, "a", **options).shape)
-        except BadPicture as error:
+        except BadImage as error:
             return error.reason
 
     found = forked(work, limit=30)
@@ -295,10 +295,10 @@ def test_the_key_allows_more_of_every_format_and_fewer(monkeypatch):
         "b.tif": encoded(np.zeros((6000, 6000), bool), "TIFF", compression="group4"),
     }
     for name, data in large.items():
-        with pytest.raises(BadPicture, match=r"data\.max_pixels allows more"):
+        with pytest.raises(BadImage, match=r"data\.max_pixels allows more"):
             Opened(data, name, 1)
         assert decode(data, name, size=8, channels=1, max_pixels=36_000_000).shape == (1, 8, 8)
-        with pytest.raises(BadPicture, match="more than the 69999 allowed"):
+        with pytest.raises(BadImage, match="more than the 69999 allowed"):
             Opened(data, name, 1, 69_999)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name, data in images().items():
@@ -315,10 +315,10 @@ def test_the_key_reaches_the_images_of_a_folder_and_of_shards(tmp_path):
     for make in (Folder, Shards):
         place = tmp_path / ("all" if make is Folder else "0.tar")
         for allowed, good in ((89, False), (90, True), (None, True)):
-            pictures = subset(make(str(place), canvas=8, test_fraction=0, max_pixels=allowed).split("train"), [0])
-            assert pictures.max_pixels == allowed
+            images = subset(make(str(place), canvas=8, test_fraction=0, max_pixels=allowed).split("train"), [0])
+            assert images.max_pixels == allowed
             if good:
-                assert pictures.read(0).shape == (3, 8, 8)
+                assert images.read(0).shape == (3, 8, 8)
             else:
-                with pytest.raises(BadPicture, match=r"90 pixels .9 x 10., more than the 89 allowed for PNG"):
-                    pictures.read(0)
+                with pytest.raises(BadImage, match=r"90 pixels .9 x 10., more than the 89 allowed for PNG"):
+                    images.read(0)

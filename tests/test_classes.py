@@ -7,7 +7,7 @@ import torch
 
 import lookalike
 import toy
-from lookalike.data.images import ArrayPictures
+from lookalike.data.images import ArrayImages
 from lookalike.data.sources import Digits
 from lookalike.errors import DataError, RecipeError
 from lookalike.metric.classes import first_unseen, of_classes, split_classes
@@ -16,11 +16,11 @@ from lookalike.stages.evaluate import shown
 NAMES = tuple("abcdefghij")
 
 
-def pictures(labels: list[int] | None, names: tuple[str, ...] = NAMES) -> ArrayPictures:
-    """One pixel each, that says which picture it is."""
+def images(labels: list[int] | None, names: tuple[str, ...] = NAMES) -> ArrayImages:
+    """One pixel each, that says which image it is."""
     n = len(labels) if labels is not None else 3
-    images = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1)
-    return ArrayPictures(images, None if labels is None else torch.tensor(labels), names)
+    pixels = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1)
+    return ArrayImages(pixels, None if labels is None else torch.tensor(labels), names)
 
 
 def pixels(found: Any) -> list[int]:
@@ -52,7 +52,7 @@ def test_a_split_that_leaves_one_class_on_a_side_is_refused(count, held_out):
 
 def test_divided_classes_stay_divided_and_labels_are_numbered_without_gaps():
     """Market-1501's way: identities with gaps, train and test mixed in one numbering, junk -1 on both sides."""
-    train, test = pictures([7, 2, 7, 5, -1, 2]), pictures([6, 1, -1, 9, 6])
+    train, test = images([7, 2, 7, 5, -1, 2]), images([6, 1, -1, 9, 6])
     found = split_classes(train, test)
     assert pixels(found.seen) == [0, 1, 2, 3, 5]
     assert found.labels_N.tolist() == [2, 0, 2, 1, 0]
@@ -62,8 +62,8 @@ def test_divided_classes_stay_divided_and_labels_are_numbered_without_gaps():
     assert found.unseen is test
 
 
-def test_shared_classes_without_pictures_leave_no_gap_and_those_of_test_alone_are_unseen():
-    train, test = pictures([0, 3, 3, 4, 8, -1], NAMES[:9]), pictures([0, 3, 6, 8, 9, -1])
+def test_shared_classes_without_images_leave_no_gap_and_those_of_test_alone_are_unseen():
+    train, test = images([0, 3, 3, 4, 8, -1], NAMES[:9]), images([0, 3, 6, 8, 9, -1])
     found = split_classes(train, test)
     assert found.labels_N.tolist() == [0, 1, 1, 2]
     assert found.seen.labels.tolist() == [0, 3, 3, 4]
@@ -75,14 +75,14 @@ def test_shared_classes_without_pictures_leave_no_gap_and_those_of_test_alone_ar
     [
         ([0, 1, 2], [3, 4], 0.5, r"finetune\.held_out: 0\.5, but train and test share no class: .* delete it"),
         ([0, 0], [3, 4], None, "only one class to train on: fine-tuning needs two"),
-        ([-1, -1], [3, 4], None, "no picture of the classes"),
+        ([-1, -1], [3, 4], None, "no image of the classes"),
         (None, [1], None, "need labels"),
         ([0, 1], None, None, "need labels"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_in_one_line(train, test, held_out, pattern):
     with pytest.raises(DataError, match=pattern) as caught:
-        split_classes(pictures(train), pictures(test), held_out)
+        split_classes(images(train), images(test), held_out)
     assert "\n" not in str(caught.value)
 
 
@@ -128,8 +128,8 @@ def tune(recipe: Any, out: Any) -> Any:
 
 @pytest.mark.parametrize("test", [[0, 1, 2], [3, 4]])
 def test_with_nothing_held_out_every_class_is_trained_on_and_all_of_test_is_scored(test):
-    train = pictures([2, 0, 1, 1, 0])
-    found = split_classes(train, pictures(test), 0.0)
+    train = images([2, 0, 1, 1, 0])
+    found = split_classes(train, images(test), 0.0)
     assert found.labels_N.tolist() == [2, 0, 1, 1, 0]
     assert found.unseen.labels.tolist() == test
 

@@ -59,7 +59,7 @@ def refused(capsys, pattern: str, *words) -> None:
         ("backbone.channels=3", r"backbone\.channels: 3, but data digits gives 1"),
         ("data={name: folder, path: nowhere, channels: 1}", r"nowhere: .*(no such|does not exist|missing)"),
         ("data={name: idx, path: nowhere}", r"nowhere"),
-        ("pretrain.batch=5000", r"1438 pictures are fewer than one batch of 5000"),
+        ("pretrain.batch=5000", r"1438 images are fewer than one batch of 5000"),
         ("pretrain.engine={name: zero, stage: 1, clip: -1}", r"clip: -1 must be at least 0"),
     ],
 )
@@ -101,8 +101,8 @@ def test_a_patch_that_does_not_divide_the_size_is_refused_with_sizes_that_do(cap
     refused(capsys, r"patches of 8 pixels, which do not divide size 20: take size 16 or 24", *words)
 
 
-@pytest.mark.parametrize("content", [{}, {"notes.txt": b"hello"}], ids=["empty", "no pictures"])
-def test_a_folder_without_pictures_is_refused(capsys, tmp_path, content):
+@pytest.mark.parametrize("content", [{}, {"notes.txt": b"hello"}], ids=["empty", "no images"])
+def test_a_folder_without_images_is_refused(capsys, tmp_path, content):
     (tmp_path / "photos").mkdir()
     for name, data in content.items():
         (tmp_path / "photos" / name).write_bytes(data)
@@ -131,7 +131,7 @@ def test_a_folder_that_is_no_backbone_is_refused(capsys, tmp_path):
     refused(capsys, "manifest.json: missing", "probe", recipe, "--model", tmp_path / "x", "--out", tmp_path / "run")
 
 
-def test_corrupt_pictures_among_good_ones_are_replaced_and_listed(capsys, tmp_path):
+def test_corrupt_images_among_good_ones_are_replaced_and_listed(capsys, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     generator = torch.Generator().manual_seed(0)
@@ -159,7 +159,7 @@ def test_show_tells_what_will_happen(capsys, tmp_path):
     code, out, _ = call(capsys, "show", toy.write(tmp_path / "r.yaml"))
     assert code == 0
     for pattern in (
-        r"data +1438 pictures of 1×8×8, 10 classes",
+        r"data +1438 images of 1×8×8, 10 classes",
         r"backbone +resnet18: \(B, 1, 16, 16\) -> \(B, 16\), [\d,]+ parameters",
         r"steps +18 = 2 epochs × 9 of 144",
         r"group +weights: \d+ tensors, [\d,]+ numbers, lr 0\.002, weight decay 0\.05",
@@ -258,13 +258,13 @@ def test_check_refuses_a_folder_that_nobody_can_make(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "pattern"),
     [
-        (["pretrain.micro_batch=1"], r"pretrain\.micro_batch: 1 pictures for 2 ranks: raise it"),
+        (["pretrain.micro_batch=1"], r"pretrain\.micro_batch: 1 images for 2 ranks: raise it"),
         (["pretrain.batch=2", "pretrain.accumulate=1"], None),
-        (["pretrain.batch=4", "pretrain.accumulate=4"], r"a micro-batch of one picture has no statistics"),
+        (["pretrain.batch=4", "pretrain.accumulate=4"], r"a micro-batch of one image has no statistics"),
         (["pretrain.engine=plain"], r"pretrain\.engine: plain trains in one process, not on 2 ranks"),
         (
             ["finetune.classes_per_batch=1", "finetune.per_class=1"],
-            r"finetune\..*1 pictures a batch for 2 ranks|at least",
+            r"finetune\..*1 images a batch for 2 ranks|at least",
         ),
         (["pretrain.method={name: w_mse, projector: [16, 4], slice_size: 4}"], r"slice_size 4 cannot whiten"),
     ],
@@ -275,7 +275,7 @@ def test_check_refuses_what_the_ranks_would_refuse(capsys, tmp_path, overrides, 
         refused(capsys, pattern, *words)
     else:
         assert call(capsys, *words) == (0, "", "")
-        refused(capsys, r"pretrain\.batch: 2 pictures for 3 ranks: raise it", *words, "--ranks", 3)
+        refused(capsys, r"pretrain\.batch: 2 images for 3 ranks: raise it", *words, "--ranks", 3)
 
 
 def test_a_reader_who_goes_away_stops_no_training(tmp_path):

@@ -63,7 +63,7 @@ def test_mean_weighs_rows_not_ranks(ranks):
 
 def facts() -> tuple[int, int, int, object]:
     count = comm.count(torch.zeros(comm.rank() + 1, 2))
-    return comm.rank(), comm.world_size(), count, comm.from_first({"said by": comm.rank()})
+    return comm.rank(), comm.world_size(), count, comm.broadcast_object({"said by": comm.rank()})
 
 
 def test_every_rank_knows_itself_and_hears_the_first(ranks):
@@ -74,7 +74,7 @@ def spread() -> tuple[Tensor, Tensor]:
     torch.manual_seed(comm.rank())
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     module[1].running_mean.fill_(comm.rank() + 1)
-    comm.spread(module)
+    comm.broadcast_module(module)
     return module[0].weight.detach(), module[1].running_mean
 
 
@@ -90,4 +90,4 @@ def test_alone_everything_is_the_identity():
     assert comm.sum(x) is x
     assert comm.cat(x) is x
     torch.testing.assert_close(comm.mean(x), x.mean(dim=0))
-    assert comm.from_first(7) == 7
+    assert comm.broadcast_object(7) == 7

@@ -1,4 +1,4 @@
-"""The laws of decode: good files equal an independent computation, bad ones are BadPicture."""
+"""The laws of decode: good files equal an independent computation, bad ones are BadImage."""
 
 import os
 import pickle
@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFile
 
 from lookalike.data import pixels as pixels_room
-from lookalike.data.decode import BadPicture, Opened, contents, cut
+from lookalike.data.decode import BadImage, Opened, contents, cut
 from lookalike.data.decode import decode as decode_bytes
 from lookalike.errors import printable
 
@@ -25,9 +25,9 @@ def colours(height: int = 37, width: int = 53, seed: int = 0) -> np.ndarray:
     """RGB uint8 (H, W, 3): smooth, with an asymmetric corner, so that a flip or a swap shows."""
     y, x = np.mgrid[0:height, 0:width]
     red, green = 255 * x / width, 255 * y / height
-    picture_HWC = np.stack([red, green, 255 * np.sin((x + y + seed) / 9) ** 2], axis=-1).astype(np.uint8)
-    picture_HWC[:5, :9] = (250, 10, 30)
-    return picture_HWC
+    image_HWC = np.stack([red, green, 255 * np.sin((x + y + seed) / 9) ** 2], axis=-1).astype(np.uint8)
+    image_HWC[:5, :9] = (250, 10, 30)
+    return image_HWC
 
 
 def save(path: Path, array: np.ndarray, **options) -> Path:
@@ -36,21 +36,21 @@ def save(path: Path, array: np.ndarray, **options) -> Path:
 
 
 def decode(path: Path | str, max_bytes: int = 1_000_000, **how) -> torch.Tensor:
-    """The picture of a file."""
+    """The image of a file."""
     return decode_bytes(contents(path, max_bytes), str(path), **how)
 
 
 def pixels(path: Path, channels: int = 3, **limits) -> np.ndarray:
     """What decode gives, as (H, W) or (H, W, 3)."""
-    picture_CHW = decode(path, size=None, channels=channels, **limits)
-    assert picture_CHW.dtype == torch.uint8
-    assert picture_CHW.is_contiguous()
-    picture_HWC = picture_CHW.permute(1, 2, 0).numpy()
-    return picture_HWC[..., 0] if channels == 1 else picture_HWC
+    image_CHW = decode(path, size=None, channels=channels, **limits)
+    assert image_CHW.dtype == torch.uint8
+    assert image_CHW.is_contiguous()
+    image_HWC = image_CHW.permute(1, 2, 0).numpy()
+    return image_HWC[..., 0] if channels == 1 else image_HWC
 
 
 def refusal(path: Path | str, size: int | None = 16, channels: int = 3, **limits) -> str:
-    with pytest.raises(BadPicture) as caught:
+    with pytest.raises(BadImage) as caught:
         decode(path, size=size, channels=channels, **limits)
     assert caught.value.path == str(path)
     assert "\n" not in str(caught.value)
@@ -157,7 +157,7 @@ def test_jpeg_orientation_also_in_draft_mode(tmp_path, orientation):
 
 @pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xff", b"neither II nor MM"])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_damaged_exif_leaves_the_picture(tmp_path, name, exif):
+def test_damaged_exif_leaves_the_image(tmp_path, name, exif):
     plain = pixels(save(tmp_path / name, colours()))
     assert np.array_equal(pixels(save(tmp_path / name, colours(), exif=b"Exif\0\0" + exif)), plain)
 
@@ -377,12 +377,12 @@ def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
         "odd.webp": (b"RIFF\0\0\0\0WEBPVP9 " + bytes(40), "damaged header"),
         "garbage.jpg": (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4, ""),
         "wide0.gif": (b"GIF89a" + struct.pack("<HH", 0, 9) + bytes(3) + gif[13:], ""),
-        "zero.bmp": (bmp[:18] + bytes(4) + bmp[22:], "empty picture"),
-        "zero.webp": (b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(40), "empty picture"),
+        "zero.bmp": (bmp[:18] + bytes(4) + bmp[22:], "empty image"),
+        "zero.webp": (b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(40), "empty image"),
     }
 
 
-def test_every_bad_file_is_a_bad_picture_with_its_path(tmp_path):
+def test_every_bad_file_is_a_bad_image_with_its_path(tmp_path):
     files = bad_files(tmp_path)
     for name, (data, part) in files.items():
         path = tmp_path / name
@@ -416,12 +416,12 @@ def test_flipped_and_cut_bytes_never_raise_anything_else(tmp_path):
             try:
                 canvas = decode(tmp_path / "b", size=8, channels=3, max_pixels=1_000_000)
                 assert canvas.shape == (3, 8, 8)
-            except BadPicture:
+            except BadImage:
                 refused += 1
     assert 60 < refused < 360
 
 
-def test_healthy_pictures_are_the_same_among_bad_neighbours(tmp_path):
+def test_healthy_images_are_the_same_among_bad_neighbours(tmp_path):
     path = save(tmp_path / "good.jpg", colours(90, 120))
     before = decode(path, size=32, channels=3)
     for name, (data, _) in bad_files(tmp_path).items():
@@ -479,7 +479,7 @@ def test_bombs_are_refused_from_the_header(tmp_path, name):
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_whose_header_promises_more_than_its_bytes_can_hold(tmp_path, progressive):
-    """Decoders believe it and fill up with grey; the flattest honest picture stays below."""
+    """Decoders believe it and fill up with grey; the flattest honest image stays below."""
     path = save(tmp_path / "a.jpg", colours(), progressive=progressive)
     data = bytearray(path.read_bytes())
     at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
@@ -509,7 +509,7 @@ def test_damaged_bytes_give_what_pillow_alone_makes_of_them(tmp_path, monkeypatc
                     patch.setattr(pixels_room, "_by_torchvision", lambda *_: None)
                 try:
                     found.append(decode_bytes(bytes(data), "a", size=None, channels=3, max_pixels=10**6).tolist())
-                except BadPicture as error:
+                except BadImage as error:
                     found.append(error.reason)
         assert found[0] == found[1]
         seen["refused" if isinstance(found[0], str) else "accepted"] += 1
@@ -574,8 +574,8 @@ def test_no_descriptor_is_left_open(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_bad_picture_survives_a_worker_and_shows_in_one_line():
-    bad = pickle.loads(pickle.dumps(BadPicture("x/a\nb\udcff.jpg", "empty file")))
+def test_bad_image_survives_a_worker_and_shows_in_one_line():
+    bad = pickle.loads(pickle.dumps(BadImage("x/a\nb\udcff.jpg", "empty file")))
     assert (bad.path, bad.reason) == ("x/a\nb\udcff.jpg", "empty file")
     assert str(bad) == "x/a\\nb\\udcff.jpg: empty file"
     assert printable("grün/猫.png") == "grün/猫.png"

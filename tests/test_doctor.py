@@ -214,7 +214,7 @@ def test_doctor_refuses_a_bad_hostfile_before_it_asks_anybody(capsys, tmp_path, 
 def test_problems_are_a_line_each_and_exit_2(capsys, tmp_path, monkeypatch):
     (tmp_path / "hosts").write_text("node1 slots=2\nnode2 slots=2\n")
     remote, _ = network(changes={"node2": {"torch": "2.10.0", "free": 0}})
-    monkeypatch.setattr("lookalike.doctor.asked.ssh", remote)
+    monkeypatch.setattr("lookalike.doctor.remote.ssh", remote)
     code, out, err = call(capsys, "doctor", "--hostfile", tmp_path / "hosts")
     assert code == 2
     assert out.count("\n") == 3

@@ -16,10 +16,10 @@ from lookalike.engine.shards import Flat, Split, refuse_unknown
 from lookalike.errors import RunError
 from lookalike.methods import METHODS
 from lookalike.models import Architecture, folder_files, load_backbone
-from lookalike.nn.batchnorm import batchnorm_form, global_batchnorm, standardize, still
+from lookalike.nn.batchnorm import batchnorm_form, freeze_running_stats, global_batchnorm, standardize
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import unit
-from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates
+from lookalike.nn.numerics import l2_normalize
+from lookalike.optim import OPTIMIZERS, Progress, parameter_groups, set_rates
 from lookalike.stages.pretrain import pretrain
 
 # Moderate rates: large ones grow the last bit's rounding by an order of magnitude a step, on one rank too.
@@ -53,7 +53,7 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def follow(self):
-        self.head.weight.copy_(unit(self.head.weight))
+        self.head.weight.copy_(l2_normalize(self.head.weight))
         self.mean.copy_(self.head.weight.mean(dim=0))
 
     def forward(self, views):
@@ -101,7 +101,7 @@ def advance(engine, first: int, last: int, skip=()) -> list[float]:
         set_rates(engine.optimizer, 1 / (1 + step))
         for part in engine.module.modules():
             if callable(getattr(part, "begin", None)):
-                part.begin(Moment(step, 6, step / 2))
+                part.begin(Progress(step, 6, step / 2))
         found = []
         for micro in range(engine.accumulate):
             loss = engine([share(view) for view in toy.views(step * 10 + micro)])
@@ -237,7 +237,7 @@ def whole_gradient(kind: str, cut: list[int]) -> tuple[Tensor, list[Tensor]]:
     views = [view.double().split(cut)[comm.rank()] for view in toy.views(0)]
     loss = module(views).value
     loss.backward()
-    gradient = [comm.together(p.grad) / comm.world_size() for p in module.parameters() if p.grad is not None]
+    gradient = [comm.all_sum(p.grad) / comm.world_size() for p in module.parameters() if p.grad is not None]
     return loss.detach(), gradient
 
 
@@ -569,7 +569,7 @@ def test_a_second_forward_in_backward_moves_no_running_statistics_and_keeps_what
     x_BC = torch.randn(4, 3, requires_grad=True)
     y_BC = checkpoint(norm, x_BC, use_reentrant=False)
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
-    with still(norm):
+    with freeze_running_stats(norm):
         y_BC.square().sum().backward()
     assert before["num_batches_tracked"] == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())

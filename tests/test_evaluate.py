@@ -1,4 +1,4 @@
-"""Laws of evaluation: the task that the pictures ask for, its protocol in loops, and a page that agrees with both."""
+"""Laws of evaluation: the task that the images ask for, its protocol in loops, and a page that agrees with both."""
 
 import base64
 import io
@@ -17,13 +17,13 @@ from torch import nn
 import toy
 from lookalike.cli import app
 from lookalike.data import SOURCES
-from lookalike.data.images import ArrayPictures, FilePictures, Pairs, Roles
+from lookalike.data.images import ArrayImages, FileImages, Pairs, QueryGallery
 from lookalike.errors import Error
-from lookalike.evaluation.features import embed, extract, identity
+from lookalike.evaluation.features import cache_key, embedder, extract
 from lookalike.pipeline import SECTIONS, load_recipe, preflight
 from lookalike.recipe import from_text
 from lookalike.report import examples
-from lookalike.report import tables as standings
+from lookalike.report import tables as score_tables
 from lookalike.scoring import bootstrap
 from lookalike.scoring.nearest import ABSENT, JUNK, RIGHT, WRONG, Gallery, nearest
 from lookalike.stages.evaluate import evaluate, table
@@ -37,7 +37,7 @@ evaluate: {{{words}}}
 
 
 class Flat(nn.Module):
-    """The picture itself, in few levels so that many are equally near."""
+    """The image itself, in few levels so that many are equally near."""
 
     def __init__(self, unit=True, broken=False):
         super().__init__()
@@ -51,8 +51,8 @@ class Flat(nn.Module):
         return x_BD + 0.25
 
 
-class Named(ArrayPictures):
-    """Pictures in memory with names of files."""
+class Named(ArrayImages):
+    """Images in memory with names of files."""
 
     def name(self, i):
         return f"<img src=x onerror=alert({i})>/'\"&{i}.jpg"
@@ -71,7 +71,7 @@ def crowd(rows=60, people=7, seed=0, *, cameras=False, roles=False, pairs=False)
         made.cameras = torch.randint(3, (rows,), generator=generator)
     if roles:
         part_N = torch.rand(rows, generator=generator)
-        made.roles = Roles(part_N < 0.5, part_N > 0.4)
+        made.roles = QueryGallery(part_N < 0.5, part_N > 0.4)
     if pairs:
         rows_P2 = torch.randint(rows, (90, 2), generator=generator)
         for p in range(0, 90, 2):
@@ -83,10 +83,10 @@ def crowd(rows=60, people=7, seed=0, *, cameras=False, roles=False, pairs=False)
 
 @pytest.fixture
 def given(monkeypatch):
-    """A recipe whose data are these pictures; `asked` are keys of its evaluate section, `also` other pictures."""
+    """A recipe whose data are these images; `asked` are keys of its evaluate section, `also` other images."""
 
-    def make(pictures, asked="", also=None):
-        for name, some in (("toy", pictures), ("also", also)):
+    def make(images, asked="", also=None):
+        for name, some in (("toy", images), ("also", also)):
 
             class Source:
                 channels = 1
@@ -101,9 +101,9 @@ def given(monkeypatch):
     return make
 
 
-def features(pictures, model=None):
+def features(images, model=None):
     model = model or Flat()
-    return extract(embed(model, model.architecture), pictures).x_ND
+    return extract(embedder(model, model.architecture), images).x_ND
 
 
 def near_by_loops(x_ND):
@@ -112,17 +112,17 @@ def near_by_loops(x_ND):
     return np.array([[round(a @ b / np.linalg.norm(a) / np.linalg.norm(b) / 1e-6) for b in x] for a in x])
 
 
-def lists_by_loops(pictures, task):
+def lists_by_loops(images, task):
     """Of each query that has something to find: its row, and (row, near, kind) of its list, pessimistic."""
-    near, labels = near_by_loops(features(pictures)), pictures.labels.tolist()
-    everything = torch.ones(len(pictures), dtype=torch.bool)
-    asks, searched = pictures.roles or (everything, everything)
+    near, labels = near_by_loops(features(images)), images.labels.tolist()
+    everything = torch.ones(len(images), dtype=torch.bool)
+    asks, searched = images.roles or (everything, everything)
     out = {}
     for q in asks.nonzero()[:, 0].tolist():
         items = []
         for g in searched.nonzero()[:, 0].tolist():
             kind = RIGHT if labels[q] == labels[g] else WRONG
-            if task == "reidentification" and kind == RIGHT and pictures.cameras[q] == pictures.cameras[g]:
+            if task == "reidentification" and kind == RIGHT and images.cameras[q] == images.cameras[g]:
                 kind = JUNK
             if g != q:
                 items.append((g, int(near[q][g]), kind))
@@ -156,32 +156,32 @@ def scores_by_loops(lists):
 
 @pytest.mark.parametrize("roles", [True, False])
 def test_retrieval_is_that_of_loops(given, roles):
-    pictures = crowd(roles=roles)
-    found = evaluate(Flat(), given(pictures))
-    lists = lists_by_loops(pictures, "retrieval")
+    images = crowd(roles=roles)
+    found = evaluate(Flat(), given(images))
+    lists = lists_by_loops(images, "retrieval")
     hits, ap, ap_r, r_precision, _ = scores_by_loops(lists)
     assert found["task"] == "retrieval"
     assert [found[f"recall@{k}"] for k in (1, 5, 10)] == pytest.approx([hits[k] for k in (1, 5, 10)])
     assert (found["map"], found["map@r"], found["r_precision"]) == pytest.approx((ap, ap_r, r_precision))
-    asks, searched = (60, 60) if not roles else (int(pictures.roles.query_N.sum()), int(pictures.roles.gallery_N.sum()))
+    asks, searched = (60, 60) if not roles else (int(images.roles.query_N.sum()), int(images.roles.gallery_N.sum()))
     assert (found["queries"], found["gallery"]) == (len(lists), searched)
     assert found["dropped"] == asks - len(lists)
     if roles:
-        assert bool((pictures.roles.query_N & pictures.roles.gallery_N).any())
+        assert bool((images.roles.query_N & images.roles.gallery_N).any())
 
 
 @pytest.mark.parametrize("roles", [True, False])
 def test_reidentification_is_that_of_loops(given, roles):
-    pictures = crowd(cameras=True, roles=roles)
-    found = evaluate(Flat(), given(pictures, "" if roles else "task: reidentification"))
-    lists = lists_by_loops(pictures, "reidentification")
+    images = crowd(cameras=True, roles=roles)
+    found = evaluate(Flat(), given(images, "" if roles else "task: reidentification"))
+    lists = lists_by_loops(images, "reidentification")
     hits, ap, _, _, inp = scores_by_loops(lists)
     assert found["task"] == "reidentification"
     assert [found[f"cmc@{k}"] for k in (1, 5, 10)] == pytest.approx([hits[k] for k in (1, 5, 10)])
     assert (found["map"], found["minp"]) == pytest.approx((ap, inp))
     junk = sum(kind == JUNK for items in lists.values() for _, _, kind in items)
     assert found["junk"] >= junk > 10
-    trapezoid = evaluate(Flat(), given(pictures, "task: reidentification, ap: trapezoid"))
+    trapezoid = evaluate(Flat(), given(images, "task: reidentification, ap: trapezoid"))
     assert abs(trapezoid["map"] - found["map"]) > 1e-3
 
 
@@ -193,11 +193,11 @@ def test_cameras_without_roles_are_retrieval_until_it_is_asked_for(given):
 
 
 def test_verification_is_scikit_learns_and_that_of_loops(given):
-    pictures = crowd(pairs=True)
-    found = evaluate(Flat(), given(pictures, "fars: [0.1]"))
-    near = near_by_loops(features(pictures))
-    scores = np.array([near[a][b] for a, b in pictures.pairs.rows_P2.tolist()]) * 1e-6
-    same, folds = pictures.pairs.same_P.numpy(), pictures.pairs.folds_P.numpy()
+    images = crowd(pairs=True)
+    found = evaluate(Flat(), given(images, "fars: [0.1]"))
+    near = near_by_loops(features(images))
+    scores = np.array([near[a][b] for a, b in images.pairs.rows_P2.tolist()]) * 1e-6
+    same, folds = images.pairs.same_P.numpy(), images.pairs.folds_P.numpy()
     assert found["auc"] == pytest.approx(roc_auc_score(same, scores))
     allowed = [t for t in scores if (scores[~same] >= t).mean() <= 0.1]
     assert found["tar@far=0.1"] == pytest.approx(max((scores[same] >= t).mean() for t in allowed))
@@ -213,30 +213,30 @@ def test_verification_is_scikit_learns_and_that_of_loops(given):
     )
     assert (found["pairs"], found["same"], found["folds"]) == (90, int(same.sum()), 3)
     assert {name: one["pairs"] for name, one in found["breakdown"]["fold"].items()} == {"0": 30, "1": 30, "2": 30}
-    few = evaluate(Flat(), given(pictures))
+    few = evaluate(Flat(), given(images))
     assert {name for name in few if name.startswith("tar@")} == {"tar@far=0.1"} | (
         {"tar@far=0.01"} if (~same).sum() >= 100 else set()
     )
 
 
 def test_pairs_need_no_labels(given):
-    pictures = crowd(pairs=True)
-    wanted = evaluate(Flat(), given(pictures))["auc"]
-    pictures.labels, pictures.classes = None, ()
-    assert evaluate(Flat(), given(pictures))["auc"] == wanted
+    images = crowd(pairs=True)
+    wanted = evaluate(Flat(), given(images))["auc"]
+    images.labels, images.classes = None, ()
+    assert evaluate(Flat(), given(images))["auc"] == wanted
     with pytest.raises(Error, match=r"evaluate\.nmi: needs labels.*remove it"):
-        evaluate(Flat(), given(pictures, "nmi: true"))
+        evaluate(Flat(), given(images, "nmi: true"))
 
 
 def test_more_rows_are_reported_beside_the_first(given):
-    pictures = crowd(cameras=True, roles=True)
-    plain = evaluate(Flat(), given(pictures))
-    found = evaluate(Flat(), given(pictures, "rerank: {k1: 4, k2: 2, lambda: 1.0}, multi_query: true, nmi: true"))
+    images = crowd(cameras=True, roles=True)
+    plain = evaluate(Flat(), given(images))
+    found = evaluate(Flat(), given(images, "rerank: {k1: 4, k2: 2, lambda: 1.0}, multi_query: true, nmi: true"))
     assert {name: found[name] for name in ("map", "cmc@1")} == {name: plain[name] for name in ("map", "cmc@1")}
     assert found["rerank/map"] == pytest.approx(plain["map"], abs=0.02)  # λ = 1 keeps the order, but for ties
     assert found["multi_query/map"] != found["map"]
     assert 0 < found["nmi"] < 1
-    again = evaluate(Flat(), given(pictures, "rerank: true"))
+    again = evaluate(Flat(), given(images, "rerank: true"))
     assert again["rerank/map"] != found["rerank/map"]
     assert again["protocol"]["rerank"] == {"k1": 20, "k2": 6, "weight": 0.3}
 
@@ -257,35 +257,35 @@ def test_intervals_hold_the_mean_and_groups_make_it_up(given):
 
 
 def test_groups_and_intervals_are_those_of_the_queries_that_count(given):
-    pictures = crowd(people=25, cameras=True, roles=True)
-    found = evaluate(Flat(), given(pictures))
+    images = crowd(people=25, cameras=True, roles=True)
+    found = evaluate(Flat(), given(images))
     assert found["dropped"] > 3
-    lists = lists_by_loops(pictures, "reidentification")
+    lists = lists_by_loops(images, "reidentification")
     ap = {q: scores_by_loops({q: items})[1] for q, items in lists.items()}
-    labels = {q: int(pictures.labels[q]) for q in lists}
+    labels = {q: int(images.labels[q]) for q in lists}
     for name, one in found["breakdown"]["class"].items():
-        of_class = [ap[q] for q in lists if pictures.classes[labels[q]] == name]
+        of_class = [ap[q] for q in lists if images.classes[labels[q]] == name]
         assert (one["map"], one["queries"]) == (pytest.approx(np.mean(of_class)), len(of_class))
     for name, one in found["breakdown"]["camera"].items():
-        assert one["map"] == pytest.approx(np.mean([ap[q] for q in lists if int(pictures.cameras[q]) == int(name)]))
+        assert one["map"] == pytest.approx(np.mean([ap[q] for q in lists if int(images.cameras[q]) == int(name)]))
     values = {"map": torch.tensor(list(ap.values()))}
     wanted = bootstrap.intervals(values, torch.tensor(list(labels.values())), seed=5)
     assert found["intervals"]["map"] == pytest.approx(list(wanted["map"]))
 
 
 def test_embeddings_off_the_unit_sphere_are_compared_by_distance(given):
-    pictures = crowd()
-    x = features(pictures).double()
-    labels = pictures.labels
+    images = crowd()
+    x = features(images).double()
+    labels = images.labels
     d = (torch.cdist(x, x) / (x - x.mean(0)).norm() * len(x) ** 0.5 / 1e-6).round()
     hits = []
     for q in range(len(x)):
         order = sorted((j for j in range(len(x)) if j != q), key=lambda j: (d[q, j], labels[j] == labels[q]))
         hits.append(labels[order[0]] == labels[q])
-    found = evaluate(Flat(unit=False), given(pictures))
+    found = evaluate(Flat(unit=False), given(images))
     assert found["recall@1"] == pytest.approx(np.mean(hits))
     assert found["protocol"]["nearness"] == "euclidean"
-    assert found["map"] != evaluate(Flat(), given(pictures))["map"]
+    assert found["map"] != evaluate(Flat(), given(images))["map"]
 
 
 def test_labels_beyond_2_24_are_as_good_as_small_ones(given):
@@ -297,15 +297,15 @@ def test_labels_beyond_2_24_are_as_good_as_small_ones(given):
 
 
 def test_a_label_below_0_names_no_class(given):
-    pictures = crowd()
-    pictures.labels = pictures.labels - 1
-    found = evaluate(Flat(), given(pictures))
-    assert found["queries"] + found["dropped"] == int((pictures.labels >= 0).sum())
+    images = crowd()
+    images.labels = images.labels - 1
+    found = evaluate(Flat(), given(images))
+    assert found["queries"] + found["dropped"] == int((images.labels >= 0).sum())
     assert found["gallery"] == 60
 
 
 class Figures(HTMLParser):
-    """What a page shows: of each strip its figures, (mark, texts, picture)."""
+    """What a page shows: of each strip its figures, (mark, texts, image)."""
 
     def __init__(self, text):
         super().__init__()
@@ -335,12 +335,12 @@ class Figures(HTMLParser):
 
 @pytest.mark.parametrize("task", ["retrieval", "reidentification"])
 def test_the_page_shows_the_lists_of_the_scores(given, tmp_path, task):
-    pictures = crowd(cameras=True, roles=True)
-    evaluate(Flat(), given(pictures, f"task: {task}, examples: 9"), tmp_path)
+    images = crowd(cameras=True, roles=True)
+    evaluate(Flat(), given(images, f"task: {task}, examples: 9"), tmp_path)
     page = Figures((tmp_path / "evaluate.html").read_text())
     assert not page.tags & {"script", "iframe", "link"}
-    lists = lists_by_loops(pictures, task)
-    name_of = {pictures.name(i): i for i in range(len(pictures))}
+    lists = lists_by_loops(images, task)
+    name_of = {images.name(i): i for i in range(len(images))}
     asked = []
     for query, *others in page.strips:
         assert query[0] == "query"
@@ -349,11 +349,11 @@ def test_the_page_shows_the_lists_of_the_scores(given, tmp_path, task):
         place, wanted = 0, lists[q][:10]
         assert len(others) == len(wanted)
         for (mark, texts, _), (row, near, kind) in zip(others, wanted, strict=True):
-            assert texts[0] == pictures.name(row)
+            assert texts[0] == images.name(row)
             assert mark == {RIGHT: "right", WRONG: "wrong", JUNK: "junk"}[kind]
             place += kind != JUNK
             sign = {RIGHT: f"✓ {place}", WRONG: f"✗ {place}", JUNK: "– junk"}[kind]
-            assert texts[1:4] == [sign, f"{near * 1e-6:.3f}", pictures.classes[pictures.labels[row]]]
+            assert texts[1:4] == [sign, f"{near * 1e-6:.3f}", images.classes[images.labels[row]]]
     ap = {q: scores_by_loops({q: items})[1] for q, items in lists.items()}
     assert sorted(ap[q] for q in asked[:5]) == pytest.approx(sorted(ap.values())[:5])
     assert len(set(asked)) == len(asked) == 9
@@ -361,14 +361,14 @@ def test_the_page_shows_the_lists_of_the_scores(given, tmp_path, task):
         assert any(figure[0] == "junk" for strip in page.strips for figure in strip)
 
 
-def test_the_pictures_on_the_page_are_those_of_the_names(given, tmp_path):
-    pictures = crowd()
-    evaluate(Flat(), given(pictures, "examples: 2"), tmp_path)
-    name_of = {pictures.name(i): i for i in range(len(pictures))}
+def test_the_images_on_the_page_are_those_of_the_names(given, tmp_path):
+    images = crowd()
+    evaluate(Flat(), given(images, "examples: 2"), tmp_path)
+    name_of = {images.name(i): i for i in range(len(images))}
     for strip in Figures((tmp_path / "evaluate.html").read_text()).strips:
         for _, texts, source in strip:
             shown = Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))
-            assert np.array_equal(np.asarray(shown)[..., 0], pictures.read(name_of[texts[0]])[0].numpy())
+            assert np.array_equal(np.asarray(shown)[..., 0], images.read(name_of[texts[0]])[0].numpy())
 
 
 def test_names_and_classes_are_text(given, tmp_path):
@@ -381,15 +381,15 @@ def test_names_and_classes_are_text(given, tmp_path):
 
 
 def test_the_page_of_pairs_shows_the_worst_errors_beside_their_thresholds(given, tmp_path):
-    pictures = crowd(pairs=True)
-    found = evaluate(Flat(), given(pictures, "examples: 8"), tmp_path)
+    images = crowd(pairs=True)
+    found = evaluate(Flat(), given(images, "examples: 8"), tmp_path)
     page = Figures((tmp_path / "evaluate.html").read_text())
-    near = near_by_loops(features(pictures)) * 1e-6
-    name_of = {pictures.name(i): i for i in range(len(pictures))}
+    near = near_by_loops(features(images)) * 1e-6
+    name_of = {images.name(i): i for i in range(len(images))}
     assert [len(strip) for strip in page.strips] == [2] * 8
     for place, ((mark, first, _), (_, second, _)) in enumerate(page.strips):
         a, b = name_of[first[0]], name_of[second[0]]
-        assert (pictures.labels[a] == pictures.labels[b]) == (place >= 4)
+        assert (images.labels[a] == images.labels[b]) == (place >= 4)
         assert f"{near[a][b]:.3f}" in second
         assert mark in ("right", "wrong")
     text = (tmp_path / "evaluate.html").read_text()
@@ -405,10 +405,10 @@ def test_the_page_of_pairs_shows_the_worst_errors_beside_their_thresholds(given,
 
 
 def test_behind_an_infinite_threshold_the_worst_are_still_first():
-    pictures = crowd()
+    images = crowd()
     pairs = Pairs(torch.arange(12).reshape(6, 2), torch.tensor([True, False] * 3), torch.zeros(6, dtype=torch.int64))
     near_P = torch.tensor([0.5, 0.2, -0.1, 0.9, 0.3, 0.4])
-    named = examples.Named(pictures, torch.arange(60))
+    named = examples.Named(images, torch.arange(60))
     alike, unlike = examples.of_pairs(named, pairs, near_P, torch.full((6,), torch.inf), 6)
     assert [strip.about for strip in alike.strips] == [
         f"rejected: {x} < ∞, fold 0" for x in ("0.900", "0.400", "0.200")
@@ -421,20 +421,20 @@ def test_behind_an_infinite_threshold_the_worst_are_still_first():
 def test_the_same_again_is_the_same_to_the_byte(given, tmp_path):
     recipe = given(crowd(cameras=True, roles=True))
     for folder in ("one", "two", "two"):
-        evaluate(Flat(), recipe, tmp_path / folder, pictures=tmp_path / folder / "p.png")
+        evaluate(Flat(), recipe, tmp_path / folder, gallery=tmp_path / folder / "p.png")
     for name in ("evaluate.json", "evaluate.html", "p.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_the_sheet_holds_a_row_a_query_with_framed_tiles(given, tmp_path):
-    evaluate(Flat(), given(crowd(), "examples: 3"), pictures=tmp_path / "p.png")
+    evaluate(Flat(), given(crowd(), "examples: 3"), gallery=tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as sheet:
         assert sheet.size == (11 * 164 + 4, 3 * 164 + 4)
         pixels = np.asarray(sheet)
     assert tuple(pixels[6, 100]) == (9, 105, 218)
     assert {tuple(pixels[6, 164 * n + 100]) for n in range(1, 11)} <= {(26, 127, 55), (207, 34, 46)}
     assert list(tmp_path.iterdir()) == [tmp_path / "p.png"]
-    evaluate(Flat(), given(crowd(pairs=True), "examples: 8"), pictures=tmp_path / "q.png")
+    evaluate(Flat(), given(crowd(pairs=True), "examples: 8"), gallery=tmp_path / "q.png")
     with Image.open(tmp_path / "q.png") as sheet:
         assert sheet.size[1] == 2 * 164 + 4
 
@@ -468,17 +468,17 @@ def test_the_nearest_are_those_of_a_sort(unit, cameras):
 
 
 def files(folder, order, labels, cameras, broken=()):
-    """Files of noise by number, in this order; those broken are no pictures."""
+    """Files of noise by number, in this order; those broken are no images."""
     folder.mkdir(exist_ok=True)
     for i in order:
         pixels = np.random.default_rng(i).integers(0, 255, (4, 4), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
         if i in broken:
-            (folder / f"{i:02d}.png").write_bytes(b"not a picture")
+            (folder / f"{i:02d}.png").write_bytes(b"not an image")
     names = [f"{i:02d}.png" for i in order]
     pick = torch.tensor(order)
     classes = tuple("abcdefgh")
-    return FilePictures(str(folder), names, labels[pick], classes, 4, 1, cameras[pick])
+    return FileImages(str(folder), names, labels[pick], classes, 4, 1, cameras[pick])
 
 
 def test_what_cannot_be_read_moves_no_camera_and_no_pair(given, tmp_path):
@@ -497,7 +497,7 @@ def test_what_cannot_be_read_moves_no_camera_and_no_pair(given, tmp_path):
         assert (one.pop("unreadable"), other.pop("unreadable")) == (0, 3)
         del one["data"], other["data"]
         assert one == other
-    assert "3 pictures could not be read" in table({"x": {**other, "unreadable": 3}})
+    assert "3 images could not be read" in table({"x": {**other, "unreadable": 3}})
 
 
 def test_features_of_sets_in_another_order_or_with_other_labels_are_not_mixed_up(given, tmp_path):
@@ -507,9 +507,9 @@ def test_features_of_sets_in_another_order_or_with_other_labels_are_not_mixed_up
     other = files(tmp_path / "a", list(range(23, -1, -1)), labels, cameras)
     third = files(tmp_path / "a", list(range(24)), labels.roll(1), cameras)
     assert one.fingerprint == other.fingerprint == third.fingerprint
-    assert len({identity(p) for p in (one, other, third)}) == 3
+    assert len({cache_key(p) for p in (one, other, third)}) == 3
     alike = [files(tmp_path / "a", order, torch.zeros(24).long(), cameras) for order in ([0, 1], [1, 0])]
-    assert identity(alike[0]) != identity(alike[1])
+    assert cache_key(alike[0]) != cache_key(alike[1])
     asked = "task: reidentification, examples: 0"
     first, second, last = (evaluate(Flat(), given(p, asked), tmp_path / "run") for p in (one, other, third))
     assert (first["map"], first["cmc@1"]) == pytest.approx((second["map"], second["cmc@1"]))
@@ -587,7 +587,7 @@ def alone():
 
 def without(kind):
     made = crowd(roles=True)
-    made.roles = Roles(*(r & (name != kind) for name, r in zip(("query", "gallery"), made.roles, strict=True)))
+    made.roles = QueryGallery(*(r & (name != kind) for name, r in zip(("query", "gallery"), made.roles, strict=True)))
     return made
 
 
@@ -604,29 +604,29 @@ def unlabelled():
 
 
 def coloured():
-    return ArrayPictures(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
+    return ArrayImages(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize(
-    ("pictures", "asked", "pattern"),
+    ("images", "asked", "pattern"),
     [
         (crowd, "task: reidentification", r"evaluate\.task: reidentification needs cameras.*add them"),
         (crowd, "task: verification", r"evaluate\.task: verification needs pairs.*take data that lists pairs"),
-        (unlabelled, "", "evaluation needs labels, and these pictures have none: use class folders"),
-        (lonely, "", "none of 12 queries has another picture of its class in the gallery: give two or more"),
-        (seen_by_one, "", "has another picture of its class of another camera in the gallery"),
-        (alone, "", "all pictures are of one class, so every answer is right: give two or more"),
-        (lambda: without("query"), "", r"no picture asks \(query\) among 60 pictures: check the split"),
-        (lambda: without("gallery"), "", "the gallery is empty among 60 pictures: check the split"),
+        (unlabelled, "", "evaluation needs labels, and these images have none: use class folders"),
+        (lonely, "", "none of 12 queries has another image of its class in the gallery: give two or more"),
+        (seen_by_one, "", "has another image of its class of another camera in the gallery"),
+        (alone, "", "all images are of one class, so every answer is right: give two or more"),
+        (lambda: without("query"), "", r"no image asks \(query\) among 60 images: check the split"),
+        (lambda: without("gallery"), "", "the gallery is empty among 60 images: check the split"),
         (crowd, "rerank: true", r"evaluate\.rerank: for re-identification only, this is retrieval: remove it"),
         (crowd, "multi_query: true", r"evaluate\.multi_query: for re-identification only"),
         (lambda: crowd(pairs=True), "fars: [1e-4]", r"evaluate\.fars: 0\.0001, but 37 different pairs"),
         (coloured, "", "data: 3 channels, but the model takes 1: make them equal"),
     ],
 )
-def test_what_cannot_be_scored_is_refused_in_one_line(given, pictures, asked, pattern, tmp_path):
+def test_what_cannot_be_scored_is_refused_in_one_line(given, images, asked, pattern, tmp_path):
     with pytest.raises(Error, match=pattern) as refused:
-        evaluate(Flat(), given(pictures(), asked), tmp_path)
+        evaluate(Flat(), given(images(), asked), tmp_path)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "evaluate.json").exists()
 
@@ -636,20 +636,20 @@ def test_embeddings_that_are_no_numbers_name_the_model_and_their_count(given):
         evaluate(Flat(broken=True), given(crowd()), name="fine-tuned")
 
 
-def test_scores_of_other_pictures_stand_in_a_table_of_their_own():
+def test_scores_of_other_images_stand_in_a_table_of_their_own():
     one = {"task": "retrieval", "data": "a", "recall@1": 0.5, "queries": 4, "classes": 2}
-    text = standings.text({"x": one, "y": {**one, "data": "b", "queries": 9}, "z": one})
+    text = score_tables.text({"x": one, "y": {**one, "data": "b", "queries": 9}, "z": one})
     tables = [line for line in text.splitlines() if line.startswith("retrieval")]
     names = [line.split()[0] for line in text.splitlines() if line[0] in "xyz"]
     assert len(tables) == 2
     assert names == ["x", "z", "y"]
 
 
-def test_pictures_that_are_none_are_refused_before_any_work(given, tmp_path):
-    with pytest.raises(Error, match=r"p\.jpg: pictures are a \.png or an \.html: name it so"):
-        evaluate(Flat(), given(crowd()), tmp_path, pictures=tmp_path / "p.jpg")
-    with pytest.raises(Error, match=r"evaluate\.examples: 0, so there are no pictures to show: raise it"):
-        evaluate(Flat(), given(crowd(), "examples: 0"), tmp_path, pictures=tmp_path / "p.png")
+def test_images_that_are_none_are_refused_before_any_work(given, tmp_path):
+    with pytest.raises(Error, match=r"p\.jpg: images are a \.png or an \.html: name it so"):
+        evaluate(Flat(), given(crowd()), tmp_path, gallery=tmp_path / "p.jpg")
+    with pytest.raises(Error, match=r"evaluate\.examples: 0, so there are no images to show: raise it"):
+        evaluate(Flat(), given(crowd(), "examples: 0"), tmp_path, gallery=tmp_path / "p.png")
     assert not list(tmp_path.iterdir())
     evaluate(Flat(), given(crowd(), "examples: 0"), tmp_path)
     assert not (tmp_path / "evaluate.html").exists()
@@ -665,12 +665,12 @@ def test_a_run_is_told_before_it_begins(given, monkeypatch):
         preflight(toy.recipe("evaluate={data: toy}"))
 
 
-def test_the_verb_writes_scores_page_and_pictures(tmp_path, capsys):
+def test_the_verb_writes_scores_page_and_images(tmp_path, capsys):
     path = toy.write(tmp_path / "r.yaml")
     run, sheet = str(tmp_path / "run"), tmp_path / "p.png"
     words = [str(path), "pretrain.epochs=1", "--out", run]
     app(["pretrain", *words], standalone_mode=False)
-    app(["evaluate", *words, "--pictures", str(sheet)], standalone_mode=False)
+    app(["evaluate", *words, "--gallery", str(sheet)], standalone_mode=False)
     said = capsys.readouterr().out
     kept = json.loads((tmp_path / "run/evaluate.json").read_text())
     assert set(kept) == {"backbone"}

@@ -58,7 +58,7 @@ def files(model):
 
 
 def facts(model):
-    about = {"method": "barlow_twins", "epochs": 3, "data": {"kind": "folder", "pictures": 12}}
+    about = {"method": "barlow_twins", "epochs": 3, "data": {"kind": "folder", "images": 12}}
     return card.facts(model.architecture, model.dim, about)
 
 
@@ -85,8 +85,8 @@ def onnx_session(content):
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def pictures(architecture, batch):
-    """Other pictures than the check's own, black and white ones among them."""
+def images(architecture, batch):
+    """Other images than the check's own, black and white ones among them."""
     shape = (batch, architecture.channels, *sides(architecture.size))
     x = torch.rand(shape, generator=torch.Generator().manual_seed(77 + batch))
     x[0, :, 0], x[0, :, 1] = 0, 1
@@ -98,14 +98,14 @@ def pictures(architecture, batch):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_onnxruntime_gives_the_model_s_features_of_pictures_normalised_by_hand(exported, name, batch):
+def test_onnxruntime_gives_the_model_s_features_of_images_normalised_by_hand(exported, name, batch):
     model, content = exported[name]
-    x = pictures(model.architecture, batch)
+    x = images(model.architecture, batch)
     mean, std = model.architecture.normalisation()
     by_hand = np.stack([(x[:, c].numpy() - mean[c]) / std[c] for c in range(x.shape[1])], axis=1)
     with torch.no_grad():
         expected = model(torch.from_numpy(by_hand.astype(np.float32)))
-    (found,) = onnx_session(content).run(["features"], {"pictures": x.numpy()})
+    (found,) = onnx_session(content).run(["features"], {"images": x.numpy()})
     assert found.shape == expected.shape == (batch, model.dim)
     assert float(np.abs(found - expected.numpy()).max()) <= TOLERANCE * float(expected.abs().max())
 
@@ -132,7 +132,7 @@ def test_the_graph_says_what_it_takes(exported, name):
     session = onnx_session(content)
     assert session.get_modelmeta().custom_metadata_map["size"] == json.dumps(a.size)
     (taken,), (given,) = session.get_inputs(), session.get_outputs()
-    assert (taken.name, given.name) == ("pictures", "features")
+    assert (taken.name, given.name) == ("images", "features")
     assert taken.shape[1:] == [a.channels, *sides(a.size)]
     assert isinstance(taken.shape[0], str)  # a name: any batch size
 
@@ -230,7 +230,7 @@ def test_an_exported_folder_is_whole_and_gives_the_model_back_bit_for_bit(traine
     assert type(loaded) is type(model)
     assert not loaded.training
     assert toy.same_weights(loaded, model)
-    x = pictures(model.architecture, 2)
+    x = images(model.architecture, 2)
     with torch.no_grad():
         assert loaded(x).equal(model(x))
 
@@ -241,7 +241,7 @@ def test_timm_loads_an_exported_folder(trained, tmp_path, recipe):
     register_cifar_stems()
     backbone = getattr(model, "backbone", model)
     theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
-    x = pictures(model.architecture, 2)
+    x = images(model.architecture, 2)
     with torch.no_grad():
         assert theirs(x).equal(backbone.model(x))
 
@@ -473,7 +473,7 @@ def test_scores_that_are_none_make_no_table(scores):
 
 def test_an_embedding_is_the_linear_head_of_its_backbone_on_the_unit_sphere():
     model = made("embedding")
-    x = pictures(RESNET, 5)
+    x = images(RESNET, 5)
     with torch.no_grad():
         z_BD = model.backbone(x) @ model.head.weight.T + model.head.bias
         torch.testing.assert_close(model(x), z_BD / z_BD.square().sum(1, keepdim=True).sqrt())

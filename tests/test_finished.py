@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 import toy
-from lookalike.data.images import FilePictures, subset
+from lookalike.data.images import FileImages, subset
 from lookalike.data.images.files import FILES
 from lookalike.data.manifest import Manifest
 from lookalike.data.pack import Packing, pack
 from lookalike.data.passport import passport
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
-from lookalike.evaluation.features import identity
+from lookalike.evaluation.features import cache_key
 from lookalike.models import card
 from lookalike.pipeline import check
 from lookalike.process.signals import Stopped
@@ -79,7 +79,7 @@ def test_a_finished_backbone_of_other_images_is_refused_unless_asked_for(trained
     before = (trained / "run/backbone/card.json").read_bytes()
     assert heard(lambda: pretrain(wanted, trained / "run")) == []
     CHANGES[kind](trained / "p")
-    with pytest.raises(RunError, match=r"backbone: was trained on other images \(.*pictures: 36 -> .*--accept-changes"):
+    with pytest.raises(RunError, match=r"backbone: was trained on other images \(.*images: 36 -> .*--accept-changes"):
         pretrain(wanted, trained / "run")
     assert any(
         "was pretrained on other images" in t
@@ -167,22 +167,22 @@ def test_what_a_passport_sees(tmp_path):
     paths = [f"{i:04}.bmp" for i in range(FILES + 100)]
     for name in paths:
         (tmp_path / name).write_bytes(b"BM" + name.encode() * 20_000)
-    few, many = (FilePictures(tmp_path, paths[:n], None, (), 8, 3) for n in (FILES, len(paths)))
+    few, many = (FileImages(tmp_path, paths[:n], None, (), 8, 3) for n in (FILES, len(paths)))
     before = passport(few)
     assert passport(subset(few, [1, 2]))["content"] == before["content"]
     for at in (0, 70_000, 140_000):  # of 180,002 bytes
         data = bytearray((tmp_path / paths[5]).read_bytes())
         data[at : at + 20_000] = bytes(20_000)
         (tmp_path / paths[5]).write_bytes(data)
-        after = passport(FilePictures(tmp_path, paths[:FILES], None, (), 8, 3))
+        after = passport(FileImages(tmp_path, paths[:FILES], None, (), 8, 3))
         assert {key for key in after if after[key] != before[key]} >= {"times"}
         before = after
     looked_into = set(np.linspace(0, len(paths) - 1, FILES).astype(int).tolist())
     seen, unseen = passport(many), tmp_path / paths[min(set(range(len(paths))) - looked_into)]
     unseen.write_bytes(bytes(unseen.stat().st_size))
-    after = passport(FilePictures(tmp_path, paths, None, (), 8, 3))
+    after = passport(FileImages(tmp_path, paths, None, (), 8, 3))
     assert {key for key in after if after[key] != seen[key]} == {"times"}
-    assert identity(many) != identity(FilePictures(tmp_path, paths, None, (), 8, 3))
+    assert cache_key(many) != cache_key(FileImages(tmp_path, paths, None, (), 8, 3))
 
 
 # ---- steps
@@ -331,7 +331,7 @@ def test_an_earlier_release_s_shards_go_on(listed, tmp_path):
 
 def test_features_know_how_large_an_image_may_be(listed):
     few, many = (Folder(str(listed), channels=1, max_pixels=most).split("train") for most in (10, None))
-    assert identity(few) != identity(many)
+    assert cache_key(few) != cache_key(many)
 
 
 def test_check_refuses_what_a_resume_would_refuse(trained):

@@ -11,11 +11,11 @@ import lookalike
 import toy
 from lookalike.data.sources import Digits
 from lookalike.errors import Error, RecipeError, RunError
-from lookalike.evaluation.features import embed, extract
+from lookalike.evaluation.features import embedder, extract
 from lookalike.folder import write_folder
 from lookalike.metric.classes import of_classes
 from lookalike.metric.estimators import ESTIMATORS
-from lookalike.metric.fold import ESTIMATOR, build, folded
+from lookalike.metric.fit_head import ESTIMATOR, build, folded
 from lookalike.models import card, folder_files
 from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.pipeline import SECTIONS
@@ -50,7 +50,7 @@ def recipe(backbone: Path, estimator: str, *more: str):
 
 def seen(backbone: Path):
     model = lookalike.load_backbone(backbone)
-    return extract(embed(model, model.architecture), of_classes(Digits().split("train"), range(5))[0])
+    return extract(embedder(model, model.architecture), of_classes(Digits().split("train"), range(5))[0])
 
 
 def test_every_estimator_is_tried_here():
@@ -72,7 +72,7 @@ def test_the_folder_computes_what_the_estimator_learned(name, backbone, tmp_path
     assert model.unit == learner.cosine == (name == "csml")
     assert model.dim == z.shape[1]
     h = (
-        extract(embed(model, model.architecture), of_classes(Digits().split("train"), range(5))[0])
+        extract(embedder(model, model.architecture), of_classes(Digits().split("train"), range(5))[0])
         .x_ND.double()
         .numpy()
     )
@@ -89,8 +89,8 @@ def test_a_whole_run_scores_by_euclidean_distance_exports_and_is_done(backbone, 
     facts = card.read(run / "finetune/embedding")
     assert (facts["method"], facts["distance"], facts["features"], facts["classes"]) == ("rca", "euclidean", 6, 5)
     model = lookalike.load_model(run / "export/embedding")
-    pictures, labels_N = of_classes(Digits().split("test"), range(5, 10))
-    z_ND = extract(embed(model, model.architecture), pictures).x_ND
+    images, labels_N = of_classes(Digits().split("test"), range(5, 10))
+    z_ND = extract(embedder(model, model.architecture), images).x_ND
     scores = json.loads((run / "evaluate.json").read_text())["fine-tuned"]
     assert scores["map@r"] == pytest.approx(retrieval.scores(z_ND, labels_N, normalize=False)["map@r"], abs=1e-6)
     assert scores["map@r"] != pytest.approx(retrieval.scores(z_ND, labels_N)["map@r"], abs=1e-4)

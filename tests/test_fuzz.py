@@ -30,7 +30,7 @@ from safetensors.torch import save
 import mutants
 from forked import forked, peak
 from lookalike.data import cache, samples
-from lookalike.data.decode import BadPicture, decode
+from lookalike.data.decode import BadImage, decode
 from lookalike.data.idx import read_idx
 from lookalike.data.manifest import Manifest
 from lookalike.errors import BackboneError, DataError, RecipeError
@@ -97,7 +97,7 @@ def tensors() -> bytes:
 
 def kinds() -> dict[str, tuple[bytes, Reader, type[Exception] | tuple[type[Exception], ...]]]:
     """Kind -> a whole file, what reads it, and how that may refuse it."""
-    found: dict[str, Any] = {name: (data, image, BadPicture) for name, data in mutants.images().items()}
+    found: dict[str, Any] = {name: (data, image, BadImage) for name, data in mutants.images().items()}
     table = partial(lambda path: Manifest(str(path)).split("test"))
     return found | {
         "tar": (mutants.tar(), in_file("a.tar", shard), DataError),

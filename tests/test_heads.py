@@ -20,13 +20,13 @@ import lookalike
 import toy
 from lookalike import optim
 from lookalike.errors import BackboneError, Error, RunError
-from lookalike.evaluation.features import embed, extract
+from lookalike.evaluation.features import embedder, extract
 from lookalike.folder import write_folder
+from lookalike.metric.finetune_module import FinetuneModule
 from lookalike.metric.objectives import OBJECTIVE, Objective
-from lookalike.metric.system import System
 from lookalike.models import Architecture, Backbone, folder_files, layers, load_backbone, repooled
 from lookalike.models.embedding import Embedding, embedding_files
-from lookalike.optim import Moment, Pace
+from lookalike.optim import LrScale, Progress
 from lookalike.process.signals import Stopped
 from lookalike.recipe import from_text
 from lookalike.scoring import retrieval
@@ -65,7 +65,7 @@ def built(name: str, pool: str | None = None) -> Backbone:
     return stirred(replace(NAMED[name], pool=pool).build())
 
 
-def pictures(a: Architecture, batch: int = 2) -> Tensor:
+def images(a: Architecture, batch: int = 2) -> Tensor:
     shape = (batch, a.channels, a.size, a.size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(5))
 
@@ -74,7 +74,7 @@ def pictures(a: Architecture, batch: int = 2) -> Tensor:
 
 
 def pooled(rows: list[list[float]], how: str, p: float = 3.0) -> list[float]:
-    """One picture's places, a row of D numbers each, number by number."""
+    """One image's places, a row of D numbers each, number by number."""
     columns = list(zip(*rows, strict=True))
     if how == "avg":
         return [sum(column) / len(column) for column in columns]
@@ -102,7 +102,7 @@ def by_hand(backbone: Backbone, x: Tensor, how: str) -> Tensor:
 @pytest.mark.parametrize(("name", "pool"), EACH)
 def test_every_pooling_is_that_of_a_loop_over_places_without_prefix_tokens(name, pool):
     backbone = built(name, pool)
-    x = pictures(backbone.architecture)
+    x = images(backbone.architecture)
     torch.testing.assert_close(backbone(x), by_hand(backbone, x, pool), rtol=1e-4, atol=1e-5)
     assert backbone.dim == backbone(x).shape[1] == (48 if pool == "cls_gem" else {"resnet": 16}.get(name, 24))
 
@@ -123,7 +123,7 @@ def test_a_backbone_pooled_anew_has_the_same_weights_and_comes_back(name, pool):
         assert toy.same(dict(back.model.state_dict()), dict(one.model.state_dict()))
         assert (other is one) == (before == pool)
         assert not other.training
-        x = pictures(one.architecture)
+        x = images(one.architecture)
         torch.testing.assert_close(other(x), by_hand(other, x, pool), rtol=1e-4, atol=1e-5)
         numbers = [sorted(t.double().sum().item() for t in b.model.state_dict().values()) for b in (one, other)]
         assert numbers[0] == numbers[1]
@@ -145,7 +145,7 @@ HEADS: dict[str, dict[str, Any]] = {
 def test_a_folder_holds_every_pooling_and_head_and_timm_has_the_trunk_s_bits(name, pool, head, tmp_path):
     model = stirred(Embedding(built(name, pool), **HEADS[head]))
     write_folder(tmp_path / "x", embedding_files(model))
-    loaded, x = lookalike.load_model(tmp_path / "x"), pictures(model.architecture)
+    loaded, x = lookalike.load_model(tmp_path / "x"), images(model.architecture)
     assert (loaded.unit, loaded.dim, loaded.norm) == (model.unit, model.dim, None)
     if model.norm is None:
         assert torch.equal(loaded(x), model(x))
@@ -164,7 +164,7 @@ def test_a_folder_holds_every_pooling_and_head_and_timm_has_the_trunk_s_bits(nam
 
 
 def test_without_a_linear_layer_the_features_are_the_embedding_and_without_unit_they_keep_their_lengths():
-    backbone, x = built("resnet", "avg"), pictures(RESNET, 3)
+    backbone, x = built("resnet", "avg"), images(RESNET, 3)
     assert torch.equal(Embedding(backbone, None, unit=False)(x), backbone(x))
     assert torch.equal(Embedding(backbone, None)(x), F.normalize(backbone(x), dim=1))
     assert Embedding(backbone, None).dim == 16
@@ -172,9 +172,9 @@ def test_without_a_linear_layer_the_features_are_the_embedding_and_without_unit_
 
 def test_a_batchnorm_in_training_standardises_the_batch():
     model = Embedding(built("resnet", "avg"), 5, batchnorm=True, unit=False).train()
-    z = model(pictures(RESNET, 7))
+    z = model(images(RESNET, 7))
     torch.testing.assert_close(z.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
-    h = model.head(model.backbone(pictures(RESNET, 7)))
+    h = model.head(model.backbone(images(RESNET, 7)))
     torch.testing.assert_close(z, (h - h.mean(0)) / (h.var(0, correction=0) + 1e-5).sqrt(), atol=1e-4, rtol=1e-4)
 
 
@@ -185,7 +185,7 @@ def test_batchnorm_then_what_the_objective_folds_are_one_linear_layer(objective,
     model = stirred(Embedding(built("resnet", "avg"), dim, batchnorm=True, unit=False), seed=3)
     owner = Objective(OBJECTIVE.spec(objective), None, num_classes=4, embedding_size=model.dim)
     weight, bias = stirred(owner, seed=4).affine()
-    x, norm = pictures(RESNET, 9), copy.deepcopy(model.norm).double()
+    x, norm = images(RESNET, 9), copy.deepcopy(model.norm).double()
     h = model.backbone(x).double()
     z = h if dim is None else h @ model.head.weight.double().T + model.head.bias.double()
     z = (z - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
@@ -232,10 +232,10 @@ DEPTHS = {
 }
 
 
-def tuning(name: str, objective: str = "ProxyAnchorLoss", **how: Any) -> System:
+def tuning(name: str, objective: str = "ProxyAnchorLoss", **how: Any) -> FinetuneModule:
     backbone = built(name, "gem")
     owner = Objective(OBJECTIVE.spec(objective), None, num_classes=4, embedding_size=6)
-    return System(Embedding(backbone, 6, batchnorm=True), owner, **how).train()
+    return FinetuneModule(Embedding(backbone, 6, batchnorm=True), owner, **how).train()
 
 
 @pytest.mark.parametrize("name", DEPTHS)
@@ -277,7 +277,7 @@ def test_a_group_that_starts_later_has_no_rate_before():
             "biases and norms, from epoch 1.5": wanted,
         }
         assert {g["name"]: g["lr"] for g in optimizer.param_groups} == rates
-    assert system.paces()["model.backbone.model.pos_embed"] == Pace(1.0, 1.5)
+    assert system.lr_scales()["model.backbone.model.pos_embed"] == LrScale(1.0, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -312,14 +312,14 @@ def test_more_blocks_than_there_are_and_models_that_do_not_say_are_refused(monke
     tuning("resnet", train_blocks=0)
     for how in ({"train_blocks": 1}, {"layer_decay": 0.5}):
         with pytest.raises(BackboneError, match=r"backbone: timm does not say which blocks resnet18 has: train all"):
-            tuning("resnet", **how).paces()
+            tuning("resnet", **how).lr_scales()
 
 
 def test_the_backbone_rests_for_the_first_epochs_then_trains():
     system = tuning("resnet", head_epochs=1.0)
     norms = [m for m in system.model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     for epoch, resting in ((0.0, True), (0.9, True), (1.0, False), (0.5, True)):
-        system.begin(Moment(0, 10, epoch))
+        system.begin(Progress(0, 10, epoch))
         assert {norm.training for norm in norms} == {not resting}
         assert system.model.norm.training
     assert not any(m.training for m in system.eval().modules())
@@ -474,12 +474,12 @@ def test_vectors_that_keep_their_lengths_are_scored_by_euclidean_distance(tmp_pa
         words = ("finetune={estimator: {name: rca, n_components: 4}, pool: max}",)
     run = tuned(tmp_path, "resnet", *words)
     recipe = toy.recipe(*words)
-    found, model, pictures = (
+    found, model, images = (
         lookalike.evaluate(run / "embedding", recipe),
         lookalike.load_model(run / "embedding"),
         shown(recipe),
     )
-    x_ND, labels_N, *_ = extract(embed(model, model.architecture), pictures)
+    x_ND, labels_N, *_ = extract(embedder(model, model.architecture), images)
     assert found["protocol"]["nearness"] == "euclidean"
     for normalize in (False, True):
         expected = retrieval.scores(x_ND, labels_N, normalize=normalize)
@@ -513,9 +513,9 @@ def test_show_says_what_fine_tuning_will_do():
     words = ("pretrain=null", "finetune.layer_decay=0.5", "finetune.train_blocks=1", "finetune.epochs=3")
     lines = show(toy.recipe(*words)).splitlines()
     text = "\n".join(lines[lines.index("") :])
-    assert "finetune    FaceNetLoss: 721 pictures of 5 classes, 179 of others to score" in text
+    assert "finetune    FaceNetLoss: 721 images of 5 classes, 179 of others to score" in text
     assert "embedding   (B, 16) -> (B, 16)" in text
-    assert "steps       66 = 3 epochs × 22 of 32 pictures" in text
+    assert "steps       66 = 3 epochs × 22 of 32 images" in text
     model = toy.architecture("resnet").build().model
     kernels = [p.numel() for p in model.layer4.parameters() if p.ndim > 1]
     group = f"weights, rate × 0.5: {len(kernels)} tensors, {sum(kernels):,} numbers, lr 0.0005, weight decay 0.05"
@@ -545,8 +545,8 @@ def test_onnxruntime_gives_what_was_trained_from_a_folder_without_a_card(name, p
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     mean, std = (torch.tensor(v)[:, None, None] for v in model.architecture.normalisation())
     for batch in (1, 2, 5):
-        x = pictures(model.architecture, batch)
-        (found,) = session.run(None, {"pictures": x.numpy()})
+        x = images(model.architecture, batch)
+        (found,) = session.run(None, {"images": x.numpy()})
         np.testing.assert_allclose(found, model((x - mean) / std).detach().numpy(), rtol=1e-4, atol=1e-4)
         if model.unit:
             np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)

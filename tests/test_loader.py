@@ -1,4 +1,4 @@
-"""The data order: a pure function of (seed, epoch, position) for any ranks, workers and cuts; bad pictures replaced."""
+"""The data order: a pure function of (seed, epoch, position) for any ranks, workers and cuts; bad images replaced."""
 
 import gc
 import multiprocessing
@@ -15,11 +15,11 @@ from PIL import Image
 from lookalike import log
 from lookalike.data import decode, loader, reader, slots
 from lookalike.data.decode import Opened
-from lookalike.data.images import ArrayPictures, FilePictures
+from lookalike.data.images import ArrayImages, FileImages
 from lookalike.data.loader import Batch, batches, in_order
-from lookalike.data.order import Order, share
+from lookalike.data.order import EpochOrder, share
 from lookalike.data.prefetch import ahead, prefetch
-from lookalike.data.reader import Cuts, cut_views
+from lookalike.data.reader import HostCrops, cut_views
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
 from lookalike.views import Asymmetric, MultiCrop, Symmetric
@@ -35,11 +35,11 @@ def draw_boxes(ids_B, key, height, width, crop, aspect):
     return Symmetric(crop=crop, aspect=aspect).draws(ids_B, seed, epoch, range(v, v + 1), height, width)["box"][0]
 
 
-def array(n: int) -> ArrayPictures:
-    return ArrayPictures(torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1).expand(n, 1, 2, 2).clone())
+def array(n: int) -> ArrayImages:
+    return ArrayImages(torch.arange(n, dtype=torch.uint8).reshape(n, 1, 1, 1).expand(n, 1, 2, 2).clone())
 
 
-def global_batches(order: Order, world: int, first: int, last: int) -> list[list[int]]:
+def global_batches(order: EpochOrder, world: int, first: int, last: int) -> list[list[int]]:
     return [
         torch.cat([share(micro, rank, world) for rank in range(world)]).tolist()
         for _, micro in order.micro_batches(first, last)
@@ -49,14 +49,14 @@ def global_batches(order: Order, world: int, first: int, last: int) -> list[list
 @pytest.mark.parametrize("accumulate", [1, 2, 5])
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_world_sees_the_same_global_batches_from_any_cut(world, accumulate):
-    order = Order(103, 20, accumulate, seed=4)
+    order = EpochOrder(103, 20, accumulate, seed=4)
     wanted = global_batches(order, 1, 0, 12)
     for cut in (0, 1, 4, 5, 7, 11):
         assert global_batches(order, world, cut, 12) == wanted[cut * accumulate :]
 
 
 def test_an_epoch_holds_each_sample_once_and_leaves_out_the_incomplete_batch():
-    order = Order(103, 20, 1, seed=4)
+    order = EpochOrder(103, 20, 1, seed=4)
     for epoch in range(3):
         ids = [i for step in range(5) for i in order.ids(epoch, step).tolist()]
         assert len(set(ids)) == len(ids) == 100
@@ -64,12 +64,12 @@ def test_an_epoch_holds_each_sample_once_and_leaves_out_the_incomplete_batch():
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = [tuple(Order(50, 50, 1, seed).ids(epoch, 0).tolist()) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [tuple(EpochOrder(50, 50, 1, seed).ids(epoch, 0).tolist()) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
 
 
 def test_over_many_epochs_each_sample_is_left_out_equally_often():
-    order = Order(30, 20, 1, seed=0)
+    order = EpochOrder(30, 20, 1, seed=0)
     seen = Counter(i for epoch in range(600) for i in order.ids(epoch, 0).tolist())
     assert min(seen.values()) > 340  # expected 400, five standard deviations of 11.5
     assert max(seen.values()) < 460
@@ -81,9 +81,12 @@ def kept(batch: Batch) -> Batch:
     return batch._replace(pixels=pixels)
 
 
-def stream(pictures, workers: int, first: int = 0, last: int = 6, cuts: Cuts | None = None) -> list[Batch]:
-    order, span = Order(len(pictures), 8, 2, seed=1), {"first_step": first, "last_step": last, "rank": 1, "world": 2}
-    return [kept(b) for b in batches(pictures, order, **span, workers=workers, pin=False, cuts=cuts)]
+def stream(images, workers: int, first: int = 0, last: int = 6, host_crops: HostCrops | None = None) -> list[Batch]:
+    order, span = (
+        EpochOrder(len(images), 8, 2, seed=1),
+        {"first_step": first, "last_step": last, "rank": 1, "world": 2},
+    )
+    return [kept(b) for b in batches(images, order, **span, workers=workers, pin=False, host_crops=host_crops)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
@@ -95,17 +98,17 @@ def test_workers_change_nothing(workers):
         assert torch.equal(a.pixels, b.pixels)
 
 
-def test_a_batch_holds_the_pictures_of_its_ids():
+def test_a_batch_holds_the_images_of_its_ids():
     for batch in stream(array(24), 0):
         assert torch.equal(batch.pixels[:, 0, 0, 0].long(), batch.ids_B)
 
 
-def test_fewer_pictures_than_a_batch_are_refused_with_the_remedy():
-    with pytest.raises(DataError, match=r"5 pictures are fewer than one batch of 8: lower the batch"):
-        Order(5, 8, 1, 0)
+def test_fewer_images_than_a_batch_are_refused_with_the_remedy():
+    with pytest.raises(DataError, match=r"5 images are fewer than one batch of 8: lower the batch"):
+        EpochOrder(5, 8, 1, 0)
 
 
-def folder(path, good: int, bad: dict[str, bytes]) -> FilePictures:
+def folder(path, good: int, bad: dict[str, bytes]) -> FileImages:
     path.mkdir()
     for i in range(good):
         Image.new("RGB", (20, 20), (i * 7, 50, 90)).save(path / f"good_{i:02d}.png")
@@ -117,36 +120,36 @@ def folder(path, good: int, bad: dict[str, bytes]) -> FilePictures:
 BAD = {"a_empty.jpg": b"", "b_html.jpg": b"<html>404</html>", "z_cut.png": b"\x89PNG\r\n\x1a\n\x00\x00"}
 
 
-def test_a_bad_picture_is_replaced_by_the_same_one_each_time_and_named(tmp_path):
-    pictures = folder(tmp_path / "p", 12, BAD)
-    ids = list(range(len(pictures)))
-    canvas, bad = read_many(pictures, ids, seed=5)
-    again, bad_again = read_many(pictures, ids[::-1], seed=5)
+def test_a_bad_image_is_replaced_by_the_same_one_each_time_and_named(tmp_path):
+    images = folder(tmp_path / "p", 12, BAD)
+    ids = list(range(len(images)))
+    canvas, bad = read_many(images, ids, seed=5)
+    again, bad_again = read_many(images, ids[::-1], seed=5)
     assert torch.equal(canvas, again.flip(0))
     assert sorted(bad) == sorted(bad_again)
     assert sorted(record.path.rsplit("/", 1)[1] for record in bad) == sorted(BAD)
     for record in bad:
         assert torch.equal(canvas[record.sample], canvas[record.replacement])
-    assert read_many(pictures, ids, seed=6)[1] != bad
+    assert read_many(images, ids, seed=6)[1] != bad
 
 
-def test_healthy_pictures_do_not_notice_bad_neighbours(tmp_path):
+def test_healthy_images_do_not_notice_bad_neighbours(tmp_path):
     mixed, clean = folder(tmp_path / "p", 12, BAD), folder(tmp_path / "q", 12, {})
     by_name = {mixed.name(i).rsplit("/", 1)[1]: row for i, row in enumerate(read_many(mixed, range(15), seed=5)[0])}
     for i, row in enumerate(read_many(clean, range(12), seed=5)[0]):
         assert torch.equal(by_name[clean.name(i).rsplit("/", 1)[1]], row)
 
 
-def test_a_folder_of_only_bad_pictures_ends_with_the_first_ones_reason(tmp_path):
-    pictures = folder(tmp_path / "p", 0, BAD)
+def test_a_folder_of_only_bad_images_ends_with_the_first_ones_reason(tmp_path):
+    images = folder(tmp_path / "p", 0, BAD)
     with pytest.raises(DataError, match=r"\.(jpg|png): .*is the folder sound"):
-        read_many(pictures, [0], seed=0)
+        read_many(images, [0], seed=0)
 
 
-def test_in_order_leaves_bad_pictures_out(tmp_path):
-    pictures = folder(tmp_path / "p", 12, BAD)
+def test_in_order_leaves_bad_images_out(tmp_path):
+    images = folder(tmp_path / "p", 12, BAD)
     for workers in (0, 2):
-        found = list(in_order(pictures, 4, workers))
+        found = list(in_order(images, 4, workers))
         ids = [i for part, _ in found for i in part]
         assert len(ids) == 12
         assert ids == sorted(ids)
@@ -156,7 +159,7 @@ def test_in_order_leaves_bad_pictures_out(tmp_path):
 # ---- slots: what the workers write and how long it stands
 
 
-def several(path, count: int = 20) -> FilePictures:
+def several(path, count: int = 20) -> FileImages:
     """JPEGs of many sides; two PNGs; all differ."""
     path.mkdir()
     draw = np.random.default_rng(0)
@@ -170,11 +173,11 @@ def several(path, count: int = 20) -> FilePictures:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_batch_stands_until_the_next_but_one_is_asked_for(workers):
     """Kept as it came, without a copy, and compared when its time is nearly over; workers have gone on long since."""
-    pictures, order = array(200), Order(200, 8, 1, seed=1)
+    images, order = array(200), EpochOrder(200, 8, 1, seed=1)
     span = {"first_step": 0, "last_step": 100, "rank": 0, "world": 1, "workers": workers, "pin": False}
     before: Batch | None = None
     seen = 0
-    for batch in batches(pictures, order, **span):
+    for batch in batches(images, order, **span):
         if seen % 20 == 0:
             time.sleep(0.02)  # time for every worker to write all it may
         for held in (before, batch):
@@ -185,7 +188,7 @@ def test_a_batch_stands_until_the_next_but_one_is_asked_for(workers):
 
 def test_workers_hand_over_a_slot_and_no_pixels(monkeypatch):
     """All that crosses the pipe of a large batch is a few bytes."""
-    pictures = ArrayPictures(torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
+    images = ArrayImages(torch.zeros(8, 3, 64, 64, dtype=torch.uint8))
     answers = []
     original = loader.one_by_one
 
@@ -195,7 +198,7 @@ def test_workers_hand_over_a_slot_and_no_pixels(monkeypatch):
             yield answer
 
     monkeypatch.setattr(loader, "one_by_one", spying)
-    assert len(stream(pictures, 2)) == 12
+    assert len(stream(images, 2)) == 12
     assert answers == [[]] * 12
 
 
@@ -215,7 +218,9 @@ def test_a_stream_that_is_left_early_leaves_no_process_and_no_descriptor():
     stream(array(24), 2)
     opened, before = descriptors(), children()
     for _ in range(3):
-        found = batches(array(24), Order(24, 8, 2, 1), first_step=0, last_step=9, rank=0, world=1, workers=2, pin=False)
+        found = batches(
+            array(24), EpochOrder(24, 8, 2, 1), first_step=0, last_step=9, rank=0, world=1, workers=2, pin=False
+        )
         next(found)
         assert len(children() - before) == 2
         found.close()
@@ -231,14 +236,14 @@ LAWS = {"asymmetric": Asymmetric(), "multi_crop": MultiCrop(small=2, small_size=
 
 
 @pytest.mark.parametrize(("name", "size"), [("asymmetric", 16), ("multi_crop", 16), ("asymmetric", (16, 9))])
-def test_a_host_crop_is_the_laws_box_of_the_full_size_picture_resized(tmp_path, monkeypatch, name, size):
-    """Against Pillow alone: decode, crop, resize; and the boxes drawn for each picture by itself."""
+def test_a_host_crop_is_the_laws_box_of_the_full_size_image_resized(tmp_path, monkeypatch, name, size):
+    """Against Pillow alone: decode, crop, resize; and the boxes drawn for each image by itself."""
     monkeypatch.setattr(reader, "SHRINKS", ())
-    pictures, law = several(tmp_path / "p"), LAWS[name]
-    for batch in stream(pictures, 0, cuts=Cuts(law, size)):
+    images, law = several(tmp_path / "p"), LAWS[name]
+    for batch in stream(images, 0, host_crops=HostCrops(law, size)):
         assert [tuple(part.shape[1:]) for part in batch.pixels] == [(3, *s) for s in law.sizes(size)]
         for row, i in enumerate(batch.ids_B.tolist()):
-            with Image.open(pictures.name(i)) as image:
+            with Image.open(images.name(i)) as image:
                 whole = image.convert("RGB")
             for v, part in enumerate(batch.pixels):
                 range_of = law.small_crop if v >= 2 else law.crop
@@ -255,7 +260,7 @@ def test_a_host_crop_is_the_laws_box_of_the_full_size_picture_resized(tmp_path, 
 def test_a_large_jpeg_is_decoded_smaller_only_where_no_box_gets_smaller_than_its_view(tmp_path, monkeypatch):
     y, x = np.mgrid[0:256, 0:256]
     Image.fromarray(np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
-    picture = Opened((tmp_path / "a.jpg").read_bytes(), "a.jpg", 3)
+    image = Opened((tmp_path / "a.jpg").read_bytes(), "a.jpg", 3)
     for boxes, wanted in (
         ([[0, 0, 128, 130], [9, 9, 200, 190]], 8),
         ([[0, 0, 127, 256], [9, 9, 200, 190]], 4),
@@ -265,50 +270,50 @@ def test_a_large_jpeg_is_decoded_smaller_only_where_no_box_gets_smaller_than_its
         with monkeypatch.context() as patch:
             patch.setattr(Opened, "pixels", lambda self, s, n=asked, f=whole: n.append(s) or f(self, s))
             outs = torch.empty(2, 3, 16, 16, dtype=torch.uint8)
-            cut_views(picture, boxes, list(outs), "bicubic")
+            cut_views(image, boxes, list(outs), "bicubic")
         assert asked == [wanted]
         for box, out in zip(boxes, outs, strict=True):
-            exact = decode.cut(picture.pixels(), box, torch.empty(3, 16, 16, dtype=torch.uint8))
+            exact = decode.cut(image.pixels(), box, torch.empty(3, 16, 16, dtype=torch.uint8))
             assert (out.int() - exact.int()).abs().float().mean() < 2
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("name", LAWS)
 def test_workers_change_no_host_crop(tmp_path, name, workers):
-    pictures = several(tmp_path / "p")
-    first, other = (stream(pictures, n, cuts=Cuts(LAWS[name], 16)) for n in (0, workers))
+    images = several(tmp_path / "p")
+    first, other = (stream(images, n, host_crops=HostCrops(LAWS[name], 16)) for n in (0, workers))
     for alone, together in zip(first, other, strict=True):
         assert all(map(torch.equal, alone.pixels, together.pixels))
 
 
 def test_a_sample_has_the_same_crops_beside_any_others(tmp_path):
-    pictures, cuts = several(tmp_path / "p"), Cuts(Asymmetric(), 16)
-    whole, _ = read_many(pictures, range(20), 5, cuts)
+    images, host_crops = several(tmp_path / "p"), HostCrops(Asymmetric(), 16)
+    whole, _ = read_many(images, range(20), 5, host_crops)
     for ids in ([7], [19, 3], list(range(19, -1, -1))):
-        assert torch.equal(read_many(pictures, ids, 5, cuts)[0], whole[ids])
+        assert torch.equal(read_many(images, ids, 5, host_crops)[0], whole[ids])
 
 
-def test_a_bad_pictures_place_is_cut_from_its_replacement_by_its_own_draws(tmp_path):
+def test_a_bad_images_place_is_cut_from_its_replacement_by_its_own_draws(tmp_path):
     """Also where only the pixels are bad, which is found after the boxes were drawn."""
     good = Image.new("RGB", (40, 30), (9, 9, 9))
     good.save(tmp_path / "whole.jpg")
     short = (tmp_path / "whole.jpg").read_bytes()[:-20]
-    pictures, cuts = folder(tmp_path / "p", 12, {**BAD, "m_cut.jpg": short}), Cuts(Asymmetric(flip=0), 8)
-    crops, bad = read_many(pictures, range(len(pictures)), 5, cuts)
+    images, host_crops = folder(tmp_path / "p", 12, {**BAD, "m_cut.jpg": short}), HostCrops(Asymmetric(flip=0), 8)
+    crops, bad = read_many(images, range(len(images)), 5, host_crops)
     assert sorted(record.path.rsplit("/", 1)[1] for record in bad) == sorted([*BAD, "m_cut.jpg"])
     for record in bad:
-        picture = pictures.open(record.replacement)
+        image = images.open(record.replacement)
         (box,) = draw_boxes(
-            torch.tensor([record.sample]), (5, 0, 0), picture.height, picture.width, (0.08, 1), (3 / 4, 4 / 3)
+            torch.tensor([record.sample]), (5, 0, 0), image.height, image.width, (0.08, 1), (3 / 4, 4 / 3)
         )
-        expected = decode.cut(picture.pixels(), box.tolist(), torch.empty(3, 8, 8, dtype=torch.uint8))
+        expected = decode.cut(image.pixels(), box.tolist(), torch.empty(3, 8, 8, dtype=torch.uint8))
         assert torch.equal(crops[record.sample], expected)
 
 
-def test_pictures_in_memory_are_cut_too():
+def test_images_in_memory_are_cut_too():
     images = torch.randint(90, 166, (24, 1, 12, 15), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     law = Symmetric(crop=(0.3, 1.0))
-    for batch in stream(ArrayPictures(images), 0, cuts=Cuts(law, 9)):
+    for batch in stream(ArrayImages(images), 0, host_crops=HostCrops(law, 9)):
         box_B4 = draw_boxes(batch.ids_B, (1, batch.epoch, 1), 12, 15, law.crop, law.aspect)
         wanted = crop_resize(images[batch.ids_B].float() / 255, box_B4, 9) * 255
         assert (batch.pixels[1] - wanted).abs().max() < 1.5
@@ -382,7 +387,7 @@ def test_the_meter_tells_the_share_of_the_time_waited_also_one_batch_ahead(monke
     for stream in (slow(), ahead(slow(), Copies([]))):
         meter = log.Meter(images=1)
         for _ in range(30):
-            with meter.waiting():
+            with meter.timing_data():
                 next(stream)
             clock[0] += 2
             meter.add(torch.zeros(()), {})

@@ -25,8 +25,7 @@ from lookalike.errors import RunError
 from lookalike.evaluation.features import Features, cached
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
-from lookalike.training import loop
-from lookalike.training import nonfinite as trouble
+from lookalike.training import loop, nonfinite
 from lookalike.training.bad_samples import BadSamples, keep_first
 from lookalike.training.meter import Meter
 from lookalike.training.metrics import Metrics
@@ -306,7 +305,7 @@ def test_a_bundle_that_cannot_be_written_stops_no_rollback(tmp_path, monkeypatch
     def refuse(*arguments):
         raise RunError("nonfinite: cannot be written: No space left on device")
 
-    monkeypatch.setattr(trouble, "write_folder", refuse)
+    monkeypatch.setattr(nonfinite, "write_folder", refuse)
     monkeypatch.setattr(stage, "make_views", poisoned({12, 13, 14}))
     with heard() as texts:
         pretrain(toy.recipe(*UNEVEN), tmp_path / "run")

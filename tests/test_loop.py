@@ -116,7 +116,7 @@ def test_accumulation_trains_on_the_same_samples(tmp_path, whole):
 
 @pytest.mark.parametrize("backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"])
 def test_micro_batches_train_alike_on_any_number_of_ranks(ranks, tmp_path, backbone):
-    """Every rank takes its part of every micro-batch: also a BatchNorm in the backbone sees the same pictures."""
+    """Every rank takes its part of every micro-batch: also a BatchNorm in the backbone sees the same images."""
     changes = (
         "pretrain.micro_batch=36",
         "pretrain.epochs=1",
@@ -140,7 +140,7 @@ def test_a_micro_batch_that_does_not_divide_the_batch_is_refused():
 
 
 def test_views_that_the_method_does_not_compare_are_refused():
-    with pytest.raises(RecipeError, match=r"views: 3 of each picture, but BarlowTwins compares 2: set views.views: 2"):
+    with pytest.raises(RecipeError, match=r"views: 3 of each image, but BarlowTwins compares 2: set views.views: 2"):
         toy.recipe("pretrain.views={name: symmetric, views: 3}")
     toy.recipe("pretrain.views={name: multi_crop, small: 2, small_size: 8}", "pretrain.method={name: swav}")
 
@@ -279,14 +279,14 @@ def test_metrics_hold_every_part_and_a_failing_board_stops_nothing(tmp_path, mon
     assert rates[-1] < rates[4]
 
 
-def test_too_many_bad_pictures_stop_the_run_and_are_listed_once(tmp_path):
+def test_too_many_bad_images_stop_the_run_and_are_listed_once(tmp_path):
     bad = log.BadSamples(tmp_path / "bad.jsonl", limit=2)
     Record = __import__("collections").namedtuple("Record", "sample path reason")
     assert bad.add([Record(1, "a", "x"), Record(1, "a", "x"), Record(2, "b", "y")]) == 2
     bad.check(2)
     again = log.BadSamples(tmp_path / "bad.jsonl", limit=2)
     assert again.add([Record(2, "b", "y"), Record(3, "c", "z")]) == 1
-    with pytest.raises(DataError, match=r"3 pictures could not be read, more than the 2 allowed"):
+    with pytest.raises(DataError, match=r"3 images could not be read, more than the 2 allowed"):
         again.check(1)
     assert [json.loads(line)["sample"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()] == [1, 2, 3]
 

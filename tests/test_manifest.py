@@ -1,4 +1,4 @@
-"""Manifests: a table's rows are the pictures, whatever the table tries; every refusal has file, line and remedy."""
+"""Manifests: a table's rows are the images, whatever the table tries; every refusal has file, line and remedy."""
 
 import csv
 import re
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lookalike.data import Manifest, repeats
-from lookalike.data.decode import BadPicture
+from lookalike.data.decode import BadImage
 from lookalike.data.images import subset
 from lookalike.data.index import unit
 from lookalike.errors import DataError
@@ -44,12 +44,12 @@ def write(path, rows=ROWS, columns=("path", "label", "camera", "split")):
     return path
 
 
-def below(home, pictures) -> list[str]:
-    return [pictures.name(i).removeprefix(f"{home}/") for i in range(len(pictures))]
+def below(home, images) -> list[str]:
+    return [images.name(i).removeprefix(f"{home}/") for i in range(len(images))]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_rows_are_pictures(home, suffix):
+def test_rows_are_images(home, suffix):
     path = write(home / f"all.{suffix}")
     train, test = (Manifest(str(path), canvas=4).split(split) for split in ("train", "test"))
     assert below(home, train) == ["a/1.png", "a/2.png", "grün.png"]
@@ -153,28 +153,28 @@ def test_no_parquet_and_no_pyarrow_say_what_to_do(tmp_path, monkeypatch):
         Manifest(str(tmp_path / "none.csv")).split("train")
 
 
-def test_a_link_out_of_root_is_a_bad_picture(home, tmp_path_factory):
+def test_a_link_out_of_root_is_a_bad_image(home, tmp_path_factory):
     secret = tmp_path_factory.mktemp("secret")
     Image.new("RGB", (9, 9)).save(secret / "x.png")
     (home / "door").symlink_to(secret)
     (home / "in.png").symlink_to("a/1.png")
     path = home / "m.csv"
     path.write_text("path\ndoor/x.png\nin.png\n")
-    pictures = Manifest(str(path), test_fraction=0, canvas=4).split("train")
-    with pytest.raises(BadPicture, match=r"door/x\.png: a link out of"):
-        pictures.read(0)
-    pictures.read(1)
+    images = Manifest(str(path), test_fraction=0, canvas=4).split("train")
+    with pytest.raises(BadImage, match=r"door/x\.png: a link out of"):
+        images.read(0)
+    images.read(1)
 
 
 def test_a_hundred_thousand_rows_take_a_moment(tmp_path):
     path = tmp_path / "m.csv"
-    lines = (f"folder{i % 100}/picture{i}.jpg,{i % 1000},{i % 6}\n" for i in range(100_000))
+    lines = (f"folder{i % 100}/image{i}.jpg,{i % 1000},{i % 6}\n" for i in range(100_000))
     path.write_text("path,label,camera\n" + "".join(lines))
     began = time.process_time()
     train = Manifest(str(path)).split("train")
     assert time.process_time() - began < 3
     assert len(train.classes) == 1000
-    assert all(int(train.name(i).split("picture")[1][:-4]) % 1000 == train.labels[i] for i in range(0, 80_000, 997))
+    assert all(int(train.name(i).split("image")[1][:-4]) % 1000 == train.labels[i] for i in range(0, 80_000, 997))
 
 
 def manifest(root, *lines: str) -> Manifest:

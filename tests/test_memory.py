@@ -16,7 +16,7 @@ import toy
 from lookalike.errors import RunError
 from lookalike.metric.memory import Memory, MemorySettings
 from lookalike.metric.objectives import OBJECTIVE, Objective
-from lookalike.optim import Moment
+from lookalike.optim import Progress
 from lookalike.process.signals import Stopped
 from lookalike.training import loop
 
@@ -43,11 +43,11 @@ def test_it_holds_the_last_rows_and_their_classes(size):
 def test_warm_up_and_skipped_steps_leave_nothing():
     memory = Memory(10, 3, warmup_steps=2).double()
     for step in range(2):
-        memory.begin(Moment(step, 9, 0.0))
+        memory.begin(Progress(step, 9, 0.0))
         memory.put(*batch(step))
         memory.follow()
     assert len(memory.filled()[0]) == 0
-    memory.begin(Moment(2, 9, 0.0))
+    memory.begin(Progress(2, 9, 0.0))
     memory.put(*batch(2))
     memory.forget()
     memory.follow()

@@ -14,11 +14,11 @@ from lookalike.engine.state import follow
 from lookalike.errors import RecipeError
 from lookalike.methods import METHODS
 from lookalike.models import Backbone
-from lookalike.nn.batchnorm import global_batchnorm, still
+from lookalike.nn.batchnorm import freeze_running_stats, global_batchnorm
 from lookalike.nn.loss import Loss
 from lookalike.nn.queue import Queue
 from lookalike.nn.teacher import Teacher
-from lookalike.optim import Moment
+from lookalike.optim import Progress
 from lookalike.stages.pretrain import make_method
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -64,9 +64,9 @@ def part(given: tuple[Any, ...], cut: list[int]) -> tuple[Any, ...]:
 def backward(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradient, averaged over ranks as an engine does."""
     loss = module(*given).value
-    with still(module):
+    with freeze_running_stats(module):
         loss.backward()
-    gradient = {n: comm.together(p.grad) / comm.world_size() for n, p in module.named_parameters() if p.requires_grad}
+    gradient = {n: comm.all_sum(p.grad) / comm.world_size() for n, p in module.named_parameters() if p.requires_grad}
     return loss.detach(), gradient
 
 
@@ -78,7 +78,7 @@ def two_steps(name: str, kind: str, cut: list[int]) -> tuple[list[Tensor], dict[
         module.zero_grad()
         for each in module.modules():
             if hasattr(each, "begin"):
-                each.begin(Moment(step, 10, step / 2))
+                each.begin(Progress(step, 10, step / 2))
         loss, gradient = backward(module, part(inputs(name, step, sum(cut), torch.float64), cut))
         with torch.no_grad():
             for n, p in module.named_parameters():
@@ -167,7 +167,7 @@ def test_a_teacher_is_the_moving_average_and_is_never_trained(name):
     own = [p for student in students for p in student.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), own, strict=True))
     for step in range(3):
-        teacher.begin(Moment(step, 5, 0.0))
+        teacher.begin(Progress(step, 5, 0.0))
         module(*inputs(name, step)).value.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -187,7 +187,7 @@ def test_the_momentum_of_a_teacher_ends_at_its_final_value():
     teacher = Teacher(nn.Linear(2, 2), momentum=0.9, final=1.0)
     seen = []
     for step in range(11):
-        teacher.begin(Moment(step, 11, 0.0))
+        teacher.begin(Progress(step, 11, 0.0))
         seen.append(teacher.now)
     assert seen[0] == pytest.approx(0.9)
     assert seen[5] == pytest.approx(0.95)
@@ -240,7 +240,7 @@ def test_thirty_steps_reduce_the_loss(name):
     for step in range(30):
         for each in module.modules():
             if hasattr(each, "begin"):
-                each.begin(Moment(step, 30, 1.0 + step / 30))
+                each.begin(Progress(step, 30, 1.0 + step / 30))
         loss = module(*inputs(name, 5, 32)).value
         loss.backward()
         optimizer.step()
@@ -265,7 +265,7 @@ def test_the_temperature_of_dinos_teacher_rises_over_its_first_epochs():
     module = make("dino")
     found = []
     for epoch in (0, 15, 30, 99):
-        module.begin(Moment(0, 10, float(epoch)))
+        module.begin(Progress(0, 10, float(epoch)))
         found.append(module.teacher_temperature)
     assert found == pytest.approx([0.04, 0.055, 0.07, 0.07])
 

@@ -67,7 +67,7 @@ def over_ranks(name: str, cut: tuple[int, ...]) -> tuple[Tensor, Tensor, list[Te
     z = z.clone().requires_grad_()
     value = objective(z, labels).value
     value.backward()
-    own = [comm.together(p.grad) / world for p in objective.parameters()]
+    own = [comm.all_sum(p.grad) / world for p in objective.parameters()]
     return value.detach(), z.grad / world, own
 
 

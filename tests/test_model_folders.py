@@ -19,7 +19,7 @@ from lookalike.folder import MANIFEST, write_folder
 from lookalike.models import Architecture, Backbone, card, folder_files, load_backbone
 from lookalike.models import sketch as sketches
 from lookalike.models.embedding import Embedding, embedding_files, load_model
-from lookalike.scoring.cells import Cells
+from lookalike.scoring.ivf import InvertedLists
 from lookalike.search.index import CELLS, SearchIndex, Seen, open_index, write_index
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
@@ -177,7 +177,7 @@ def test_a_head_is_loaded_without_drawing_a_number(tmp_path, monkeypatch):
 )
 def test_cells_of_other_numbers_are_refused(change, reason, tmp_path):
     model = RESNET.build().eval()
-    cells = Cells(torch.ones(1, model.dim), torch.arange(2), torch.tensor([0, 2]))
+    cells = InvertedLists(torch.ones(1, model.dim), torch.arange(2), torch.tensor([0, 2]))
     index = SearchIndex(model, torch.ones(2, model.dim), ["a", "b"], canvas=(32, 32), cells=cells)
     write_index(tmp_path / "x", index, Seen(["1", "2"], {}))
     assert open_index(tmp_path / "x").cells is not None

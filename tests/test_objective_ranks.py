@@ -9,7 +9,7 @@ from torch import Tensor
 from lookalike import comm
 from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, OBJECTIVES, Objective
-from lookalike.optim import Moment
+from lookalike.optim import Progress
 
 B, D = 24, 8
 CUTS = {2: [10, 14], 4: [6, 1, 9, 8]}
@@ -78,7 +78,7 @@ def trained(case: str, cut: list[int], steps: int = 2) -> tuple[list[Tensor], li
         torch.manual_seed(100 + comm.rank())  # as the loop does: dropout differs on every rank
         for part in objective.modules():
             if hasattr(part, "begin"):
-                part.begin(Moment(step, steps, float(step)))
+                part.begin(Progress(step, steps, float(step)))
         z, labels = (part.split(cut if world > 1 else [B])[comm.rank()] for part in batch(step))
         z = z.clone().requires_grad_()
         found = objective(z, labels)
@@ -87,7 +87,7 @@ def trained(case: str, cut: list[int], steps: int = 2) -> tuple[list[Tensor], li
         follow(objective)
         values += [found.value.detach(), *(found.terms[name] for name in sorted(found.terms))]
         gradients.append(z.grad / world)
-        own += [comm.together(p.grad) / world for p in objective.parameters() if p.grad is not None]
+        own += [comm.all_sum(p.grad) / world for p in objective.parameters() if p.grad is not None]
     return values, gradients, own, [t.detach() for t in objective.state_dict().values()]
 
 
@@ -131,7 +131,7 @@ def test_another_step_draws_otherwise_and_the_same_step_alike(case):
     def value(step: int) -> float:
         for part in objective.modules():
             if hasattr(part, "begin"):
-                part.begin(Moment(step, 9, 0.0))
+                part.begin(Progress(step, 9, 0.0))
         return float(objective(z, labels).value)
 
     assert value(0) == value(0)

@@ -16,9 +16,9 @@ from lookalike.metric.csml import csml
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
 from lookalike.metric.n_pair import n_pair, pairs
 from lookalike.metric.objectives import MINER, OBJECTIVE, OWN, SINGLE, Objective, required
+from lookalike.metric.pair_masks import classes, masks
 from lookalike.metric.quadruplet import QuadrupletLoss, adaptive_margins
 from lookalike.metric.sentence import alike
-from lookalike.metric.tuples import classes, masks
 
 D = 5
 LABELS = {
@@ -477,7 +477,7 @@ def test_random_negatives_are_one_of_each_of_k_classes_and_change_with_the_seed(
             assert int(y[i]) not in chosen
     assert torch.equal(drawn[0], random_negatives(negative, y, 2, 0))
     share = torch.stack(drawn).double().mean(dim=0)[negative]
-    assert 0.1 < share.min() < share.max() < 0.35  # two of three classes, one of three pictures: 2 / 9 each
+    assert 0.1 < share.min() < share.max() < 0.35  # two of three classes, one of three images: 2 / 9 each
     assert (random_negatives(negative, y, 99, 0).sum(dim=1) == 3).all()
 
 

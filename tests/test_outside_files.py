@@ -251,12 +251,12 @@ def test_a_gzip_bomb_unpacks_no_more_than_it_declares(tmp_path):
 
 def shard(path: Path) -> str:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
-        picture = io.BytesIO()
-        Image.new("RGB", (4, 4)).save(picture, "PNG")
+        image = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(image, "PNG")
         info = tarfile.TarInfo("0.png")
-        info.size = picture.tell()
-        picture.seek(0)
-        file.addfile(info, picture)
+        info.size = image.tell()
+        image.seek(0)
+        file.addfile(info, image)
     return str(path)
 
 

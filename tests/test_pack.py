@@ -16,7 +16,7 @@ from PIL import Image
 
 from lookalike import cli
 from lookalike.data import Digits, Folder, Shards, cache
-from lookalike.data.decode import BadPicture, decode
+from lookalike.data.decode import BadImage, decode
 from lookalike.data.pack import Packing, pack
 from lookalike.errors import DataError
 
@@ -40,18 +40,18 @@ def made(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-def readable(pictures) -> list[int]:
+def readable(images) -> list[int]:
     def good(i: int) -> bool:
         try:
-            pictures.read(i)
-        except BadPicture:
+            images.read(i)
+        except BadImage:
             return False
         return True
 
-    return [i for i in range(len(pictures)) if good(i)]
+    return [i for i in range(len(images)) if good(i)]
 
 
-def test_shards_give_the_same_pictures_labels_classes_and_splits(photos, tmp_path):
+def test_shards_give_the_same_images_labels_classes_and_splits(photos, tmp_path):
     source = Folder(str(photos), canvas=16, test_fraction=0.3)
     pack(source, tmp_path / "s", SMALL, workers=0)
     assert len(list((tmp_path / "s").glob("train-*.tar"))) > 2
@@ -126,7 +126,7 @@ def test_a_shard_damaged_or_removed_since_is_written_again_and_others_are_left(p
     assert (target / "train-000000.tar").stat().st_mtime_ns == stamp
 
 
-def test_other_pictures_or_options_in_one_folder_are_refused(photos, tmp_path):
+def test_other_images_or_options_in_one_folder_are_refused(photos, tmp_path):
     pack(Folder(str(photos)), tmp_path / "s", SMALL, workers=0)
     for source, how in ((Folder(str(photos)), Packing()), (Folder(str(photos / "cat")), SMALL)):
         with pytest.raises(DataError, match="holds shards of other images, labels or options: choose another folder"):
@@ -134,12 +134,12 @@ def test_other_pictures_or_options_in_one_folder_are_refused(photos, tmp_path):
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("jpeg", "JPEG"), ("webp", "WEBP"), (None, "JPEG")])
-def test_resized_pictures_have_the_shorter_side_and_none_grows(photos, tmp_path, form, suffix):
+def test_resized_images_have_the_shorter_side_and_none_grows(photos, tmp_path, form, suffix):
     pack(Folder(str(photos), test_fraction=0.3), tmp_path / "s", Packing(resize=25, form=form, shard_samples=10), 0)
-    pictures = Shards(str(tmp_path / "s")).split("train")
-    assert all(size <= 10 for size in pictures.sizes_of_shards())
-    for i in range(len(pictures)):
-        data = pictures.contents(i)
+    images = Shards(str(tmp_path / "s")).split("train")
+    assert all(size <= 10 for size in images.sizes_of_shards())
+    for i in range(len(images)):
+        data = images.contents(i)
         assert min(decode(data, "", size=None, channels=3).shape[1:]) == 25
         assert (data[:3] == b"\xff\xd8\xff") == (suffix == "JPEG")
     pack(Folder(str(photos), test_fraction=0.3), tmp_path / "t", Packing(resize=5000), 0)
@@ -147,7 +147,7 @@ def test_resized_pictures_have_the_shorter_side_and_none_grows(photos, tmp_path,
     assert min(decode(big.contents(0), "", size=None, channels=3).shape[1:]) == 30
 
 
-def test_pictures_in_memory_are_packed_without_loss(tmp_path):
+def test_images_in_memory_are_packed_without_loss(tmp_path):
     pack(Digits(), tmp_path / "s", Packing(shard_samples=700), workers=0)
     for split in ("train", "test"):
         before, after = Digits().split(split), Shards(str(tmp_path / "s"), canvas=8, channels=1).split(split)
@@ -181,7 +181,7 @@ def test_the_shell_refuses_what_cannot_be(photos, tmp_path, capsys, words):
     assert not (tmp_path / "s").exists()
 
 
-def test_shards_may_not_lie_among_the_pictures(photos, capsys):
+def test_shards_may_not_lie_among_the_images(photos, capsys):
     for target in (photos, photos / "shards"):
         assert cli.guarded(lambda t=target: cli.app(["pack", str(photos), str(t)], standalone_mode=False)) == 2
         assert "lies in the folder that is packed" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import toy
 from lookalike.cli import app
 from lookalike.data import Digits
 from lookalike.data.loader import batches
-from lookalike.data.order import Order, order_of
+from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.pack import Packing, pack
 from lookalike.errors import RecipeError
 from lookalike.stages.preview import describe, preview
@@ -30,36 +30,36 @@ def images(html: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("crop_on", ["device", "host"])
-def test_the_page_shows_the_first_pictures_of_the_epoch_with_the_views_of_the_run(tmp_path, crop_on):
+def test_the_page_shows_the_first_images_of_the_epoch_with_the_views_of_the_run(tmp_path, crop_on):
     recipe = toy.recipe(f"pretrain.crop_on={crop_on}")
-    lines = preview(recipe, tmp_path / "a.html", pictures=3, epoch=1)
+    lines = preview(recipe, tmp_path / "a.html", images=3, epoch=1)
     settings, train = recipe.values["pretrain"], Digits().split("train")
-    order, law = Order(len(train), settings.batch, 1, 3), settings.views.build()
+    order, law = EpochOrder(len(train), settings.batch, 1, 3), settings.views.build()
     step = order.steps_per_epoch
     how = {"first_step": step, "last_step": step + 1, "rank": 0, "world": 1, "workers": 0, "pin": False}
-    (batch,) = batches(train, order, **how, cuts=settings.cuts(law, 16))
+    (batch,) = batches(train, order, **how, host_crops=settings.host_crops(law, 16))
     views = law(batch.pixels, batch.ids_B, seed=3, epoch=1, size=16, mean=[0.0], std=[1.0])
     shown = images((tmp_path / "a.html").read_text())
     assert len(shown) == 3 * 3
     for b, i in enumerate(batch.ids_B[:3].tolist()):
         assert lines[3 * b] == f"{i} {train.name(i)}"
         wanted = [train.read(i)[0].numpy(), *((view[b, 0] * 255).round().byte().numpy() for view in views)]
-        for tile, picture in zip(shown[3 * b : 3 * b + 3], wanted, strict=True):
-            times = len(tile) // len(picture)
-            assert np.array_equal(tile[::times, ::times, 0], picture)
+        for tile, image in zip(shown[3 * b : 3 * b + 3], wanted, strict=True):
+            times = len(tile) // len(image)
+            assert np.array_equal(tile[::times, ::times, 0], image)
 
 
-def test_pictures_in_windows_come_in_the_order_of_the_run(tmp_path):
+def test_images_in_windows_come_in_the_order_of_the_run(tmp_path):
     pack(Digits(), tmp_path / "shards", Packing(shard_samples=500), workers=0)
     recipe = toy.recipe(f"data={{name: shards, path: {tmp_path}/shards, channels: 1, shuffle: window, window: 100}}")
-    lines = preview(recipe, tmp_path / "a.png", pictures=8, epoch=2)
+    lines = preview(recipe, tmp_path / "a.png", images=8, epoch=2)
     order = order_of(recipe.values["data"].build().split("train", 16), 144, 1, 3)
     assert order.windows is not None
     assert [int(line.split()[0]) for line in lines if not line.startswith(" ")] == order.ids(2, 0)[:8].tolist()
 
 
-def test_the_sheet_holds_a_row_a_picture_with_small_views_beside_the_large(tmp_path):
-    preview(toy.recipe(MULTI), tmp_path / "a.png", pictures=5)
+def test_the_sheet_holds_a_row_a_image_with_small_views_beside_the_large(tmp_path):
+    preview(toy.recipe(MULTI), tmp_path / "a.png", images=5)
     with Image.open(tmp_path / "a.png") as sheet:
         # Canvas 8, views 16, small ones 8 pixels: all enlarged to 96, four of white between.
         assert sheet.size == (5 * 100 + 4, 5 * 100 + 4)
@@ -105,7 +105,7 @@ def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path):
 
 
 def test_the_verb_writes_and_says_where(tmp_path, capsys):
-    words = ["preview", "recipes/quickstart.yaml", "--out", str(tmp_path / "q.png"), "--pictures", "2"]
+    words = ["preview", "recipes/quickstart.yaml", "--out", str(tmp_path / "q.png"), "--images", "2"]
     app(words, standalone_mode=False)
     said = capsys.readouterr().out
     assert said.count("view 0: crop") == 2

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from lookalike.data import SOURCES
-from lookalike.data.decode import BadPicture
+from lookalike.data.decode import BadImage
 from lookalike.data.pack import Packing, pack
 from lookalike.data.published import Published, matlab
 from lookalike.errors import DataError
@@ -124,8 +124,8 @@ def market(root: Path) -> None:
     for path in MARKET:
         draw(root / path)
     for folder in ("bounding_box_test", "query"):
-        (root / folder / "Thumbs.db").write_bytes(b"no picture")
-        (root / folder / "._0001_c1s1_001051_00.jpg").write_bytes(b"no picture")
+        (root / folder / "Thumbs.db").write_bytes(b"no image")
+        (root / folder / "._0001_c1s1_001051_00.jpg").write_bytes(b"no image")
 
 
 def duke(root: Path) -> None:
@@ -184,7 +184,7 @@ MINIATURES = {
     "msmt17": msmt,
     "lfw": lfw,
 }
-# train pictures, train classes, test pictures, test classes
+# train images, train classes, test images, test classes
 COUNTS = {
     "cub": (3, 2, 3, 2),
     "cars196": (3, 2, 3, 2),
@@ -209,11 +209,11 @@ def sets(tmp_path):
     return make
 
 
-def listed(pictures) -> dict[str, str]:
+def listed(images) -> dict[str, str]:
     """Path -> class name."""
-    root = f"{pictures._root}/"
-    names = [pictures.classes[label] for label in pictures.labels.tolist()]
-    return {pictures.name(i).removeprefix(root): name for i, name in enumerate(names)}
+    root = f"{images._root}/"
+    names = [images.classes[label] for label in images.labels.tolist()]
+    return {images.name(i).removeprefix(root): name for i, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -229,12 +229,12 @@ def test_every_layout_is_read_and_no_class_is_in_both_sets(name, sets):
     # Those of the train set come first.
     assert set(train.labels.tolist()) | set(test.labels.tolist()) == set(range(len(train.classes)))
     assert train.labels.max() < test.labels.min()
-    for pictures in (train, test):
-        assert pictures.read(len(pictures) - 1).shape == (3, 4, 4)
-        assert len(pictures.fingerprint) == 64
-        assert (pictures.roles is None) == (pictures is train or name in ("cub", "cars196", "sop", "lfw"))
-        assert (pictures.cameras is None) == (name not in ("market1501", "duke_mtmc", "msmt17"))
-        assert (pictures.pairs is None) == (pictures is train or name != "lfw")
+    for images in (train, test):
+        assert images.read(len(images) - 1).shape == (3, 4, 4)
+        assert len(images.fingerprint) == 64
+        assert (images.roles is None) == (images is train or name in ("cub", "cars196", "sop", "lfw"))
+        assert (images.cameras is None) == (name not in ("market1501", "duke_mtmc", "msmt17"))
+        assert (images.pairs is None) == (images is train or name != "lfw")
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -255,7 +255,7 @@ def test_a_set_that_is_not_the_published_one_is_said_to_be_another_in_one_line(n
 
 def test_a_set_of_the_published_counts_is_said_to_be_nothing(tmp_path, monkeypatch):
     market(tmp_path)
-    counts = {"train pictures": 3, "train classes": 2, "query pictures": 2, "gallery pictures": 4, "gallery classes": 3}
+    counts = {"train images": 3, "train classes": 2, "query images": 2, "gallery images": 4, "gallery classes": 3}
     source = SOURCES["market1501"](str(tmp_path))
     monkeypatch.setattr(source, "layout", source.layout._replace(counts=counts))
     with pytest.MonkeyPatch.context() as patch:
@@ -268,21 +268,21 @@ def test_the_published_counts_agree_with_one_another():
     whole = {"cub": 11788, "cars196": 16185, "sop": 120053, "in_shop": 52712, "duke_mtmc": 36411}
     for name, total in whole.items():
         counts = SOURCES[name]("x").layout.counts
-        assert sum(count for what, count in counts.items() if what.endswith("pictures")) == total
+        assert sum(count for what, count in counts.items() if what.endswith("images")) == total
     for name in ("cub", "cars196"):
         closed = SOURCES[name]("x", protocol="closed_set").layout.counts
-        assert closed["train pictures"] + closed["test pictures"] == whole[name]
+        assert closed["train images"] + closed["test images"] == whole[name]
     assert sum(SOURCES["sop"]("x").layout.counts[f"{part} classes"] for part in ("train", "test")) == 22634
     # Of 19,732 in bounding_box_test 3,819 are junk.
-    assert SOURCES["market1501"]("x").layout.counts["gallery pictures"] == 19732 - 3819
+    assert SOURCES["market1501"]("x").layout.counts["gallery images"] == 19732 - 3819
 
 
 def test_cub_is_split_by_class_and_by_its_list_only_when_asked(sets):
     train, test = sets("cub")
     assert listed(train) == {f"images/{path}": path.split("/")[0] for _, path, number, _ in CUB if number <= 100}
     assert listed(test) == {f"images/{path}": path.split("/")[0] for _, path, number, _ in CUB if number > 100}
-    for pictures, wanted in zip(sets("cub", protocol="closed_set"), (1, 0), strict=True):
-        assert listed(pictures) == {f"images/{path}": path.split("/")[0] for _, path, _, t in CUB if t == wanted}
+    for images, wanted in zip(sets("cub", protocol="closed_set"), (1, 0), strict=True):
+        assert listed(images) == {f"images/{path}": path.split("/")[0] for _, path, _, t in CUB if t == wanted}
 
 
 def test_cars_are_split_by_class_over_both_folders(sets, tmp_path):
@@ -299,7 +299,7 @@ def test_cars_are_split_by_class_over_both_folders(sets, tmp_path):
     assert listed(sets("cars196")[1]) == {path: str(number) for path, number in wanted.items() if number >= 99}
 
 
-def test_sops_header_is_no_picture_and_its_classes_are_numbers(sets):
+def test_sops_header_is_no_image_and_its_classes_are_numbers(sets):
     train, test = sets("sop")
     assert listed(train) == {"bicycle_final/1_0.JPG": "10", "bicycle_final/1_1.JPG": "10", "chair_final/9_0.JPG": "9"}
     assert train.classes == ("9", "10", "11319")
@@ -329,11 +329,11 @@ def test_in_shops_test_set_is_query_and_gallery(sets, tmp_path, flat):
 def test_market_leaves_junk_out_and_keeps_distractors(sets):
     train, test = sets("market1501")
     known = {path: re.search(r"([-\d]+)_c(\d)", path).groups() for path in MARKET}
-    for pictures, inside in ((train, [True]), (test, [False])):
+    for images, inside in ((train, [True]), (test, [False])):
         wanted = {p: v for p, v in known.items() if v[0] != "-1" and p.startswith("bounding_box_train") in inside}
-        found = listed(pictures)
+        found = listed(images)
         assert found == {path: identity for path, (identity, _) in wanted.items()}
-        assert pictures.cameras.tolist() == [int(known[path][1]) for path in found]
+        assert images.cameras.tolist() == [int(known[path][1]) for path in found]
     assert train.classes == ("0002", "0007", "0000", "0001", "0003")
     paths = list(listed(test))
     assert test.roles.query_N.tolist() == [path.startswith("query/") for path in paths]
@@ -343,7 +343,7 @@ def test_market_leaves_junk_out_and_keeps_distractors(sets):
 def test_markets_roles_and_cameras_are_what_re_identification_asks_for(sets):
     _, test = sets("market1501")
     query, gallery = (torch.nonzero(role).flatten() for role in test.roles)
-    # The distractor looks like 0001, whose picture by the same camera is junk; 0003 is found at once.
+    # The distractor looks like 0001, whose image by the same camera is junk; 0003 is found at once.
     looks = {"0000": 0.1, "0001": 0.0, "0003": 1.5}
     angle_N = torch.tensor([looks[test.classes[label]] for label in test.labels.tolist()])
     angle_N[[i for i, path in enumerate(listed(test)) if path.endswith("0001_c2s1_001976_01.jpg")]] = 0.2
@@ -402,7 +402,7 @@ def test_lfws_pairs_are_those_of_the_file_with_their_folds(tmp_path, where):
     assert [(*f, s, k) for f, s, k in zip(found, pairs.same_P.tolist(), pairs.folds_P.tolist(), strict=True)] == wanted
     assert pairs.folds_P.tolist() == [0] * 4 + [1] * 4
     assert pairs.same_P.dtype == torch.bool
-    # Ann's fourth picture is compared with none, and is not trained on either.
+    # Ann's fourth image is compared with none, and is not trained on either.
     assert listed(train) == {"Dan/Dan_0001.jpg": "Dan", "Dan/Dan_0002.jpg": "Dan", "Fay/Fay_0001.jpg": "Fay"}
     assert listed(test) == {path: path.split("/")[0] for path in paths}
 
@@ -427,7 +427,7 @@ def test_the_order_of_a_list_is_of_no_matter(name, sets, tmp_path):
         assert one.fingerprint == other.fingerprint
 
 
-def test_a_picture_that_is_listed_and_not_there_is_a_bad_one_when_read(sets, tmp_path):
+def test_a_image_that_is_listed_and_not_there_is_a_bad_one_when_read(sets, tmp_path):
     sop(tmp_path)
     (tmp_path / "chair_final" / "9_0.JPG").unlink()
     outside = tmp_path.parent / "outside.JPG"
@@ -435,9 +435,9 @@ def test_a_picture_that_is_listed_and_not_there_is_a_bad_one_when_read(sets, tmp
     (tmp_path / "bicycle_final" / "1_0.JPG").unlink()
     (tmp_path / "bicycle_final" / "1_0.JPG").symlink_to(outside)
     train, _ = sets("sop")
-    with pytest.raises(BadPicture, match=r"chair_final/9_0\.JPG: No such file"):
+    with pytest.raises(BadImage, match=r"chair_final/9_0\.JPG: No such file"):
         train.read(list(listed(train)).index("chair_final/9_0.JPG"))
-    with pytest.raises(BadPicture, match="a link out of"):
+    with pytest.raises(BadImage, match="a link out of"):
         train.read(0)
 
 
@@ -480,14 +480,14 @@ BAD = {
     "cub, twice": (
         "cub",
         edit("images.txt", 2, "1 001.Black_footed_Albatross/a_9.jpg"),
-        r"images.txt:2: picture 1 again",
+        r"images.txt:2: image 1 again",
     ),
     "cub, same file": (
         "cub",
         edit("images.txt", 2, "2 001.Black_footed_Albatross/a_1.jpg"),
         r"images.txt:2: 001.*a_1.jpg is listed before, at .*images.txt:1: delete one",
     ),
-    "cub, unlabelled": ("cub", edit(LABELS, 6, None), rf"images.txt:1: picture 1 is not in {LABELS}: fetch both"),
+    "cub, unlabelled": ("cub", edit(LABELS, 6, None), rf"images.txt:1: image 1 is not in {LABELS}: fetch both"),
     "cub, two folders": ("cub", edit(LABELS, 6, "1 100"), r"images.txt|labels.txt:4: class 100 lies in 001.Black"),
     "cub, up": (
         "cub",
@@ -497,7 +497,7 @@ BAD = {
     "cub, absolute": ("cub", edit("images.txt", 1, "1 /etc/x.jpg"), r"images.txt:1: the path .* is absolute"),
     "cub, bytes": ("cub", put("images.txt", b"1 a/b.jpg\n2 \xff\n"), r"images.txt:2: not UTF-8"),
     "cub, control": ("cub", edit(LABELS, 6, "1 \x1b[2J"), r"the class '\\x1b\[2J' is no"),
-    "cub, empty": ("cub", put("images.txt", b""), r"no (train|test) pictures in it; give the folder of CUB"),
+    "cub, empty": ("cub", put("images.txt", b""), r"no (train|test) images in it; give the folder of CUB"),
     "cars, broken": ("cars196", put(TRAIN_MAT, b"no such thing" * 99), r"annos.mat: no MATLAB file that can be read"),
     "cars, empty": ("cars196", put(TRAIN_MAT, b""), r"annos.mat: 0 bytes, 1 to 16000000 are allowed: fetch"),
     "cars, cut": ("cars196", cut(TRAIN_MAT, 0.6), r"annos.mat: no MATLAB file that can be read \(.*\): fetch"),
@@ -538,7 +538,7 @@ BAD = {
     "in-shop, no count": ("in_shop", edit(LIST, 1, None), r"partition.txt:1: the header is not a number: fetch|mend"),
     "in-shop, no header": ("in_shop", edit(LIST, 2, None), r"partition.txt:2: the header is not `image_name item_id"),
     "in-shop, part": ("in_shop", edit(LIST, 3, "img/a.jpg id_1 val"), r":3: evaluation_status 'val' is none of train"),
-    "in-shop, no query": ("in_shop", edit(LIST, 5, None), r"no query pictures in it; give the folder of In-Shop"),
+    "in-shop, no query": ("in_shop", edit(LIST, 5, None), r"no query images in it; give the folder of In-Shop"),
     "market, no query": (
         "market1501",
         lambda root: (root / "query").rename(root / "queries"),
@@ -565,7 +565,7 @@ BAD = {
     "lfw, kind": ("lfw", edit("pairs.txt", 3, None), r"pairs.txt:3: 4 fields where `name i j` belongs"),
     "lfw, short": ("lfw", edit("pairs.txt", 9, None), r"pairs.txt:8: ends after 7 of the 8 pairs of the header"),
     "lfw, long": ("lfw", edit("pairs.txt", 9, "Cy\t1\tEve\t1\nCy\t1\t2"), r"pairs.txt:10: a pair beyond the 8 of the"),
-    "lfw, number": ("lfw", edit("pairs.txt", 2, "Ann\t1\t0"), r"pairs.txt:2: picture '0' is no number from 1 to 9999"),
+    "lfw, number": ("lfw", edit("pairs.txt", 2, "Ann\t1\t0"), r"pairs.txt:2: image '0' is no number from 1 to 9999"),
     "lfw, up": ("lfw", edit("pairs.txt", 2, "..\t1\t2"), r"pairs.txt:2: the path .* is one that leaves root"),
     "lfw, empty": ("lfw", put("pairs.txt", b""), r"pairs.txt:1: the header is not `folds pairs`"),
     "lfw, too high": ("lfw", lambda root: draw(root / "x.jpg"), r"x.jpg: lies in no person's folder: give the folder"),
@@ -644,7 +644,7 @@ def test_a_mat_file_that_unpacks_to_more_than_allowed_is_refused(tmp_path, monke
 
 def test_packing_says_what_shards_do_not_keep(tmp_path):
     market(tmp_path / "m")
-    with pytest.warns(UserWarning, match=r"shards keep no cameras, roles: score from the pictures themselves"):
+    with pytest.warns(UserWarning, match=r"shards keep no cameras, roles: score from the images themselves"):
         pack(SOURCES["market1501"](str(tmp_path / "m")), tmp_path / "shards", Packing(), workers=0)
     lfw(tmp_path / "l")
     with pytest.warns(UserWarning, match=r"shards keep no pairs: score from"):
@@ -664,7 +664,7 @@ def test_persons_are_squashed_into_their_canvas_and_all_others_are_cropped():
     assert {name for name, fit in fits.items() if fit == "squash"} == {"market1501", "duke_mtmc", "msmt17"}
 
 
-def test_a_person_s_canvas_is_the_whole_picture(tmp_path):
+def test_a_person_s_canvas_is_the_whole_image(tmp_path):
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         (tmp_path / folder).mkdir()
         rows = np.arange(128, dtype=np.uint8)[:, None, None].repeat(64, 1).repeat(3, 2)

@@ -23,14 +23,14 @@ import lookalike.views
 from lookalike.metric.estimators import ESTIMATORS
 from lookalike.metric.estimators.csml import Rows
 from lookalike.metric.memory import Memory
+from lookalike.metric.pair_masks import Masks
 from lookalike.metric.sampler import PKSampler
-from lookalike.metric.tuples import Masks
-from lookalike.scoring.cells import Cells
+from lookalike.scoring.ivf import InvertedLists
 from lookalike.scoring.nearest import Gallery
 from lookalike.scoring.ranks import PerQuery
 from lookalike.scoring.verification import roc
 from lookalike.views import Asymmetric, MultiCrop, Symmetric
-from lookalike.views.fused import Form, flat
+from lookalike.views.fused import ViewFormat, flat
 
 ROOMS = (lookalike.scoring, lookalike.metric, lookalike.views)
 LABELS = torch.arange(12) % 3
@@ -39,7 +39,7 @@ ONES = torch.ones(12, dtype=torch.bool)
 SAME, APART = LABELS[:, None] == LABELS, LABELS[:, None] != LABELS
 MASKS = Masks(SAME & ~torch.eye(12, dtype=torch.bool), APART, mirrored=True)
 PLACES, RELEVANT = torch.tensor([[1, 3, 0], [2, 4, 6]]), torch.tensor([2, 3])
-FORM = Form((8, 8), "bilinear", 2.0, (0.5,) * 3, (0.2,) * 3)
+FORM = ViewFormat((8, 8), "bilinear", 2.0, (0.5,) * 3, (0.2,) * 3)
 LAW = Symmetric(solarize=0.5, grey=0.5, blur=0.5)
 DRAWS = LAW.draws(torch.arange(4), 0, 0, range(2), 16, 16)
 
@@ -48,7 +48,7 @@ def rows(dtype: torch.dtype, n: int = 12, width: int = 4, seed: int = 0) -> Tens
     return torch.rand(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def pictures(dtype: torch.dtype) -> Tensor:
+def images(dtype: torch.dtype) -> Tensor:
     return rows(dtype, 4, 3 * 16 * 16).view(4, 3, 16, 16)
 
 
@@ -93,7 +93,7 @@ CALLS: dict[str, Any] = {
     "scoring.breakdown.by_group": lambda t: [(VALUES, LABELS)],
     "scoring.breakdown.macro": lambda t: [(VALUES, LABELS)],
     "scoring.cells.nearest_in_cells": lambda t: [
-        (rows(t, 3), rows(t), 2, Cells(rows(torch.float32, 2), torch.arange(12), torch.tensor([0, 6, 12])))
+        (rows(t, 3), rows(t), 2, InvertedLists(rows(torch.float32, 2), torch.arange(12), torch.tensor([0, 6, 12])))
     ],
     "scoring.clustering.nmi": lambda t: [(rows(t), LABELS), {"normalize": False, "of": (rows(t), LABELS)}],
     "scoring.knn.check": lambda t: [(rows(t), "train", LABELS)],
@@ -198,36 +198,36 @@ CALLS: dict[str, Any] = {
     "metric.tuples.classes": lambda t: [(LABELS, LABELS + 1)],
     "metric.tuples.dissimilarity": lambda t: [(LpDistance(), rows(t), rows(t, seed=1))],
     "metric.tuples.number": lambda t: [(rows(t).sum(),)],
-    "views.scale": lambda t: [(pictures(t),), ((pictures(t) * 255).to(torch.uint8),)],
-    "views.normalise": lambda t: [(pictures(t), (0.5,) * 3, (0.2,) * 3)],
+    "views.scale": lambda t: [(images(t),), ((images(t) * 255).to(torch.uint8),)],
+    "views.normalise": lambda t: [(images(t), (0.5,) * 3, (0.2,) * 3)],
     "views.colour.coefficients": lambda t: [(rows(t), torch.arange(4).expand(12, 4), 3)],
-    "views.colour.luma": lambda t: [(pictures(t),), (pictures(t)[:, :1],)],
+    "views.colour.luma": lambda t: [(images(t),), (images(t)[:, :1],)],
     "views.colour.taps": lambda t: [(rows(t)[:, 0] + 0.1, 3)],
     "views.colour.reach": lambda t: [(2.0, 8)],
-    "views.colour.blur": lambda t: [(pictures(t), rows(t, 4, 5))],
+    "views.colour.blur": lambda t: [(images(t), rows(t, 4, 5))],
     "views.fused.make": lambda t: [
-        (pictures(torch.float32), DRAWS, FORM),
-        ((pictures(t) * 255).to(torch.uint8), DRAWS, FORM),
-        ([(pictures(t) * 255).to(torch.uint8)[..., :8, :8] for _ in range(2)], DRAWS, FORM),
+        (images(torch.float32), DRAWS, FORM),
+        ((images(t) * 255).to(torch.uint8), DRAWS, FORM),
+        ([(images(t) * 255).to(torch.uint8)[..., :8, :8] for _ in range(2)], DRAWS, FORM),
     ],
     "views.fused.cached": lambda t: [()],
     "views.fused.flat": lambda t: [(DRAWS, 3)],
     "views.fused.hue_turns": lambda t: [(chosen(), 3)],
     "views.fused.groups": lambda t: [(chosen(), 3)],
     "views.fused.cut": lambda t: [
-        ((pictures(t) * 255).to(torch.uint8), torch.arange(8), chosen(), FORM),
-        (pictures(torch.float32), torch.arange(8), chosen(), FORM),
+        ((images(t) * 255).to(torch.uint8), torch.arange(8), chosen(), FORM),
+        (images(torch.float32), torch.arange(8), chosen(), FORM),
     ],
-    "views.fused.channels_last": lambda t: [(pictures(t),)],
-    "views.fused.send": lambda t: [(pictures(t), torch.device("cpu"))],
+    "views.fused.channels_last": lambda t: [(images(t),)],
+    "views.fused.send": lambda t: [(images(t), torch.device("cpu"))],
     "views.fused.graph": lambda t: [
-        (pictures(torch.float32), chosen() | {"taps": rows(torch.float32, 8, 5)}, FORM, True)
+        (images(torch.float32), chosen() | {"taps": rows(torch.float32, 8, 5)}, FORM, True)
     ],
     "views.resample.weights": lambda t: [(rows(t)[:, 0], rows(t)[:, 1] + 4, 16, 8, "bicubic")],
-    "views.resample.crop_resize": lambda t: [(pictures(torch.float32), torch.tensor([[0, 0, 9, 9]] * 4), 8)],
+    "views.resample.crop_resize": lambda t: [(images(torch.float32), torch.tensor([[0, 0, 9, 9]] * 4), 8)],
     "views.resample.crop_boxes": lambda t: [(*rows(t)[:, :4].T.unbind(), 16, 16, (0.1, 1.0), (0.75, 1.33))],
     "views.resample.central": lambda t: [(9, 7, 5)],
-    "views.resample.resize_crop": lambda t: [(pictures(torch.float32), 8)],
+    "views.resample.resize_crop": lambda t: [(images(torch.float32), 8)],
 }
 # Made to write; the words of its docstring, or of its room's, that say so.
 WRITES = {
@@ -235,7 +235,7 @@ WRITES = {
     "views.colour.hue": "All write into their argument",
     "views.colour.solarize": "All write into their argument",
     "views.fused.colours": "in place",
-    "views.fused.put": "Writes pictures to their rows",
+    "views.fused.put": "Writes images to their rows",
     "metric.estimators.scatter.add_gradient": "Adds to g",
     "metric.system.freeze": "Marks what of the backbone is trained",
 }
@@ -414,7 +414,7 @@ def test_samplers_and_memory_do_not_write_into_their_arguments():
 @pytest.mark.parametrize("law", [Symmetric(), Asymmetric(), MultiCrop()], ids=lambda law: type(law).__name__)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_views_do_not_write_into_the_canvas(law, dtype):
-    canvas = (pictures(torch.float32) * (255 if dtype == torch.uint8 else 1)).to(dtype)
+    canvas = (images(torch.float32) * (255 if dtype == torch.uint8 else 1)).to(dtype)
 
     def views(canvas_BCHW, ids_B):
         return law(canvas_BCHW, ids_B, size=8, seed=0, epoch=0, mean=(0.5,) * 3, std=(0.2,) * 3)

@@ -15,11 +15,11 @@ from lookalike.models import card, folder_files
 from lookalike.pipeline import bare, load_recipe, open_search
 from lookalike.recipe import Recipe
 from lookalike.scoring import knn, linear
-from lookalike.search import answers
+from lookalike.search import results
 from lookalike.show import show
 from lookalike.stages.preview import preview
 from lookalike.training.health import measure
-from test_published_recipes import cub, lfw, market, picture, sop
+from test_published_recipes import cub, image, lfw, market, sop
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -34,7 +34,7 @@ def imagenet(root: Path) -> Iterator[str]:
     for split, count in (("train", 4), ("val", 2)):
         for one in range(2):
             for k in range(count):
-                picture(root / split / f"n{one:08d}" / f"{k}.jpg", one, 500, 376)
+                image(root / split / f"n{one:08d}" / f"{k}.jpg", one, 500, 376)
     yield f"data.path={root}"
     yield from ("probe.max_iterations=20", "data.labels=folders")
     yield from ("pretrain.batch=4", "pretrain.accumulate=1", "pretrain.micro_batch=null")
@@ -89,7 +89,7 @@ def test_what_follows_pretraining_ends_at_its_real_size(name, tmp_path, capsys):
     backbone = bare(recipe)
     card.write_model(run / "backbone", folder_files(backbone), card.facts(backbone.architecture, backbone.dim, {}))
     if values["pretrain"]:
-        preview(recipe, tmp_path / "views.html", pictures=2)
+        preview(recipe, tmp_path / "views.html", images=2)
         assert 0 < (tmp_path / "views.html").stat().st_size < 20e6
     if values["probe"]:
         scores = lookalike.probe(run / "backbone", recipe, run)
@@ -111,7 +111,7 @@ def test_what_follows_pretraining_ends_at_its_real_size(name, tmp_path, capsys):
     if maker(name):
         index = open_search(tmp_path / "index", str(tmp_path / "images"), str(run / "backbone"))
         first = index.path(0)
-        (answer,) = answers.ask(index, [first], k=3)
+        (answer,) = results.query(index, [first], k=3)
         assert answer.rows[0] == 0
         assert answer.near[0] == pytest.approx(1, abs=1e-3)
 

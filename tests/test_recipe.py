@@ -83,7 +83,7 @@ class Deaf:
         self.margin = margin
 
 
-METHOD = Choice({"barlow_twins": Barlow, "simclr": simclr}, given={"backbone"})
+METHOD = Choice({"barlow_twins": Barlow, "simclr": simclr}, supplied={"backbone"})
 LOSS = Choice({"MarginLoss": MarginLoss, "Deaf": Deaf}, nested={"distance": Choice({"Lp": Distance, "Cosine": Cosine})})
 
 

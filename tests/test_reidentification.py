@@ -39,7 +39,7 @@ def official_ap(right, junk):
 
 
 def by_loops(query, ids_q, cams_q, gallery, ids_n, cams_n, junk_is_wrong=False):
-    """The protocol, a picture at a time; ties: wrong first."""
+    """The protocol, an image at a time; ties: wrong first."""
     means = {"cmc@1": [], "cmc@5": [], "cmc@10": [], "step": [], "trapezoid": [], "minp": []}
     dropped = 0
     for i, (identity, camera) in enumerate(zip(ids_q.tolist(), cams_q.tolist(), strict=True)):
@@ -128,7 +128,7 @@ def test_an_invalid_query_is_dropped_and_counted_not_scored_as_zero():
 def test_the_cmc_keeps_its_last_value_beyond_the_end_of_a_list():
     query_QD, _, _, gallery_ND, *_ = corridor([(5, 1)] * 4)
     ids_N, cameras_N = torch.tensor([5, 5, 6, 5]), torch.tensor([1, 1, 2, 2])
-    # Two of four pictures are junk: the list of this query has two places, its hit is the second.
+    # Two of four images are junk: the list of this query has two places, its hit is the second.
     found = reid.scores(query_QD, torch.tensor([5]), torch.tensor([1]), gallery_ND, ids_N, cameras_N, ks=range(1, 21))
     assert [found[f"cmc@{k}"] for k in range(1, 21)] == [0] + [1] * 19
 
@@ -196,7 +196,7 @@ def test_re_ranking_helps_a_crowd_of_clusters():
     assert float(after) > reid.scores(query_QD, ids_Q, cameras_Q, gallery_ND, ids_N, cameras_N)["map"]
 
 
-def test_multi_query_is_the_mean_of_a_persons_pictures_by_a_camera():
+def test_multi_query_is_the_mean_of_a_persons_images_by_a_camera():
     rows_ND = torch.tensor([[2.0, 0], [0, 1], [1, 0], [0, 3]])
     pooled_PD, ids_P, cameras_P = reid.pooled(rows_ND, torch.tensor([7, 7, 7, 3]), torch.tensor([1, 1, 2, 1]))
     assert list(zip(ids_P.tolist(), cameras_P.tolist(), strict=True)) == [(3, 1), (7, 1), (7, 2)]
@@ -205,7 +205,7 @@ def test_multi_query_is_the_mean_of_a_persons_pictures_by_a_camera():
     assert raw_PD.tolist() == [[0, 3], [1, 0.5], [1, 0]]
 
 
-def test_multi_query_of_noisy_pictures_scores_better():
+def test_multi_query_of_noisy_images_scores_better():
     generator = torch.Generator().manual_seed(0)
     centre_PD, ids_Q = torch.randn(20, 16, generator=generator), torch.arange(20).repeat(8)
     shot = [centre_PD[ids_Q] + 1.5 * torch.randn(160, 16, generator=generator) for _ in range(2)]
@@ -225,16 +225,16 @@ GOOD = dict(
     ("change", "message"),
     [
         ({"cameras_Q": None}, "query cameras: missing; re-identification needs the camera"),
-        ({"cameras_N": None}, "gallery cameras: missing; .* `retrieval` scores pictures without"),
+        ({"cameras_N": None}, "gallery cameras: missing; .* `retrieval` scores images without"),
         ({"cameras_N": torch.tensor([1])}, r"gallery cameras: shape \(1,\) for 2 rows"),
         ({"cameras_N": torch.tensor([1.0, 2.0])}, "gallery cameras: dtype torch.float32"),
         ({"cameras_N": torch.tensor([1, -1])}, "gallery cameras: 1 below 0, so unknown"),
         ({"gallery_ND": torch.ones(0, 2)}, "gallery features: shape"),
         ({"gallery_ND": torch.tensor([[1.0, math.nan], [0, 0]])}, "gallery features: NaN or Inf in 1 rows"),
         ({"query_QD": torch.ones(1, 3)}, "width 3 of the queries, 2 of the gallery"),
-        ({"ids_N": torch.tensor([-1, -1])}, "every picture has identity -1"),
-        ({"ids_N": torch.tensor([8, 9])}, "no query has a picture by another camera"),
-        ({"cameras_N": torch.tensor([1, 1])}, "no query has a picture by another camera"),
+        ({"ids_N": torch.tensor([-1, -1])}, "every image has identity -1"),
+        ({"ids_N": torch.tensor([8, 9])}, "no query has an image by another camera"),
+        ({"cameras_N": torch.tensor([1, 1])}, "no query has an image by another camera"),
         ({"ap": "area"}, "ap step or trapezoid"),
         ({"ks": ()}, "ks and chunk above 0"),
         ({"chunk": 0}, "ks and chunk above 0"),

@@ -26,8 +26,8 @@ import toy
 from lookalike import comm
 from lookalike.checkpoint import Checkpoints
 from lookalike.data.loader import batches
-from lookalike.data.order import Order
-from lookalike.data.reader import Cuts, Reader
+from lookalike.data.order import EpochOrder
+from lookalike.data.reader import HostCrops, Reader
 from lookalike.data.sources import Digits, Folder
 from lookalike.errors import RunError
 from lookalike.folder import verify
@@ -35,7 +35,7 @@ from lookalike.methods import METHODS
 from lookalike.stages import pretrain as stage
 from lookalike.stages.pretrain import pretrain
 from lookalike.training import loop
-from lookalike.training.health import Alarm, measure
+from lookalike.training.health import CollapseDetector, measure
 from lookalike.training.metrics import Metrics
 from lookalike.views import Symmetric
 
@@ -58,7 +58,7 @@ def heard() -> Iterator[list[str]]:
 
 
 def poisoned(steps: set[int], rank: int = 0) -> Callable[..., list[torch.Tensor]]:
-    """make_views with NaN in the pictures of these calls (from 1), on one rank only."""
+    """make_views with NaN in the images of these calls (from 1), on one rank only."""
     calls = itertools.count(1)
 
     def views(*arguments: Any) -> list[torch.Tensor]:
@@ -69,7 +69,7 @@ def poisoned(steps: set[int], rank: int = 0) -> Callable[..., list[torch.Tensor]
 
 
 def unmoved(monkeypatch, steps: set[int]) -> None:
-    """The same steps without an update, though their pictures are sound."""
+    """The same steps without an update, though their images are sound."""
     calls = itertools.count(1)
     original = loop.agree
     monkeypatch.setattr(loop, "agree", lambda s, n, b, f: original(s, n, b or next(calls) in steps, f))
@@ -432,27 +432,27 @@ def part_of_a_run(out: str, stage_number: int, stop: int | None) -> None:
 
 @pytest.mark.parametrize("on", ["device", "host"])
 def test_files_give_the_same_bits_with_workers_and_after_a_stop(tmp_path, monkeypatch, on):
-    """R1, R7 and R18 of pictures in files, wherever their crops are made."""
-    pictures, words = folder_of_pictures(tmp_path / "pictures"), (f"pretrain.crop_on={on}",)
-    pretrain(on_folder(pictures, *words), tmp_path / "whole")
+    """R1, R7 and R18 of images in files, wherever their crops are made."""
+    images, words = folder_of_images(tmp_path / "images"), (f"pretrain.crop_on={on}",)
+    pretrain(on_folder(images, *words), tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, 6)
         with pytest.raises(loop.Stopped):
-            pretrain(on_folder(pictures, *words, "pretrain.workers=2"), tmp_path / "run")
-    pretrain(on_folder(pictures, *words, "pretrain.workers=1"), tmp_path / "run")
+            pretrain(on_folder(images, *words, "pretrain.workers=2"), tmp_path / "run")
+    pretrain(on_folder(images, *words, "pretrain.workers=1"), tmp_path / "run")
     assert toy.same(toy.tensors(tmp_path / "run", 10), toy.tensors(tmp_path / "whole", 10))
 
 
-# ---- R9: pictures that are none
+# ---- R9: images that are none
 
 
 def spoilt(path: Path) -> Path:
-    """Good pictures, and one of each kind of trouble; the good names come first and are alike in both folders."""
+    """Good images, and one of each kind of trouble; the good names come first and are alike in both folders."""
     from PIL import Image
 
     from test_decode import bad_files, bombs, save
 
-    folder_of_pictures(path)
+    folder_of_images(path)
     tools = path.parent / "tools"
     tools.mkdir()
     values = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
@@ -475,19 +475,19 @@ def spoilt(path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("on", ["device", "host"])
-def test_pictures_that_are_none_are_replaced_counted_and_listed(tmp_path, on, workers):
-    pictures = spoilt(tmp_path / "pictures")
-    recipe = on_folder(pictures, f"pretrain.crop_on={on}", f"pretrain.workers={workers}")
+def test_images_that_are_none_are_replaced_counted_and_listed(tmp_path, on, workers):
+    images = spoilt(tmp_path / "images")
+    recipe = on_folder(images, f"pretrain.crop_on={on}", f"pretrain.workers={workers}")
     source = recipe.values["data"].build().split("train", 16)
     bad = {source.name(i) for i in range(len(source)) if "/z_" in source.name(i)}
     assert len(bad) == 11
-    (pictures / "train/z_gone.png").unlink()  # after it was listed: split() has seen it
-    cuts = Cuts(recipe.values["pretrain"].views.build(), 16) if on == "host" else None
-    order, sizes, listed = Order(len(source), 11, 1, 3), set(), {}
+    (images / "train/z_gone.png").unlink()  # after it was listed: split() has seen it
+    host_crops = HostCrops(recipe.values["pretrain"].views.build(), 16) if on == "host" else None
+    order, sizes, listed = EpochOrder(len(source), 11, 1, 3), set(), {}
     rows: dict[int, torch.Tensor] = {}
     span = {"first_step": 0, "last_step": order.steps_per_epoch, "rank": 0, "world": 1, "pin": False}
-    for batch in batches(source, order, **span, workers=workers, cuts=cuts):
-        part = batch.pixels if cuts is None else batch.pixels[1]
+    for batch in batches(source, order, **span, workers=workers, host_crops=host_crops):
+        part = batch.pixels if host_crops is None else batch.pixels[1]
         sizes.add(len(part))
         listed |= {record.sample: record for record in batch.bad}
         rows |= {i: part[row].clone() for row, i in enumerate(batch.ids_B.tolist())}
@@ -495,7 +495,7 @@ def test_pictures_that_are_none_are_replaced_counted_and_listed(tmp_path, on, wo
     assert {record.path for record in listed.values()} == bad & {source.name(i) for i in rows}
     assert len(listed) > 5
     assert all(record.reason and record.replacement not in listed for record in listed.values())
-    reader = Reader(source, order.seed, cuts)
+    reader = Reader(source, order.seed, host_crops)
     for i, row in rows.items():
         alone = [torch.empty(1, *shape, dtype=torch.uint8) for shape in reader.shapes]
         again = reader.fill(0, [i], alone)
@@ -506,7 +506,7 @@ def test_pictures_that_are_none_are_replaced_counted_and_listed(tmp_path, on, wo
 # ---- R8: what was trained on has changed
 
 
-def folder_of_pictures(path: Path, count: int = 40) -> Path:
+def folder_of_images(path: Path, count: int = 40) -> Path:
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
@@ -531,18 +531,18 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_other_pictures_are_refused_with_a_difference_unless_asked_for(tmp_path, monkeypatch, kind):
-    pictures = folder_of_pictures(tmp_path / "pictures")
+def test_other_images_are_refused_with_a_difference_unless_asked_for(tmp_path, monkeypatch, kind):
+    images = folder_of_images(tmp_path / "images")
     with monkeypatch.context() as patch:
         stop_at(patch, 6)
         with pytest.raises(loop.Stopped):
-            pretrain(on_folder(pictures), tmp_path / "run")
-    CHANGES[kind](pictures)
-    shown = "data: " if kind == "replaced" else r"pictures: 40 -> (41|39)"
+            pretrain(on_folder(images), tmp_path / "run")
+    CHANGES[kind](images)
+    shown = "data: " if kind == "replaced" else r"images: 40 -> (41|39)"
     with pytest.raises(RunError, match=rf"was trained on something else \(.*{shown}.*--accept-changes"):
-        pretrain(on_folder(pictures), tmp_path / "run")
+        pretrain(on_folder(images), tmp_path / "run")
     with heard() as texts:
-        pretrain(on_folder(pictures), tmp_path / "run", accept_changes=True)
+        pretrain(on_folder(images), tmp_path / "run", accept_changes=True)
     assert "goes on with something else" in texts[0]
     assert toy.lines(tmp_path / "run/metrics.jsonl")[-1]["step"] >= 8
 
@@ -584,7 +584,7 @@ def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(tmp
             pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
     assert time.monotonic() - began < 30
     named = str(caught.value).partition("samples ")[2].partition(":")[0].split(" or ")
-    order = Order(len(Digits().split("train")), 144, 1, 3)
+    order = EpochOrder(len(Digits().split("train")), 144, 1, 3)
     (deadly,) = [ids.tolist() for _, ids in order.micro_batches(0, 9) if 77 in ids]
     assert ", ".join(map(str, deadly[:8])) + ", …" in named
     assert len(named) <= 2
@@ -615,13 +615,13 @@ def slope(measured: list[tuple[int, int]]) -> float:
 
 @pytest.mark.parametrize(("on", "workers"), [("device", 0), ("host", 2)])
 def test_two_thousand_batches_leave_memory_and_descriptors_as_they_were(tmp_path, on, workers):
-    """Pictures in files, bad ones among them."""
-    pictures = spoilt(tmp_path / "pictures")
-    source = Folder(str(pictures), canvas=16, channels=1).split("train")
-    cuts = Cuts(Symmetric(), 16) if on == "host" else None
-    order, measured, opened = Order(len(source), 2, 1, 3), [], set()
+    """Images in files, bad ones among them."""
+    images = spoilt(tmp_path / "images")
+    source = Folder(str(images), canvas=16, channels=1).split("train")
+    host_crops = HostCrops(Symmetric(), 16) if on == "host" else None
+    order, measured, opened = EpochOrder(len(source), 2, 1, 3), [], set()
     span = {"first_step": 0, "last_step": 2000, "rank": 0, "world": 1, "workers": workers, "pin": False}
-    for step, _ in enumerate(batches(source, order, **span, cuts=cuts)):
+    for step, _ in enumerate(batches(source, order, **span, host_crops=host_crops)):
         if step >= 400 and step % 100 == 0:
             gc.collect()
             measured.append((step, resident()))
@@ -660,7 +660,7 @@ def long_toy(*words: str, backbone: str = toy.RESNET):
 
 
 def dead_end(module) -> None:
-    """A projector that says the same of every picture."""
+    """A projector that says the same of every image."""
     torch.nn.init.zeros_(module.projector[-1].weight)
     module.projector[-1].weight.requires_grad_(False)
 
@@ -741,10 +741,10 @@ def test_the_measures_of_health_are_those_of_their_papers():
 
 
 def test_the_alarm_waits_for_three_in_a_row_and_rings_once():
-    alarm = Alarm()
+    alarm = CollapseDetector()
     bad = {"health/std": 0.01, "health/off_diagonal": 0.1, "health/rank": 1.0}
     good = {**bad, "health/std": 0.9}
-    texts = [alarm.hear(values) for values in (bad, bad, good, bad, bad, bad, bad)]
+    texts = [alarm.update(values) for values in (bad, bad, good, bad, bad, bad, bad)]
     assert [bool(text) for text in texts] == [False, False, False, False, False, True, False]
 
 

@@ -165,7 +165,7 @@ def test_the_least_recently_used_shards_make_room(flaky, packed, monkeypatch):
         remote.Files((sizes[0] - 1) / 1e9).path(f"flaky://b/{shards[0].name}", size=sizes[0], crc=0)
 
 
-def test_pictures_come_back_after_their_shard_made_room(flaky, packed, monkeypatch):
+def test_images_come_back_after_their_shard_made_room(flaky, packed, monkeypatch):
     upload(packed)
     monkeypatch.setattr(Flaky, "often", 1)
     monkeypatch.setattr("lookalike.data.images.shards._OPEN", 1)

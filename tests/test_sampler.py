@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import lookalike
 import toy
-from lookalike.data.images import ArrayPictures, subset
+from lookalike.data.images import ArrayImages, subset
 from lookalike.data.order import share
 from lookalike.data.sources import Digits
 from lookalike.errors import DataError, RunError
@@ -50,7 +50,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 @every_shape
-def test_a_batch_holds_exactly_k_pictures_of_p_classes_and_repeats_only_what_is_too_few(shape):
+def test_a_batch_holds_exactly_k_images_of_p_classes_and_repeats_only_what_is_too_few(shape):
     labels, p, k = SHAPES[shape]
     sizes = Counter(labels.tolist())
     for ids in batches(PKOrder(labels, p, k, seed=0), 0, 60):
@@ -77,7 +77,7 @@ def test_after_any_round_no_class_has_come_more_than_once_more_than_another(shap
 
 
 @every_shape
-def test_in_an_epoch_no_picture_comes_twice_before_its_class_is_used_up(shape):
+def test_in_an_epoch_no_image_comes_twice_before_its_class_is_used_up(shape):
     labels, p, k = SHAPES[shape]
     order, seen = PKOrder(labels, p, k, seed=1), Counter()
     for step in range(80):
@@ -106,7 +106,7 @@ def test_every_round_of_every_epoch_puts_other_classes_together():
     assert len({frozenset(of_round) for of_round in met}) == 9
 
 
-def test_every_class_sits_out_as_often_and_every_picture_comes_as_often_over_epochs():
+def test_every_class_sits_out_as_often_and_every_image_comes_as_often_over_epochs():
     labels = labelled(20, 10, 10, 10, 10)
     order, seen = PKOrder(labels, 3, 2, seed=0), Counter()
     for _, ids in order.micro_batches(0, 300 * order.steps_per_epoch):
@@ -129,12 +129,12 @@ def test_ranks_share_the_same_global_batch(world):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_a_class_of_one_picture_is_left_out_and_its_pictures_make_no_step():
+def test_a_class_of_one_image_is_left_out_and_its_images_make_no_step():
     labels = labelled(6, 1, 6, 1, 1, 6)
     order = PKOrder(labels, 3, 2, seed=0)
     assert (order.left_out, order.steps_per_epoch) == (3, 3)
     assert set(labels[torch.cat([order.ids(0, s) for s in range(20)])].tolist()) == {0, 2, 5}
-    with pytest.raises(DataError, match=r"classes_per_batch: 4 classes a batch, but only 3 have two pictures: lower"):
+    with pytest.raises(DataError, match=r"classes_per_batch: 4 classes a batch, but only 3 have two images: lower"):
         PKOrder(labels, 4, 2, seed=0)
     assert PKOrder(labels, 6, 1, seed=0).left_out == 0
 
@@ -156,8 +156,8 @@ SIZES = [(3, 2, 4), (1, 1, 1), (5,), (1, 9), (2, 7, 1, 1), (4, 4), (1, 1, 1, 1, 
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 12])
-def test_cameras_are_as_even_as_any_choice_without_a_picture_twice(sizes, k):
-    """Against all ways to take pictures; and in turn: over many turns nothing is favoured within a camera."""
+def test_cameras_are_as_even_as_any_choice_without_a_image_twice(sizes, k):
+    """Against all ways to take images; and in turn: over many turns nothing is favoured within a camera."""
     of = [c for c, size in enumerate(sizes) for _ in range(size)]
     whole, rest = divmod(k, len(of))
     possible = itertools.product(*[range(size + 1) for size in sizes])
@@ -188,7 +188,7 @@ def test_cameras_of_the_same_size_come_as_often():
         assert sums[-1] == sums[-2]
 
 
-def test_no_two_pictures_of_one_class_and_camera_come_in_a_batch():
+def test_no_two_images_of_one_class_and_camera_come_in_a_batch():
     labels = labelled(9, 12, 8, 10, 3)
     cameras = 2**40 + torch.arange(len(labels)) % 4
     order = PKOrder(labels, 3, 3, seed=0, cameras_N=cameras)
@@ -205,7 +205,7 @@ def test_no_two_pictures_of_one_class_and_camera_come_in_a_batch():
 
 
 @every_shape
-def test_a_camera_a_picture_is_no_rule_at_all(shape):
+def test_a_camera_a_image_is_no_rule_at_all(shape):
     labels, p, k = SHAPES[shape]
     order = PKOrder(labels, p, k, seed=1, cameras_N=torch.arange(len(labels)))
     plain = PKOrder(labels, p, k, seed=1)
@@ -219,10 +219,10 @@ def test_a_camera_a_picture_is_no_rule_at_all(shape):
             assert max(of_class) - min(of_class) <= 1
 
 
-def test_rows_of_pictures_keep_their_cameras():
-    pictures = ArrayPictures(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6) % 2, ("a", "b"))
-    pictures.cameras = torch.arange(6) * 10
-    assert subset(subset(pictures, [5, 1, 3]), [2, 0]).cameras.tolist() == [30, 50]
+def test_rows_of_images_keep_their_cameras():
+    images = ArrayImages(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6) % 2, ("a", "b"))
+    images.cameras = torch.arange(6) * 10
+    assert subset(subset(images, [5, 1, 3]), [2, 0]).cameras.tolist() == [30, 50]
 
 
 # In a loop of one's own
@@ -295,7 +295,7 @@ def test_no_global_generator_is_touched():
 
 def test_singles_are_warned_of_and_cameras_are_kept_apart():
     labels = [5, 5, 5, 7, 7, 7, 9]
-    with pytest.warns(UserWarning, match="^1 classes have one picture and are left out$"):
+    with pytest.warns(UserWarning, match="^1 classes have one image and are left out$"):
         own = PKSampler(labels, 2, 2, cameras=[0, 0, 1, 0, 1, 1, 0])
     for batch in (ids for _ in range(5) for ids in own):
         assert {2, 3} < set(batch)
@@ -304,14 +304,14 @@ def test_singles_are_warned_of_and_cameras_are_kept_apart():
 @pytest.mark.parametrize(
     ("wrong", "pattern"),
     [
-        ({"labels": [0.0, 1.0]}, r"labels: torch\.float32 of shape \(2,\): give one whole number a picture"),
+        ({"labels": [0.0, 1.0]}, r"labels: torch\.float32 of shape \(2,\): give one whole number an image"),
         ({"labels": torch.zeros(3, 2, dtype=torch.int64)}, r"labels: torch\.int64 of shape \(3, 2\)"),
         ({"labels": []}, "labels"),
         ({"labels": [0, 0, 1, 1], "classes": 3}, "3 classes a batch, but only 2 are trained on: lower it"),
-        ({"classes": 0}, "0 classes × 2 pictures are no batch"),
+        ({"classes": 0}, "0 classes × 2 images are no batch"),
         ({"cameras": [0, 1]}, "cameras: 2 for 4 labels"),
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
-        ({"world": 9}, "rank 0 of 9, batches of 4: each rank needs a picture"),
+        ({"world": 9}, "rank 0 of 9, batches of 4: each rank needs an image"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(wrong, pattern):
@@ -340,9 +340,9 @@ WORDS = (
 
 def filmed(self: Digits, name: str, size: int | None = None) -> Any:
     """Digits seen by five cameras."""
-    pictures = SPLIT(self, name, size)
-    pictures.cameras = torch.arange(len(pictures)) % 5
-    return pictures
+    images = SPLIT(self, name, size)
+    images.cameras = torch.arange(len(images)) % 5
+    return images
 
 
 SPLIT = Digits.split
@@ -386,7 +386,7 @@ def test_a_training_stopped_in_mid_round_goes_on_bit_for_bit(tmp_path, monkeypat
 
 
 def test_cameras_that_nobody_knows_cannot_be_distinct(tmp_path):
-    with pytest.raises(DataError, match=r"finetune\.cameras: distinct, but these pictures name no cameras: remove it"):
+    with pytest.raises(DataError, match=r"finetune\.cameras: distinct, but these images name no cameras: remove it"):
         lookalike.run(toy.recipe("finetune.cameras=distinct"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -395,6 +395,6 @@ def test_cameras_that_nobody_knows_cannot_be_distinct(tmp_path):
 def test_a_recipe_says_whether_cameras_are_kept_apart(monkeypatch, word, apart):
     monkeypatch.setattr(Digits, "split", filmed)
     settings = toy.recipe(f"finetune.cameras={word}", "finetune.per_class=5").section(Finetune)
-    pictures = Digits().split("train")
-    ids = make_order(settings, pictures, pictures.labels, 0).ids(0, 0)
-    assert all(len(of.unique()) == 5 for of in pictures.cameras[ids].view(4, 5)) is apart
+    images = Digits().split("train")
+    ids = make_order(settings, images, images.labels, 0).ids(0, 0)
+    assert all(len(of.unique()) == 5 for of in images.cameras[ids].view(4, 5)) is apart

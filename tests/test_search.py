@@ -21,7 +21,7 @@ import lookalike.folder.whole as folder_room
 import lookalike.models.backbone as backbone_module
 import toy
 from lookalike import cli, pipeline
-from lookalike.data.images import FilePictures
+from lookalike.data.images import FileImages
 from lookalike.errors import BackboneError, DataError, Error, NewerError, RunError
 from lookalike.evaluation import features
 from lookalike.folder import MANIFEST, write_folder
@@ -29,10 +29,10 @@ from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.scoring import search as exact
-from lookalike.scoring.cells import SHARE, Cells, find_cells, nearest_in_cells
-from lookalike.scoring.nearness import nearness, points
+from lookalike.scoring.ivf import SHARE, InvertedLists, nearest_in_lists, train_ivf
 from lookalike.scoring.search import nearest
-from lookalike.search import answers
+from lookalike.scoring.similarity import nearness, points
+from lookalike.search import results
 from lookalike.search.index import CELLS, NAMES, ROWS, SEEN, open_index, read_seen
 from lookalike.stages import search as stage
 
@@ -109,13 +109,13 @@ def test_what_cannot_be_searched_is_refused():
                 nearest(rows(1), x_ND, 1, normalize=normalize)
 
 
-def by_hand(x_ND: torch.Tensor, count: int) -> Cells:
+def by_hand(x_ND: torch.Tensor, count: int) -> InvertedLists:
     """Cells of the nearest of some rows, one of them empty."""
     centre_CD = torch.cat((x_ND[:count], 100 * x_ND.mean(0, keepdim=True)))
     cell_N = torch.cdist(x_ND, centre_CD).argmin(1)
     lists = [(cell_N == c).nonzero()[:, 0] for c in range(count + 1)]
     start_C1 = torch.tensor([0, *np.cumsum([len(part) for part in lists]).tolist()])
-    return Cells(centre_CD, torch.cat(lists), start_C1)
+    return InvertedLists(centre_CD, torch.cat(lists), start_C1)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -125,9 +125,9 @@ def test_cells_give_the_nearest_of_the_rows_looked_at(normalize):
     cells = by_hand(x_ND, 9)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(nearest_in_cells(query_QD, x_ND, 400, cells), nearest(query_QD, x_ND, 400), strict=True)
+        for a, b in zip(nearest_in_lists(query_QD, x_ND, 400, cells), nearest(query_QD, x_ND, 400), strict=True)
     )
-    row_Qk, near_Qk = nearest_in_cells(query_QD, x_ND, 5, cells, normalize=normalize)
+    row_Qk, near_Qk = nearest_in_lists(query_QD, x_ND, 5, cells, normalize=normalize)
     for query_D, row_k, near_k in zip(query_QD, row_Qk, near_Qk, strict=True):
         order = nearest(query_D[None], cells.centre_CD, 10, normalize=normalize)[0][0].tolist()
         looked: list[int] = []
@@ -144,19 +144,19 @@ def test_cells_give_the_nearest_of_the_rows_looked_at(normalize):
 def test_without_faiss_approximate_search_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(Error, match=r"pip install lookalike\[faiss\]"):
-        find_cells(rows(10), True)
+        train_ivf(rows(10), True)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_faiss_finds_cells_of_which_a_few_hold_nearly_all_neighbours(normalize):
     pytest.importorskip("faiss")
     x_ND = (rows(30, 16, seed=2)[torch.arange(1500) % 30] * 4 + rows(1500, 16)).contiguous()
-    cells = find_cells(x_ND, normalize)
+    cells = train_ivf(x_ND, normalize)
     assert torch.equal(cells.row_N.sort().values, torch.arange(1500))
-    assert all(torch.equal(a, b) for a, b in zip(cells, find_cells(x_ND, normalize), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(cells, train_ivf(x_ND, normalize), strict=True))
     asked = x_ND[::50]
     found, wanted = (
-        nearest_in_cells(asked, x_ND, 10, cells, normalize=normalize),
+        nearest_in_lists(asked, x_ND, 10, cells, normalize=normalize),
         nearest(asked, x_ND, 10, normalize=normalize),
     )
     shares = [len(set(a) & set(b)) / 10 for a, b in zip(found[0].tolist(), wanted[0].tolist(), strict=True)]
@@ -167,7 +167,7 @@ def test_faiss_finds_cells_of_which_a_few_hold_nearly_all_neighbours(normalize):
 
 
 def save(path, seed: int) -> None:
-    """A smooth picture of its own; at one seed always the same bytes."""
+    """A smooth image of its own; at one seed always the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
     Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC).save(path)
@@ -200,7 +200,7 @@ def index(tmp_path, photos, model):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """How many pictures each embedding was asked for."""
+    """How many images each embedding was asked for."""
     counts: list[int] = []
     real = stage.embedded
 
@@ -216,12 +216,12 @@ def names(folder) -> list[str]:
     return json.loads((folder / NAMES).read_bytes())
 
 
-def test_rows_are_the_test_time_embeddings_of_the_files_and_each_picture_finds_itself(index, photos, model):
+def test_rows_are_the_test_time_embeddings_of_the_files_and_each_image_finds_itself(index, photos, model):
     found = open_index(index)
     paths = sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
     assert found.names == paths
-    pictures = FilePictures(photos, paths, torch.zeros(COUNT), ("x",), 37, 3)  # 8/7 of 32
-    wanted = features.extract(features.embed(load_model(model), ARCHITECTURE), pictures, batch=5)
+    images = FileImages(photos, paths, torch.zeros(COUNT), ("x",), 37, 3)  # 8/7 of 32
+    wanted = features.extract(features.embedder(load_model(model), ARCHITECTURE), images, batch=5)
     assert torch.allclose(found.x_ND, wanted.x_ND, atol=1e-6)
     assert np.array_equal(np.load(index / ROWS), found.x_ND.numpy())
     for row in range(COUNT):
@@ -246,7 +246,7 @@ def test_only_what_changed_is_embedded_and_the_end_is_that_of_a_fresh_index(
     tmp_path, photos, index, model, asked, capsys
 ):
     open_search(index, str(photos), None)
-    assert (asked, capsys.readouterr().err.splitlines()[-1]) == ([], f"{index}: {COUNT} pictures, as before")
+    assert (asked, capsys.readouterr().err.splitlines()[-1]) == ([], f"{index}: {COUNT} images, as before")
     stamp = (index / MANIFEST).stat().st_ino
     open_search(index, str(photos), str(model))
     assert (asked, (index / MANIFEST).stat().st_ino) == ([], stamp)
@@ -264,7 +264,7 @@ def test_only_what_changed_is_embedded_and_the_end_is_that_of_a_fresh_index(
     os.utime(same, ns=(0, 12345))
     open_search(index, str(photos), None)
     assert asked == [3]
-    assert f"{index}: {COUNT} pictures, 3 embedded, 9 kept, 3 changed or gone" in capsys.readouterr().err
+    assert f"{index}: {COUNT} images, 3 embedded, 9 kept, 3 changed or gone" in capsys.readouterr().err
     fresh = open_search(tmp_path / "fresh", str(photos), str(model))
     now = open_index(index)
     assert now.names == fresh.names
@@ -337,7 +337,7 @@ def test_a_kill_leaves_the_old_index_or_the_new(tmp_path, photos, index, monkeyp
     assert len(open_index(index)) == COUNT
 
 
-def test_a_recipes_pictures_are_searched_too(tmp_path, asked):
+def test_a_recipes_images_are_searched_too(tmp_path, asked):
     torch.manual_seed(0)
     folder = tmp_path / "grey"
     write_folder(folder, embedding_files(Embedding(toy.architecture().build(), 4).eval()))
@@ -350,7 +350,7 @@ def test_a_recipes_pictures_are_searched_too(tmp_path, asked):
 
 
 def test_colour_for_a_grey_model_is_refused(tmp_path, model):
-    with pytest.raises(Error, match="pictures of 1 channels, the model takes 3"):
+    with pytest.raises(Error, match="images of 1 channels, the model takes 3"):
         open_search(tmp_path / "index", str(toy.write(tmp_path / "r.yaml")), str(model))
 
 
@@ -372,8 +372,8 @@ def test_off_the_unit_sphere_nearness_is_the_distance(tmp_path, photos):
     distance_N = (found.x_ND - x_1D).norm(dim=1)
     assert row_1k[0].tolist() == distance_N.argsort()[:4].tolist()
     assert torch.allclose(near_1k[0].float(), distance_N.sort().values[:4], atol=1e-4)
-    (answer,) = answers.ask(found, [found.path(3)], 2)
-    assert list(json.loads(answers.line_of_json(found, answer))["nearest"][0]) == ["path", "distance"]
+    (answer,) = results.query(found, [found.path(3)], 2)
+    assert list(json.loads(results.line_of_json(found, answer))["nearest"][0]) == ["path", "distance"]
 
 
 def test_embeddings_that_are_no_numbers_end_the_building(tmp_path, photos):
@@ -386,7 +386,7 @@ def test_embeddings_that_are_no_numbers_end_the_building(tmp_path, photos):
     assert not (tmp_path / "index").exists()
 
 
-def test_cells_are_kept_and_go_with_the_pictures(index, photos, monkeypatch):
+def test_cells_are_kept_and_go_with_the_images(index, photos, monkeypatch):
     monkeypatch.setattr(stage, "find_cells", lambda x_ND, normalize: by_hand(x_ND, 3))
     found = open_search(index, None, None, approximate=True)
     assert (index / CELLS).exists()
@@ -495,7 +495,7 @@ def test_the_verb_makes_asks_and_shows(tmp_path, photos, model, capsys):
     save(odd, 70)
     shutil.copy(odd, photos / "z.png")
     code, out, err = call(capsys, tmp_path / "i", "--from", photos, "--model", model)
-    assert (code, out, err) == (0, "", f"{tmp_path}/i: {COUNT + 2} pictures, embedded\n")
+    assert (code, out, err) == (0, "", f"{tmp_path}/i: {COUNT + 2} images, embedded\n")
     page = tmp_path / "answer.html"
     code, out, err = call(capsys, tmp_path / "i", photos / "z.png", photos / "b" / "03.png", "-k", 3, "--show", page)
     lines = [line.split("\t") for line in out.splitlines()]
@@ -516,13 +516,15 @@ def test_the_verb_makes_asks_and_shows(tmp_path, photos, model, capsys):
     assert {entry["path"] for entry in found["nearest"]} >= {str(odd), f"{photos}/a/00.png"}
     assert len(found["nearest"]) == COUNT + 2
     with Image.open(tmp_path / "answer.png") as sheet:
-        # The query and 14 tiles; pictures of 40 pixels are enlarged to 120, what is gone is grey.
+        # The query and 14 tiles; images of 40 pixels are enlarged to 120, what is gone is grey.
         assert sheet.height == 128 + 8
 
 
 def test_paths_on_stdin_are_answered_as_they_come(index, photos, capsys, monkeypatch):
     lines = [os.fsencode(photos / name) + b"\n" for name in ("a/00.png", "gone.png", "b/01.png")]
-    code = cli.guarded(lambda: answers.report(open_index(index), answers.ask_lines(open_index(index), lines, 1), True))
+    code = cli.guarded(
+        lambda: results.report(open_index(index), results.query_lines(open_index(index), lines, 1), True)
+    )
     out, err = capsys.readouterr()
     assert [json.loads(line)["query"] for line in out.splitlines()] == [f"{photos}/a/00.png", f"{photos}/b/01.png"]
     assert err.splitlines()[0].startswith(f"lookalike: {photos}/gone.png: No such file")
@@ -536,16 +538,16 @@ def test_paths_on_stdin_are_answered_as_they_come(index, photos, capsys, monkeyp
 @pytest.mark.parametrize(
     ("words", "pattern"),
     [
-        (["index", "gone.jpg"], r"gone\.jpg: No such file or directory: a query is a picture file"),
-        (["index", "photos"], r"photos: .*: a query is a picture file"),
-        (["index", "photos/a/00.png", "page.jpg"], r"page\.jpg: not a JPEG, PNG, .*: a query is a picture file"),
+        (["index", "gone.jpg"], r"gone\.jpg: No such file or directory: a query is an image file"),
+        (["index", "photos"], r"photos: .*: a query is an image file"),
+        (["index", "photos/a/00.png", "page.jpg"], r"page\.jpg: not a JPEG, PNG, .*: a query is an image file"),
         (["index", "photos/a/00.png", "-k", "0"], r"-k 0: ask for at least 1"),
         (["index", "photos/a/00.png", "--show", "x.pdf"], r"x\.pdf: .*\.png or \.html"),
         (["none", "photos/a/00.png"], r"none: no such index: --from FOLDER --model FOLDER\|NAME would make it"),
         (["none", "--from", "photos"], r"none: no such index yet: --model FOLDER\|NAME is missing"),
         (["none", "--model", "MODEL"], r"none: no such index: --from"),
-        (["none", "--from", "empty", "--model", "MODEL"], r"empty: no pictures in it or below"),
-        (["none", "--from", "bad", "--model", "MODEL"], r"x\.png: .*; not one of 1 pictures could be read"),
+        (["none", "--from", "empty", "--model", "MODEL"], r"empty: no images in it or below"),
+        (["none", "--from", "bad", "--model", "MODEL"], r"x\.png: .*; not one of 1 images could be read"),
         (["none", "--from", "photos", "--model", "gone"], r"gone: no such folder"),
         (["none", "--from", "gone", "--model", "MODEL"], r"gone: "),
         (["photos", "photos/a/00.png"], r"photos is not a folder that lookalike wrote"),
@@ -575,4 +577,4 @@ def test_what_cannot_be_done_is_one_line_and_exit_2(
 def test_a_folder_is_found_by_the_stage_too(tmp_path, photos, model):
     found = stage.search_index(tmp_path / "i", partial(stage.in_folder, photos), model)
     with pytest.raises(DataError):
-        list(answers.ask(found, [str(tmp_path)]))
+        list(results.query(found, [str(tmp_path)]))

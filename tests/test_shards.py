@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lookalike.data import Shards, cache, samples
-from lookalike.data.decode import BadPicture, decode
+from lookalike.data.decode import BadImage, decode
 from lookalike.data.listing import braces
 from lookalike.data.order import order_of
 from lookalike.data.samples import NO_LABEL, read_samples, samples_of
@@ -24,7 +24,7 @@ from lookalike.errors import DataError
 from toy import read_many
 
 
-def picture(i: int, kind: str = "PNG") -> bytes:
+def image(i: int, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (12, 10), (i * 5 % 256, 60, 200 - i)).save(buffer, kind)
     return buffer.getvalue()
@@ -50,7 +50,7 @@ def make(path: Path, members, form: int = tarfile.USTAR_FORMAT) -> Path:
 
 def labelled(first: int, count: int, classes: int = 3):
     for i in range(first, first + count):
-        yield f"{i:06d}.png", picture(i)
+        yield f"{i:06d}.png", image(i)
         yield f"{i:06d}.cls", b"%d" % (i % classes)
 
 
@@ -125,14 +125,14 @@ def test_what_is_dangerous_is_passed_over_and_counted_and_nothing_is_written(tmp
         "f": tarfile.FIFOTYPE,
     }
     members = [(member(f"{k}.png", type=t, linkname="/etc/passwd"), b"") for k, t in kinds.items()]
-    members += [(name, picture(1)) for name in ("../up.png", "/abs.png", "a/../../b.png", "ok.png")]
+    members += [(name, image(1)) for name in ("../up.png", "/abs.png", "a/../../b.png", "ok.png")]
     bomb = b"cos\nsystem\n(S'touch owned'\ntR."
     members += [(f"ok.{suffix}", bomb) for suffix in ("pkl", "pyd", "pth", "npy")]
     make(tmp_path / "in/t.tar", members)
     before = sorted(tmp_path.rglob("*"))
     with pytest.warns(UserWarning, match="passed over") as caught:
-        pictures = Shards(str(tmp_path / "in"), test_fraction=0).split("train")
-    assert [pictures.name(i) for i in range(len(pictures))] == [f"{tmp_path}/in/t.tar/ok.png"]
+        images = Shards(str(tmp_path / "in"), test_fraction=0).split("train")
+    assert [images.name(i) for i in range(len(images))] == [f"{tmp_path}/in/t.tar/ok.png"]
     (line,) = [str(warning.message) for warning in caught]
     for part in ("2 × link", "3 × device", "3 × name out of the shard", "1 × .pkl", "1 × .npy", "never opened"):
         assert part in line
@@ -148,7 +148,7 @@ def test_of_two_members_of_one_name_the_first_counts(tmp_path):
     )
     found = read(path)
     assert (found.names, found.sizes_N.tolist(), found.labels_N.tolist()) == ([b"a.png"], [5], [1])
-    assert found.ignored == {"names again": 2, "more pictures": 1}
+    assert found.ignored == {"names again": 2, "more images": 1}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_compressed_shards_and_too_many_members_say_what_to_do(tmp_path, monkeyp
         read(make(tmp_path / "t.tar", labelled(0, 3)))
 
 
-# ---- pictures
+# ---- images
 
 
 @pytest.fixture
@@ -234,76 +234,76 @@ def two(tmp_path) -> Path:
 
 
 def test_reads_are_the_bytes_that_tarfile_gives_in_any_order(two):
-    pictures = Shards(str(two), canvas=8, test_fraction=0).split("train")
+    images = Shards(str(two), canvas=8, test_fraction=0).split("train")
     wanted = {}
     for path in sorted(two.glob("*.tar")):
         with tarfile.open(path) as tar:
             wanted |= {f"{path}/{m.name}": tar.extractfile(m).read() for m in tar.getmembers()}
-    assert len(pictures) == 17
+    assert len(images) == 17
     for i in reversed(range(17)):
-        assert pictures.contents(i) == wanted[pictures.name(i)]
-        assert torch.equal(pictures.read(i), decode(wanted[pictures.name(i)], "", size=8, channels=3))
-        assert pictures.labels[i] == i % 3
-    assert pictures.classes == ("0", "1", "2")
-    again = pickle.loads(pickle.dumps(pictures))
-    assert again.contents(16) == pictures.contents(16)
-    assert again.fingerprint == pictures.fingerprint
+        assert images.contents(i) == wanted[images.name(i)]
+        assert torch.equal(images.read(i), decode(wanted[images.name(i)], "", size=8, channels=3))
+        assert images.labels[i] == i % 3
+    assert images.classes == ("0", "1", "2")
+    again = pickle.loads(pickle.dumps(images))
+    assert again.contents(16) == images.contents(16)
+    assert again.fingerprint == images.fingerprint
     with pytest.raises(IndexError):
-        pictures.contents(17)
+        images.contents(17)
 
 
-def test_a_flipped_byte_is_a_bad_picture_that_names_shard_and_byte_and_is_replaced(two):
+def test_a_flipped_byte_is_a_bad_image_that_names_shard_and_byte_and_is_replaced(two):
     source = Shards(str(two), canvas=8, test_fraction=0)
-    pictures = source.split("train")
-    healthy, none = read_many(pictures, range(17), seed=1)
+    images = source.split("train")
+    healthy, none = read_many(images, range(17), seed=1)
     assert none == []
-    at = int(pictures._offsets_N[12])
+    at = int(images._offsets_N[12])
     data = bytearray((two / "part-001.tar").read_bytes())
     data[at + 40] ^= 1
     (two / "part-001.tar").write_bytes(data)
-    found, (bad,) = read_many(pictures, range(17), seed=1)
+    found, (bad,) = read_many(images, range(17), seed=1)
     assert bad.sample == 12
     assert bad.path == f"{two}/part-001.tar/000012.png"
-    assert f"wrong crc32 of {len(picture(12))} bytes at byte {at}" in bad.reason
+    assert f"wrong crc32 of {len(image(12))} bytes at byte {at}" in bad.reason
     assert torch.equal(found[12], healthy[bad.replacement])
     assert torch.equal(found[torch.arange(17) != 12], healthy[torch.arange(17) != 12])
-    assert read_many(pictures, [12], seed=1)[1] == [bad]
+    assert read_many(images, [12], seed=1)[1] == [bad]
 
 
-def test_an_empty_member_and_a_shard_cut_after_indexing_are_bad_pictures(tmp_path):
-    path = make(tmp_path / "s/t.tar", [("a.png", b""), ("b.png", picture(1)), ("c.png", picture(2))])
-    pictures = Shards(str(tmp_path / "s"), test_fraction=0).split("train")
-    with pytest.raises(BadPicture, match=r"t\.tar/a\.png: empty file"):
-        pictures.read(0)
-    os.truncate(path, int(pictures._offsets_N[2]) + 5)
-    with pytest.raises(BadPicture, match=r"5 of \d+ bytes at byte \d+ of its shard: cut short"):
-        pictures.read(2)
+def test_an_empty_member_and_a_shard_cut_after_indexing_are_bad_images(tmp_path):
+    path = make(tmp_path / "s/t.tar", [("a.png", b""), ("b.png", image(1)), ("c.png", image(2))])
+    images = Shards(str(tmp_path / "s"), test_fraction=0).split("train")
+    with pytest.raises(BadImage, match=r"t\.tar/a\.png: empty file"):
+        images.read(0)
+    os.truncate(path, int(images._offsets_N[2]) + 5)
+    with pytest.raises(BadImage, match=r"5 of \d+ bytes at byte \d+ of its shard: cut short"):
+        images.read(2)
     path.unlink()
-    fresh = pickle.loads(pickle.dumps(pictures))
-    with pytest.raises(BadPicture, match="No such file"):
+    fresh = pickle.loads(pickle.dumps(images))
+    with pytest.raises(BadImage, match="No such file"):
         fresh.read(1)
 
 
 def test_descriptors_are_bounded_and_do_not_leak(tmp_path, monkeypatch):
     for i in range(12):
         make(tmp_path / f"s/{i:02d}.tar", labelled(i, 1))
-    pictures = Shards(str(tmp_path / "s"), test_fraction=0).split("train")
+    images = Shards(str(tmp_path / "s"), test_fraction=0).split("train")
     monkeypatch.setattr("lookalike.data.images.shards._OPEN", 4)
     before = descriptors()
     for i in (*range(12), *range(12)):
-        pictures.contents(i)
+        images.contents(i)
         assert descriptors() <= before + 4
-    del pictures
+    del images
     assert descriptors() == before
 
 
 def test_reads_go_on_in_a_forked_process_and_do_not_disturb_each_other(two):
-    pictures = Shards(str(two), test_fraction=0).split("train")
-    wanted = [pictures.contents(i) for i in range(17)]
+    images = Shards(str(two), test_fraction=0).split("train")
+    wanted = [images.contents(i) for i in range(17)]
     child = os.fork()
     if not child:
-        os._exit(0 if [pictures.contents(i) for i in range(17)] == wanted else 1)
-    assert [pictures.contents(i) for i in reversed(range(17))] == wanted[::-1]
+        os._exit(0 if [images.contents(i) for i in range(17)] == wanted else 1)
+    assert [images.contents(i) for i in reversed(range(17))] == wanted[::-1]
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -329,16 +329,16 @@ def test_a_hash_splits_what_is_one_set(tmp_path):
     assert len(train) + len(test) == 180
     assert 15 < len(test) < 60
     assert not {train.name(i) for i in range(len(train))} & {test.name(i) for i in range(len(test))}
-    for pictures in (train, test):
-        for i in range(len(pictures)):
-            assert int(pictures.name(i)[-10:-4]) % 3 == pictures.labels[i]
-            pictures.contents(i)
+    for images in (train, test):
+        for i in range(len(images)):
+            assert int(images.name(i)[-10:-4]) % 3 == images.labels[i]
+            images.contents(i)
     kept = Shards(str(tmp_path / "s/{0,1}.tar")).split("test")
     assert {kept.name(i) for i in range(len(kept))} <= {test.name(i) for i in range(len(test))}
 
 
 def test_labels_are_all_or_none(tmp_path):
-    make(tmp_path / "s/0.tar", [*labelled(0, 3), ("9.png", picture(9))])
+    make(tmp_path / "s/0.tar", [*labelled(0, 3), ("9.png", image(9))])
     with pytest.warns(UserWarning, match=r"1 samples have no label, first .*0\.tar/9\.png: all go without"):
         assert Shards(str(tmp_path / "s"), test_fraction=0).split("train").labels is None
     make(tmp_path / "t/0.tar", labelled(0, 3))
@@ -347,11 +347,11 @@ def test_labels_are_all_or_none(tmp_path):
 
 def test_windows_are_asked_for_or_for_far_shards(two):
     assert Shards(str(two), test_fraction=0).split("train").windows is None
-    pictures = Shards(str(two), test_fraction=0, shuffle="window", window=4).split("train")
-    assert pictures.windows.sizes_S.tolist() == [10, 7]
-    order = order_of(pictures, 17, 1, 0)
+    images = Shards(str(two), test_fraction=0, shuffle="window", window=4).split("train")
+    assert images.windows.sizes_S.tolist() == [10, 7]
+    order = order_of(images, 17, 1, 0)
     assert sorted(order.ids(0, 0).tolist()) == list(range(17))
-    assert order.windows is pictures.windows
+    assert order.windows is images.windows
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_braces_are_a_shells():
         braces("{0..999999999}{0..9}")
 
 
-def test_the_fingerprint_changes_with_the_pictures_and_not_with_the_place(two, tmp_path):
+def test_the_fingerprint_changes_with_the_images_and_not_with_the_place(two, tmp_path):
     def seen(folder: Path) -> str:
         return Shards(str(folder), test_fraction=0).split("train").fingerprint
 
@@ -385,11 +385,11 @@ def test_the_fingerprint_changes_with_the_pictures_and_not_with_the_place(two, t
     shutil.copytree(two, tmp_path / "copy")
     assert seen(tmp_path / "copy") == prints[0]
     for members in (
-        [*labelled(10, 6), ("000016.png", picture(17)), ("000016.cls", b"1")],  # replaced
+        [*labelled(10, 6), ("000016.png", image(17)), ("000016.cls", b"1")],  # replaced
         list(labelled(10, 6)),
         list(labelled(10, 8)),
-        [*labelled(10, 6), ("000016.png", picture(16)), ("000016.cls", b"2")],
-        [*labelled(10, 6), ("000017.png", picture(16)), ("000017.cls", b"1")],
+        [*labelled(10, 6), ("000016.png", image(16)), ("000016.cls", b"2")],
+        [*labelled(10, 6), ("000017.png", image(16)), ("000017.cls", b"1")],
     ):
         make(two / "part-001.tar", members)
         prints.append(seen(two))

@@ -1,4 +1,4 @@
-"""The laws of sources and pictures: exact contents, stable splits and order, one helpful line a fault."""
+"""The laws of sources and images: exact contents, stable splits and order, one helpful line a fault."""
 
 import gzip
 import hashlib
@@ -16,26 +16,26 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lookalike.data import SOURCES, Digits, Folder, Idx
-from lookalike.data.decode import BadPicture, contents, decode
-from lookalike.data.images import ArrayPictures, FilePictures, subset
+from lookalike.data.decode import BadImage, contents, decode
+from lookalike.data.images import ArrayImages, FileImages, subset
 from lookalike.errors import DataError
 
-PICTURE_BYTES = b"no picture, and never opened"
+IMAGE_BYTES = b"no image, and never opened"
 
 
-def fill(root: Path, *paths: str, data: bytes = PICTURE_BYTES) -> Path:
+def fill(root: Path, *paths: str, data: bytes = IMAGE_BYTES) -> Path:
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(data)
     return root
 
 
-def names(pictures) -> list[str]:
-    return [pictures.name(i) for i in range(len(pictures))]
+def names(images) -> list[str]:
+    return [images.name(i) for i in range(len(images))]
 
 
-def below(root: Path, pictures) -> list[str]:
-    return [Path(name).relative_to(root).as_posix() for name in names(pictures)]
+def below(root: Path, images) -> list[str]:
+    return [Path(name).relative_to(root).as_posix() for name in names(images)]
 
 
 def whole(root: Path, **options):
@@ -130,22 +130,22 @@ def test_idx_is_numpys_array(tmp_path, dot, zipped):
     write_idx(tmp_path, "train", 7, dot, zipped)
     write_idx(tmp_path, "t10k", 3, dot, zipped)
     for split, count in (("train", 7), ("test", 3)):
-        pictures = Idx(str(tmp_path)).split(split)
-        images, labels = some_arrays(count)
-        assert torch.equal(pictures.read_many(range(count)), torch.from_numpy(images)[:, None])
-        assert pictures.labels.tolist() == labels.tolist()
-        assert pictures.labels.dtype == torch.int64
-        assert pictures.classes == ("0", "1", "2", "3")  # the same in both, though the test set has three
-        assert pictures.shape == (1, 5, 4)
-        assert pictures.name(2) == f"{tmp_path.name}/{split}/2"
+        images = Idx(str(tmp_path)).split(split)
+        array, labels = some_arrays(count)
+        assert torch.equal(images.read_many(range(count)), torch.from_numpy(array)[:, None])
+        assert images.labels.tolist() == labels.tolist()
+        assert images.labels.dtype == torch.int64
+        assert images.classes == ("0", "1", "2", "3")  # the same in both, though the test set has three
+        assert images.shape == (1, 5, 4)
+        assert images.name(2) == f"{tmp_path.name}/{split}/2"
 
 
 def test_idx_without_labels(tmp_path):
     write_idx(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    pictures = Idx(str(tmp_path)).split("train")
-    assert pictures.labels is None
-    assert pictures.classes == ()
+    images = Idx(str(tmp_path)).split("train")
+    assert images.labels is None
+    assert images.classes == ()
 
 
 GOOD = idx_bytes(some_arrays()[0])
@@ -185,7 +185,7 @@ def test_damaged_gzip_names_the_file(tmp_path, damage):
 def test_idx_counts_must_agree(tmp_path):
     write_idx(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(6, np.uint8))))
-    assert "6 labels for the 7 pictures of train-images-idx3-ubyte.gz" in complaint(Idx(str(tmp_path)))
+    assert "6 labels for the 7 images of train-images-idx3-ubyte.gz" in complaint(Idx(str(tmp_path)))
 
 
 @pytest.mark.parametrize("declared", [(1, 2, 2), (1_900, 1_000, 1_000)])
@@ -222,11 +222,11 @@ TREE = ("cat/10.png", "cat/9.JPG", "cat/deep/er/x.webp", "dog/a.TIFF", "dog/b.jp
 
 
 def test_class_folders(tmp_path):
-    pictures = whole(fill(tmp_path, *TREE, "dog/notes.txt", "dog/.hidden.png", ".cache/a.png", "dog/jpg"))
-    assert below(tmp_path, pictures) == sorted(TREE)
-    assert pictures.classes == ("cat", "dog", "emu")
-    assert [pictures.classes[label] for label in pictures.labels] == [name[:3] for name in sorted(TREE)]
-    assert pictures.shape == (3, 256, 256)
+    images = whole(fill(tmp_path, *TREE, "dog/notes.txt", "dog/.hidden.png", ".cache/a.png", "dog/jpg"))
+    assert below(tmp_path, images) == sorted(TREE)
+    assert images.classes == ("cat", "dog", "emu")
+    assert [images.classes[label] for label in images.labels] == [name[:3] for name in sorted(TREE)]
+    assert images.shape == (3, 256, 256)
 
 
 def test_order_is_of_names_and_not_of_creation(tmp_path):
@@ -253,7 +253,7 @@ def test_order_does_not_follow_the_file_system(tmp_path, monkeypatch):
     assert names(whole(tmp_path)) == expected
 
 
-def test_no_picture_is_opened_when_indexing(tmp_path, monkeypatch):
+def test_no_image_is_opened_when_indexing(tmp_path, monkeypatch):
     fill(tmp_path, *TREE)
 
     def forbidden(*_, **__):
@@ -330,7 +330,7 @@ def test_one_folder_splits_by_name_alone(tmp_path):
 
 def test_an_empty_split_is_refused(tmp_path):
     message = complaint(Folder(str(fill(tmp_path, *TREE)), test_fraction=0), "test")
-    assert "none of its 7 pictures is in the test set; add pictures, or change test_fraction" in message
+    assert "none of its 7 images is in the test set; add images, or change test_fraction" in message
 
 
 def test_links(tmp_path):
@@ -353,7 +353,7 @@ def test_links(tmp_path):
     assert len(whole(tmp_path / "door")) == 4
 
 
-def test_pipes_and_folders_named_like_pictures_are_skipped(tmp_path):
+def test_pipes_and_folders_named_like_images_are_skipped(tmp_path):
     fill(tmp_path, "a/1.png", "b.png/2.png")
     os.mkfifo(tmp_path / "a/pipe.png")
     assert below(tmp_path, whole(tmp_path)) == ["a/1.png", "b.png/2.png"]
@@ -363,13 +363,13 @@ def test_names_of_any_bytes(tmp_path):
     odd = [b"a/\xff\xfe.png", "b/grün 猫.png".encode(), b"b/line\nbreak.png", b"b/\x80.JPG"]
     fill(tmp_path, "a/x.png", "b/x.png")
     for path in odd:
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + path)).write_bytes(PICTURE_BYTES)
-    pictures = pickle.loads(pickle.dumps(whole(tmp_path)))
-    found = [os.fsencode(name).removeprefix(os.fsencode(tmp_path) + b"/") for name in names(pictures)]
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + path)).write_bytes(IMAGE_BYTES)
+    images = pickle.loads(pickle.dumps(whole(tmp_path)))
+    found = [os.fsencode(name).removeprefix(os.fsencode(tmp_path) + b"/") for name in names(images)]
     assert found == sorted([*odd, b"a/x.png", b"b/x.png"])
-    assert len(pictures.fingerprint) == 64
-    with pytest.raises(BadPicture, match="not a JPEG") as caught:
-        pictures.read(1)
+    assert len(images.fingerprint) == 64
+    with pytest.raises(BadImage, match="not a JPEG") as caught:
+        images.read(1)
     assert os.fsencode(caught.value.path).endswith(b"/a/\xff\xfe.png")
     str(caught.value).encode()
 
@@ -381,7 +381,7 @@ def test_the_fingerprint_is_of_names_and_sizes(tmp_path):
     assert whole(tmp_path).fingerprint == seen[0]
     for change in (
         lambda: fill(tmp_path, "cat/new.png"),
-        lambda: (tmp_path / "cat/new.png").write_bytes(PICTURE_BYTES + b"!"),
+        lambda: (tmp_path / "cat/new.png").write_bytes(IMAGE_BYTES + b"!"),
         lambda: (tmp_path / "cat/new.png").rename(tmp_path / "cat/newer.png"),
         lambda: (tmp_path / TREE[0]).unlink(),
     ):
@@ -398,7 +398,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     assert "none: no such folder; give the folder" in complaint(Folder(str(tmp_path / "none")))
     assert "file.png: a file, not a folder; give" in complaint(Folder(str(tmp_path / "file.png")))
     message = complaint(Folder(str(tmp_path / "text")))
-    assert "no pictures in it or below; looked for .jpg .jpeg .png .webp .bmp .tif .tiff .gif" in message
+    assert "no images in it or below; looked for .jpg .jpeg .png .webp .bmp .tif .tiff .gif" in message
 
 
 def test_a_locked_folder_is_named(tmp_path):
@@ -419,52 +419,52 @@ def test_a_refusal_to_list_is_a_data_error(tmp_path, monkeypatch):
     assert "permission denied; check that it exists" in complaint(Folder(str(tmp_path)))
 
 
-# ---- pictures
+# ---- images
 
 
-def test_file_pictures_read_what_decode_gives(tmp_path):
+def test_file_images_read_what_decode_gives(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
     for name in ("a/1.png", "b/2.png"):
         Image.fromarray(image[:: 1 if name[0] == "a" else -1]).save(fill(tmp_path, name) / name)
     for channels in (1, 3):
-        pictures = whole(tmp_path, canvas=16, channels=channels)
+        images = whole(tmp_path, canvas=16, channels=channels)
         for i, name in enumerate(("a/1.png", "b/2.png")):
             expected = decode(contents(tmp_path / name), name, size=16, channels=channels)
-            assert torch.equal(pictures.read(i), expected)
-            assert pictures.read(i).shape == pictures.shape == (channels, 16, 16)
+            assert torch.equal(images.read(i), expected)
+            assert images.read(i).shape == images.shape == (channels, 16, 16)
     with pytest.raises(IndexError):
-        pictures.read(2)
+        images.read(2)
     (tmp_path / "a/1.png").unlink()
-    with pytest.raises(BadPicture, match="No such file"):
-        pictures.read(0)
-    assert len(pictures.fingerprint) == 64
+    with pytest.raises(BadImage, match="No such file"):
+        images.read(0)
+    assert len(images.fingerprint) == 64
 
 
 def test_a_hundred_thousand_paths_are_compact():
-    paths = [b"class%03d/picture%08d.jpg" % (i % 100, i) for i in range(100_000)]
+    paths = [b"class%03d/image%08d.jpg" % (i % 100, i) for i in range(100_000)]
     labels = torch.zeros(len(paths), dtype=torch.int64)
-    pictures = FilePictures("/data", paths, labels, ("c",), 32, 3)
-    assert len(pickle.dumps(pictures)) < sum(map(len, paths)) + 2 * 8 * len(paths) + 10_000
-    assert pictures.name(0) == "/data/class000/picture00000000.jpg"
-    assert pictures.name(99_999) == "/data/class099/picture00099999.jpg"
+    images = FileImages("/data", paths, labels, ("c",), 32, 3)
+    assert len(pickle.dumps(images)) < sum(map(len, paths)) + 2 * 8 * len(paths) + 10_000
+    assert images.name(0) == "/data/class000/image00000000.jpg"
+    assert images.name(99_999) == "/data/class099/image00099999.jpg"
 
 
-def an_array(count: int = 9) -> ArrayPictures:
+def an_array(count: int = 9) -> ArrayImages:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 4, 5)).astype(np.uint8))
-    return ArrayPictures(images, torch.arange(count) % 3, ("x", "y", "z"), "toy")
+    return ArrayImages(images, torch.arange(count) % 3, ("x", "y", "z"), "toy")
 
 
-def test_array_pictures_read_one_or_many():
-    pictures = an_array()
-    many = pictures.read_many([4, 0, 4])
-    assert many.shape == (3, *pictures.shape)
-    assert all(torch.equal(picture, pictures.read(i)) for picture, i in zip(many, (4, 0, 4), strict=True))
-    pictures.read(4).zero_()
-    assert torch.equal(pictures.read_many(torch.tensor([4]))[0], many[0])  # reading lends nothing out
+def test_array_images_read_one_or_many():
+    images = an_array()
+    many = images.read_many([4, 0, 4])
+    assert many.shape == (3, *images.shape)
+    assert all(torch.equal(image, images.read(i)) for image, i in zip(many, (4, 0, 4), strict=True))
+    images.read(4).zero_()
+    assert torch.equal(images.read_many(torch.tensor([4]))[0], many[0])  # reading lends nothing out
     with pytest.raises(ValueError, match="8 labels for 9 images"):
-        ArrayPictures(pictures.read_many(range(9)), torch.zeros(8))
+        ArrayImages(images.read_many(range(9)), torch.zeros(8))
     with pytest.raises(ValueError, match="uint8"):
-        ArrayPictures(torch.zeros(2, 3, 4, 5))
+        ArrayImages(torch.zeros(2, 3, 4, 5))
 
 
 def test_array_fingerprint_is_of_bytes_and_labels():
@@ -473,12 +473,12 @@ def test_array_fingerprint_is_of_bytes_and_labels():
     changed[8, 2, 3, 4] ^= 1
     labels = torch.arange(9) % 3
     prints = [
-        ArrayPictures(images, labels).fingerprint,
-        ArrayPictures(changed, labels).fingerprint,
-        ArrayPictures(images, labels.flip(0)).fingerprint,
-        ArrayPictures(images).fingerprint,
-        ArrayPictures(images.reshape(9, 3, 5, 4), labels).fingerprint,
-        subset(ArrayPictures(images, labels), range(8)).fingerprint,
+        ArrayImages(images, labels).fingerprint,
+        ArrayImages(changed, labels).fingerprint,
+        ArrayImages(images, labels.flip(0)).fingerprint,
+        ArrayImages(images).fingerprint,
+        ArrayImages(images.reshape(9, 3, 5, 4), labels).fingerprint,
+        subset(ArrayImages(images, labels), range(8)).fingerprint,
     ]
     assert len(set(prints)) == len(prints)
     assert an_array().fingerprint == prints[0]
@@ -497,6 +497,6 @@ def test_a_subset_is_rows_of_the_whole(tmp_path, kind):
     if kind == "array":
         assert torch.equal(part.read_many([1, 0]), everything.read_many([6, 1]))
     else:
-        with pytest.raises(BadPicture) as caught:
+        with pytest.raises(BadImage) as caught:
             part.read(1)
         assert caught.value.path == everything.name(6)

@@ -16,7 +16,7 @@ import lookalike
 import toy
 from lookalike.data.sources import Digits
 from lookalike.errors import Error, RecipeError
-from lookalike.evaluation.features import embed, extract, pixels
+from lookalike.evaluation.features import embedder, extract, pixels
 from lookalike.folder import verify
 from lookalike.stages.evaluate import shown
 from lookalike.stages.probe import Probe, score
@@ -100,13 +100,13 @@ def test_raw_pixels_score_as_scikit_learn_says():
 
 def test_features_are_those_of_the_model_on_the_test_view(run):
     backbone = lookalike.load_backbone(run / "backbone")
-    pictures = Digits().split("test")
-    found = extract(embed(backbone, backbone.architecture), pictures, batch=100)
-    canvas = torch.stack([pictures.read(i) for i in (0, 17, 150)])
+    images = Digits().split("test")
+    found = extract(embedder(backbone, backbone.architecture), images, batch=100)
+    canvas = torch.stack([images.read(i) for i in (0, 17, 150)])
     with torch.no_grad():
         x = normalise(resize_crop(scale(canvas), 16), *backbone.architecture.normalisation())
         torch.testing.assert_close(found.x_ND[[0, 17, 150]], backbone(x), rtol=1e-4, atol=1e-5)
-    assert torch.equal(found.labels_N, pictures.labels)
+    assert torch.equal(found.labels_N, images.labels)
 
 
 def test_evaluation_shows_only_classes_that_fine_tuning_never_saw(run):
@@ -168,10 +168,10 @@ def test_the_exported_backbone_loads_in_a_process_without_lookalike(run):
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_exported_embedding_gives_unit_vectors_in_onnxruntime(run, batch):
     session = onnxruntime.InferenceSession(run / "export/embedding/model.onnx", providers=["CPUExecutionProvider"])
-    pictures = torch.rand(batch, 1, 16, 16)
-    (found,) = session.run(None, {"pictures": pictures.numpy()})
+    images = torch.rand(batch, 1, 16, 16)
+    (found,) = session.run(None, {"images": images.numpy()})
     model = lookalike.load_model(run / "finetune/embedding")
-    wanted = model(normalise(pictures, *model.architecture.normalisation())).detach()
+    wanted = model(normalise(images, *model.architecture.normalisation())).detach()
     np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
 
@@ -208,7 +208,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_trained(tmp_path
     rows = ["path,label,split", *(f"{i}.png,{i % 2},train" for i in range(8)), "8.png,2,test", "9.png,3,test"]
     (tmp_path / "t.csv").write_text("\n".join(rows))
     data = f"evaluate.data={{name: manifest, path: {tmp_path / 't.csv'}, channels: 1}}"
-    with pytest.raises(Error, match="none of 2 queries has another picture of its class in the gallery"):
+    with pytest.raises(Error, match="none of 2 queries has another image of its class in the gallery"):
         lookalike.run(toy.recipe(data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -231,7 +231,7 @@ def test_a_stage_without_its_section_says_so(run):
         lookalike.probe(run / "backbone", toy.recipe("probe=null"))
 
 
-def test_pictures_without_labels_cannot_be_scored():
+def test_images_without_labels_cannot_be_scored():
     class Unlabelled:
         labels = None
 

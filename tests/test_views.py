@@ -9,9 +9,9 @@ import torchvision.transforms.v2.functional as tv
 from scipy import stats
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
-from lookalike import rng as draw
+from lookalike import rng
 from lookalike.views import Asymmetric, MultiCrop, Symmetric, colour, fused, normalise, resize_crop, scale
-from lookalike.views.fused import Form
+from lookalike.views.fused import ViewFormat
 from lookalike.views.resample import crop_resize
 
 DRAWS = 10_000
@@ -32,7 +32,7 @@ def canvas(batch=8, channels=3, height=24, width=24, seed=0):
     return (x * 255).round().to(torch.uint8)
 
 
-def pictures(*args, **kwargs):
+def images(*args, **kwargs):
     return scale(canvas(*args, **kwargs))
 
 
@@ -49,7 +49,7 @@ def parameters(way, ids, key, height, width):
 
 def raw(size, mode="bicubic", sigma_max=2.0):
     """A form that normalises nothing: the views stay in [0, 1]."""
-    return Form((size, size), mode, sigma_max, (0.0,), (1.0,))
+    return ViewFormat((size, size), mode, sigma_max, (0.0,), (1.0,))
 
 
 def one_view(way, x, ids, key, size=16):
@@ -59,7 +59,7 @@ def one_view(way, x, ids, key, size=16):
 
 
 def coloured(x, **drawn):
-    """What the views' colours make of square uint8 pictures: nothing but what is drawn here."""
+    """What the views' colours make of square uint8 images: nothing but what is drawn here."""
     n, off = len(x), torch.zeros(len(x), dtype=torch.bool)
     plain = {"flip": off, "jitter": off, "grey": off, "blur": off, "solarize": off, "sigma": torch.ones(n)}
     plain |= {"factors": torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(n, 4), "order": torch.arange(4).expand(n, 4)}
@@ -92,7 +92,7 @@ def random_boxes(n, height, width, seed):
 @pytest.mark.parametrize("size", [1, 7, 16, 64])
 def test_crop_resize_is_torchvision_s_antialiased_resize_of_the_cut_out_box(mode, size):
     boxes = BOXES + random_boxes(60, 40, 56, seed=size)
-    x_BCHW = pictures(len(boxes), 3, 40, 56)
+    x_BCHW = images(len(boxes), 3, 40, 56)
     made = crop_resize(x_BCHW, torch.tensor(boxes), size, interpolation=mode)
     assert made.shape == (len(boxes), 3, size, size)
     for x, box, found in zip(x_BCHW, boxes, made, strict=True):
@@ -111,14 +111,14 @@ def test_bicubic_stays_in_range_where_the_cubic_overshoots():
 
 
 def test_a_box_of_the_view_s_own_size_is_copied():
-    x = pictures(2, 3, 20, 30)
+    x = images(2, 3, 20, 30)
     made = crop_resize(x, torch.tensor([[2, 3, 16, 16], [4, 14, 16, 16]]), 16)
     torch.testing.assert_close(made, torch.stack([x[0, :, 2:18, 3:19], x[1, :, 4:20, 14:30]]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_flip_mirrors_the_marked_results_and_no_other(mode):
-    x, boxes = pictures(6, 3, 30, 20), torch.tensor(random_boxes(6, 30, 20, seed=1))
+    x, boxes = images(6, 3, 30, 20), torch.tensor(random_boxes(6, 30, 20, seed=1))
     flip_B = torch.tensor([True, False, True, True, False, False])
     plain = crop_resize(x, boxes, 13, interpolation=mode)
     flipped = crop_resize(x, boxes, 13, flip_B=flip_B, interpolation=mode)
@@ -130,7 +130,7 @@ def test_flip_mirrors_the_marked_results_and_no_other(mode):
 @pytest.mark.parametrize("shape", [(24, 24), (24, 40), (41, 24), (8, 8)])
 @pytest.mark.parametrize("share", [1.0, 0.875])
 def test_test_time_view_is_torchvision_s_centre_crop_resized(shape, share):
-    x = pictures(2, 3, *shape)
+    x = images(2, 3, *shape)
     side = round(min(shape) * share)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     expected = torchvision_crop(x, (top, left, side, side), 16, "bicubic")
@@ -140,7 +140,7 @@ def test_test_time_view_is_torchvision_s_centre_crop_resized(shape, share):
 @pytest.mark.parametrize("size", [(20, 10), (7, 21)])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 40), (41, 13), (40, 20)])
 def test_a_test_time_view_that_is_no_square_is_the_largest_middle_box_of_its_shape(shape, size):
-    x = pictures(2, 3, *shape)
+    x = images(2, 3, *shape)
     boxes = [(h, round(h * size[1] / size[0])) for h in range(1, shape[0] + 1)]
     boxes += [(round(w * size[0] / size[1]), w) for w in range(1, shape[1] + 1)]
     h, w = max(box for box in boxes if box[0] <= shape[0] and box[1] <= shape[1])
@@ -172,7 +172,7 @@ ALL = torch.ones(8, dtype=torch.bool)
 
 @pytest.mark.parametrize("operation", colour.OPERATIONS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_colour_operation_is_torchvision_s_with_each_picture_s_own_factor(operation, channels):
+def test_colour_operation_is_torchvision_s_with_each_image_s_own_factor(operation, channels):
     x_BCHW, factors, o = canvas(8, channels), FACTORS[operation], colour.OPERATIONS.index(operation)
     factor_B4 = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(8, 1)
     factor_B4[:, o] = torch.tensor(factors)
@@ -188,7 +188,7 @@ def jittered_by_torchvision(x, factors, order):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jitter_follows_the_order_of_each_picture(channels):
+def test_jitter_follows_the_order_of_each_image(channels):
     orders = list(itertools.permutations(range(4)))
     x_BCHW = canvas(1, channels).expand(len(orders), -1, -1, -1)
     factors = [1.4, 0.6, 1.2, 0.1]
@@ -200,7 +200,7 @@ def test_jitter_follows_the_order_of_each_picture(channels):
     assert (expected[0] - expected[-1]).abs().max() > 10 * STEP
 
 
-def test_jitter_uses_the_factors_of_the_picture_and_leaves_unmarked_ones_alone():
+def test_jitter_uses_the_factors_of_the_image_and_leaves_unmarked_ones_alone():
     x_BCHW = canvas(8)
     generator = torch.Generator().manual_seed(2)
     factor_B4 = 0.6 + 0.8 * torch.rand(8, 4, generator=generator)
@@ -230,14 +230,14 @@ def test_grey_is_torchvision_s_luma_in_three_channels():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_blur_is_torchvision_s_gaussian_with_each_picture_s_own_sigma(channels):
+def test_blur_is_torchvision_s_gaussian_with_each_image_s_own_sigma(channels):
     x, on_B = canvas(8, channels, 40, 40), torch.arange(8) != 5
     sigmas = [0.1, 0.3, 0.7, 1.0, 1.3, 1.6, 1.9, 2.0]
     found = coloured(x, blur=on_B, sigma=torch.tensor(sigmas))
-    for i, (picture, sigma) in enumerate(zip(scale(x), sigmas, strict=True)):
-        # A kernel to 3 σ of the picture's own σ, and the one that covers the largest σ.
+    for i, (image, sigma) in enumerate(zip(scale(x), sigmas, strict=True)):
+        # A kernel to 3 σ of the image's own σ, and the one that covers the largest σ.
         for kernel, tolerance in ((2 * math.ceil(3 * sigma) + 1, 1e-6), (13, STEP / 4)):
-            expected = tv.gaussian_blur(picture, [kernel, kernel], [sigma, sigma]) if on_B[i] else picture
+            expected = tv.gaussian_blur(image, [kernel, kernel], [sigma, sigma]) if on_B[i] else image
             torch.testing.assert_close(found[i], expected, rtol=0, atol=tolerance)
 
 
@@ -266,7 +266,7 @@ def test_a_fixed_order_is_that_of_the_names_and_changes_no_other_draw():
     assert all(fixed[name].equal(drawn[name]) for name in drawn.keys() - {"order"})
 
 
-def test_what_is_not_drawn_leaves_the_picture_as_it_is():
+def test_what_is_not_drawn_leaves_the_image_as_it_is():
     assert coloured(canvas(8)).equal(scale(canvas(8)))
 
 
@@ -286,7 +286,7 @@ def test_the_views_resampling_is_torchvision_s_on_bytes_and_the_device_s_is_near
         "sigma": torch.ones(30),
     }
     drawn |= {"factors": torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(30, 4), "order": torch.arange(4).expand(30, 4)}
-    form = Form((16, 16), mode, 2.0, (0.0,) * channels, (1.0,) * channels)
+    form = ViewFormat((16, 16), mode, 2.0, (0.0,) * channels, (1.0,) * channels)
     found = fused.make(x, {name: value[None] for name, value in drawn.items()}, form)[0]
     for i, box in enumerate(boxes.tolist()):
         expected = tv.resized_crop(x[i], *box, [16, 16], interpolation=MODES[mode], antialias=True)
@@ -298,7 +298,7 @@ def test_the_views_resampling_is_torchvision_s_on_bytes_and_the_device_s_is_near
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalise_is_torchvision_s(channels):
-    x = pictures(3, channels)
+    x = images(3, channels)
     expected = tv.normalize(x, list(MEAN[:channels]), list(STD[:channels]))
     torch.testing.assert_close(normalise(x, MEAN[:channels], STD[:channels]), expected, rtol=0, atol=1e-6)
 
@@ -427,19 +427,19 @@ def test_as_many_views_as_asked_each_with_draws_of_its_own(n):
 @pytest.mark.parametrize("cut", [False, True])
 def test_the_graph_for_torch_compile_makes_the_same_views_without_a_break(cut, channels):
     x, ids_B, law = canvas(16, channels, 24, 24), torch.arange(16), Symmetric(solarize=0.3)
-    pictures = [x[:, :, :16, :16], x[:, :, 4:20, 8:24]] if cut else x
+    images = [x[:, :, :16, :16], x[:, :, 4:20, 8:24]] if cut else x
     expected = (
-        views(law, pictures, ids_B)
+        views(law, images, ids_B)
         if not cut
-        else law(pictures, ids_B, seed=3, epoch=1, size=16, mean=MEAN[:channels], std=STD[:channels])
+        else law(images, ids_B, seed=3, epoch=1, size=16, mean=MEAN[:channels], std=STD[:channels])
     )
     drawn = law.draws(ids_B, 3, 1, range(2), 24, 24)
-    form = Form((16, 16), "bicubic", 2.0, MEAN[:channels], STD[:channels])
+    form = ViewFormat((16, 16), "bicubic", 2.0, MEAN[:channels], STD[:channels])
     torch._dynamo.reset()
     graph = torch.compile(fused.graph, fullgraph=True, dynamic=False, backend="aot_eager")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "_compiled", lambda: graph)
-        made = fused.make_compiled(pictures, drawn, form)
+        made = fused.make_compiled(images, drawn, form)
     for found, view in zip(made, expected, strict=True):
         assert found.stride() == view.stride()
         apart = (found - view).abs()
@@ -452,10 +452,10 @@ def test_the_graph_for_torch_compile_makes_the_same_views_without_a_break(cut, c
 
 
 def torchvision_boxes(height, width, law, ratio):
-    picture = torch.empty(1, height, width)
+    image = torch.empty(1, height, width)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return torch.tensor([RandomResizedCrop.get_params(picture, list(law), list(ratio)) for _ in range(DRAWS)])
+        return torch.tensor([RandomResizedCrop.get_params(image, list(law), list(ratio)) for _ in range(DRAWS)])
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_boxes_lie_inside_every_canvas():
         assert (left + w).max() <= width
 
 
-def test_boxes_of_pictures_of_many_sizes_are_those_of_each_size_alone():
+def test_boxes_of_images_of_many_sizes_are_those_of_each_size_alone():
     sides = torch.tensor([[24, 40], [7, 90], [500, 375], [1, 1]]).repeat(25, 1)
     ids = torch.arange(100)
     together = parameters(Symmetric(), ids, (0, 0, 0), sides[:, 0], sides[:, 1])["box"]
@@ -512,10 +512,10 @@ def test_each_number_is_drawn_by_its_name_view_and_sample():
     way, ids = Asymmetric(), torch.tensor([5, 1 << 40])
     drawn = way.draws(ids, 3, 7, range(2), 24, 24)
     for v in range(2):
-        assert drawn["flip"][v].equal(draw.uniform(3, 7, v, "flip", ids) < 0.5)
-        sigma = 0.1 + (2.0 - 0.1) * draw.uniform(3, 7, v, "sigma", ids)
+        assert drawn["flip"][v].equal(rng.uniform(3, 7, v, "flip", ids) < 0.5)
+        sigma = 0.1 + (2.0 - 0.1) * rng.uniform(3, 7, v, "sigma", ids)
         assert drawn["sigma"][v].equal(sigma)
-        order = draw.uniform(3, 7, v, "order", ids[:, None], torch.arange(4)[None]).argsort(dim=1, stable=True)
+        order = rng.uniform(3, 7, v, "order", ids[:, None], torch.arange(4)[None]).argsort(dim=1, stable=True)
         assert drawn["order"][v].equal(order)
 
 

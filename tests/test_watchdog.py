@@ -212,22 +212,22 @@ def test_a_watchdog_costs_nothing_when_the_training_ends_by_an_error(tmp_path):
 def test_a_fault_that_is_none_is_refused(monkeypatch, text):
     monkeypatch.setenv(fault.NAME, text)
     with pytest.warns(UserWarning, match="is set"), pytest.raises(RunError, match=r"is no fault: unset it"):
-        fault.strike(1)
+        fault.inject(1)
 
 
 def test_a_fault_with_a_marker_happens_once(monkeypatch, tmp_path):
     monkeypatch.setenv(fault.NAME, f"raise:rank=0,step=3,once={tmp_path / 'marker'}")
     monkeypatch.setattr(fault, "_warn", lambda _: None)
-    fault.strike(2)
+    fault.inject(2)
     assert not (tmp_path / "marker").exists()
     with pytest.raises(RuntimeError, match="as asked"):
-        fault.strike(3)
-    fault.strike(3)
+        fault.inject(3)
+    fault.inject(3)
 
 
 def test_without_the_variable_nothing_happens(monkeypatch):
     monkeypatch.delenv(fault.NAME, raising=False)
-    fault.strike(1)
+    fault.inject(1)
 
 
 @pytest.mark.parametrize("text", ["abc", "0", "-1", "nan", "inf"])
@@ -344,14 +344,14 @@ def test_ranks_wait_patiently_for_one_that_works_alone(ranks):
 
 
 def everyone() -> tuple[list[int], float]:
-    return comm.from_all(comm.rank() * 10), comm.bandwidth(1, 2)
+    return comm.gather_objects(comm.rank() * 10), comm.bandwidth(1, 2)
 
 
 def test_every_rank_hears_all_and_the_bandwidth_is_measured(ranks):
     answers = ranks.run(everyone)
     assert [heard for heard, _ in answers] == [[0, 10]] * 2
     assert all(rate > 1e6 for _, rate in answers)
-    assert comm.from_all(1) == [1]
+    assert comm.gather_objects(1) == [1]
     assert comm.bandwidth() == 0
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lookalike.data.reader import Bad, Cuts, Reader
+from lookalike.data.reader import Bad, HostCrops, Reader
 from lookalike.folder import verify
 from lookalike.methods import METHODS
 from lookalike.models import Architecture
@@ -107,9 +107,9 @@ def curve(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines(run / "metrics.jsonl")]
 
 
-def read_many(pictures, ids, seed: int, cuts: Cuts | None = None) -> tuple[torch.Tensor, list[Bad]]:
+def read_many(images, ids, seed: int, host_crops: HostCrops | None = None) -> tuple[torch.Tensor, list[Bad]]:
     """What a reader makes of the samples; of several parts the first."""
-    reader = Reader(pictures, seed, cuts)
+    reader = Reader(images, seed, host_crops)
     parts = [torch.zeros(len(ids), *shape, dtype=torch.uint8) for shape in reader.shapes]
     bad = reader.fill(0, list(ids), parts)
     return parts[0], bad

@@ -39,9 +39,7 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."),
 ]
-Accept = Annotated[
-    bool, typer.Option("--accept-changes", help="Resume though the recipe or the pictures have changed.")
-]
+Accept = Annotated[bool, typer.Option("--accept-changes", help="Resume though the recipe or the images have changed.")]
 HostFile = Annotated[
     Path | None, typer.Option("--hostfile", metavar="FILE", help="Machines, a line `name slots=N` each.")
 ]
@@ -55,7 +53,7 @@ def run(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_cha
 
 @app.command()
 def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False) -> None:
-    """Pictures without labels -> DIR/backbone."""
+    """Images without labels -> DIR/backbone."""
     lookalike.pretrain(lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes)
 
 
@@ -87,8 +85,8 @@ def evaluate(
     *,
     out: Out,
     model: Model = None,
-    pictures: Annotated[
-        Path | None, typer.Option("--pictures", metavar="FILE", help="The examples as a .html or .png of this name.")
+    gallery: Annotated[
+        Path | None, typer.Option("--gallery", metavar="FILE", help="The examples as a .html or .png of this name.")
     ] = None,
 ) -> None:
     """Retrieval, re-identification or verification of a model -> DIR/evaluate.json, DIR/evaluate.html."""
@@ -96,7 +94,7 @@ def evaluate(
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
     name, folder = (model, model) if model else own(out, loaded)
-    print(table({name: lookalike.evaluate(folder, loaded, out, name=name, pictures=pictures)}))
+    print(table({name: lookalike.evaluate(folder, loaded, out, name=name, gallery=gallery)}))
 
 
 @app.command()
@@ -121,14 +119,14 @@ def preview(
     overrides: Overrides = None,
     *,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .html or .png.")] = Path("preview.html"),
-    pictures: Annotated[int, typer.Option("--pictures", min=1, max=256, help="How many pictures.")] = 8,
+    images: Annotated[int, typer.Option("--images", min=1, max=256, help="How many images.")] = 8,
     epoch: Annotated[int, typer.Option("--epoch", min=0, help="Of which epoch.")] = 0,
 ) -> None:
-    """Some pictures with the views that the run would train on, and what was drawn for them."""
+    """Some images with the views that the run would train on, and what was drawn for them."""
     from lookalike.stages import preview
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    lines = preview.preview(loaded, out, pictures=pictures, epoch=epoch)
+    lines = preview.preview(loaded, out, images=images, epoch=epoch)
     print("\n".join([*lines, f"written to {out}"]))
 
 
@@ -175,12 +173,12 @@ def doctor(
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="Pictures; or a recipe, for its data.")],
+    source: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="Images; or a recipe, for its data.")],
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of shards; an unfinished one goes on.")],
     overrides: Overrides = None,
     *,
     shard_size: Annotated[float, typer.Option(metavar="MB", help="A shard is closed at so many 10^6 bytes,")] = 512.0,
-    shard_count: Annotated[int | None, typer.Option(metavar="N", help="or at so many pictures.")] = None,
+    shard_count: Annotated[int | None, typer.Option(metavar="N", help="or at so many images.")] = None,
     resize: Annotated[int | None, typer.Option(metavar="PIXELS", help="Bring the shorter side down to this.")] = None,
     form: Annotated[
         str | None, typer.Option("--format", metavar="keep|jpeg|webp", help="Default: keep; where resized, jpeg.")
@@ -188,7 +186,7 @@ def pack(
     quality: Annotated[int, typer.Option(metavar="1-100", help="Of jpeg and webp.")] = 90,
     workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; default: one a core.")] = None,
 ) -> None:
-    """Pictures -> tar shards (WebDataset layout) with an index, for the `shards` source."""
+    """Images -> tar shards (WebDataset layout) with an index, for the `shards` source."""
     from lookalike import pipeline
 
     how: dict[str, Any] = {"shard_mb": shard_size, "shard_samples": shard_count, "resize": resize, "form": form}
@@ -197,9 +195,9 @@ def pack(
 
 @app.command()
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that this verb writes: pictures, embedded.")],
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that this verb writes: images, embedded.")],
     queries: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUERY]...", help="Picture files; -: paths on stdin, one a line.")
+        list[str] | None, typer.Argument(metavar="[QUERY]...", help="Image files; -: paths on stdin, one a line.")
     ] = None,
     *,
     source: Annotated[
@@ -210,15 +208,15 @@ def search(
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many of the nearest.")] = 10,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Look at one picture in 16, the likely ones; needs faiss once.")
+        bool, typer.Option("--approximate", help="Look at one image in 16, the likely ones; needs faiss once.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--show", metavar="FILE.html|.png", help="The pictures themselves, too.")
+        Path | None, typer.Option("--show", metavar="FILE.html|.png", help="The images themselves, too.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each query.")] = False,
 ) -> None:
-    """The nearest pictures of a folder, by a model's embedding."""
-    from lookalike.search import answers as said
+    """The nearest images of a folder, by a model's embedding."""
+    from lookalike.search import results as said
 
     said.refuse(k, out, bool(queries))
     if source is None:  # the pipeline would import for two seconds what only training needs
@@ -230,9 +228,9 @@ def search(
 
         opened = open_search(index, source, model, approximate=approximate)
     if queries == ["-"]:
-        answers = said.ask_lines(opened, sys.stdin.buffer, k, approximate=approximate)
+        answers = said.query_lines(opened, sys.stdin.buffer, k, approximate=approximate)
     else:
-        answers = said.ask(opened, queries or (), k, approximate=approximate)
+        answers = said.query(opened, queries or (), k, approximate=approximate)
     said.report(opened, answers, as_json, out)
 
 
@@ -352,7 +350,7 @@ def _lost(error: RuntimeError) -> bool:
         return False
     from lookalike import comm
 
-    return comm.lost(error)
+    return comm.is_peer_failure(error)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

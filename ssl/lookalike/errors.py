@@ -21,7 +21,7 @@ class RecipeError(Error):
 
 
 class DataError(Error):
-    """A data source, a folder of pictures or too many bad pictures."""
+    """A data source, a folder of images or too many bad images."""
 
 
 class BackboneError(Error):

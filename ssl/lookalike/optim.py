@@ -18,7 +18,7 @@ from lookalike.recipe import Fraction, NonNegative, Positive
 Groups = list[dict[str, Any]]
 
 
-class Pace(NamedTuple):
+class LrScale(NamedTuple):
     """How a parameter's rate differs from the recipe's: `scale` times that, and 0 before epoch `starts`."""
 
     scale: float = 1.0
@@ -32,11 +32,15 @@ def parameter_groups(module: nn.Module) -> Groups:
 
     Raises RunError when nothing is trainable.
     """
-    exempt, constant, paces = _named_by(module, "no_weight_decay"), _named_by(module, "constant_rate"), _paces(module)
-    held: dict[tuple[bool, Pace, bool], list[nn.Parameter]] = {}
+    exempt, constant, lr_scales = (
+        _named_by(module, "no_weight_decay"),
+        _named_by(module, "constant_rate"),
+        _paces(module),
+    )
+    held: dict[tuple[bool, LrScale, bool], list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
-            kind = (id(p) in constant, paces.get(id(p), Pace()), p.ndim <= 1 or id(p) in exempt)
+            kind = (id(p) in constant, lr_scales.get(id(p), LrScale()), p.ndim <= 1 or id(p) in exempt)
             held.setdefault(kind, []).append(p)
     if not held:
         raise RunError("optimizer: no parameter is trainable: unfreeze the backbone or give it a head")
@@ -46,15 +50,15 @@ def parameter_groups(module: nn.Module) -> Groups:
     ]
 
 
-def _name(constant: bool, pace: Pace, vectors: bool) -> str:
+def _name(constant: bool, pace: LrScale, vectors: bool) -> str:
     scaled = f", rate × {pace.scale:g}" if pace.scale != 1 else ""
     waits = f", from epoch {pace.starts:g}" if pace.starts else ""
     return ("biases and norms" if vectors else "weights") + (", constant rate" if constant else "") + scaled + waits
 
 
-def _paces(module: nn.Module) -> dict[int, Pace]:
+def _paces(module: nn.Module) -> dict[int, LrScale]:
     """What modules below answer to `paces()`, by the id of the parameter."""
-    named: dict[str, Pace] = {}
+    named: dict[str, LrScale] = {}
     for prefix, child in module.named_modules():
         asked = getattr(child, "paces", None)
         if callable(asked):
@@ -141,7 +145,7 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
     return cosine(1.0, final, (step - warmup) / max(1, steps - 1 - warmup))
 
 
-class Moment(NamedTuple):
+class Progress(NamedTuple):
     """Where a training stands: `step` of `steps` (from 0), and `epoch`, a fraction that counts from 0."""
 
     step: int

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from lookalike import comm
 from lookalike.checkpoint import refuse_other
 from lookalike.data import SOURCES
-from lookalike.data.images import Pictures
+from lookalike.data.images import Images
 from lookalike.data.loader import cores
-from lookalike.data.order import Order
+from lookalike.data.order import EpochOrder
 from lookalike.data.pack import Packing
 from lookalike.data.pack import pack as write_shards
 from lookalike.data.sources import Folder
@@ -21,7 +21,7 @@ from lookalike.errors import DataError, RecipeError
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
-from lookalike.metric.fold import check as check_estimator
+from lookalike.metric.fit_head import check as check_estimator
 from lookalike.models import Architecture, Backbone, make_backbone, repooled
 from lookalike.optim import parameter_groups
 from lookalike.process import fault
@@ -152,7 +152,7 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
                 f"{recipe.name}: backbone.folder: takes {channels} channels, the data has {train.shape[0]}"
             )
     if wanted["pretrain"]:
-        Order(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
+        EpochOrder(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
     if wanted["probe"] or wanted["finetune"]:
         test = source.split("test")
         if train.labels is None or test.labels is None:
@@ -173,7 +173,7 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
         refuse_more_ranks(recipe, ranks)
     if tuning and tuning.classes_per_batch * tuning.per_class < ranks:
         raise RecipeError(
-            f"{recipe.name}: finetune.per_class: {tuning.classes_per_batch * tuning.per_class} pictures a batch for "
+            f"{recipe.name}: finetune.per_class: {tuning.classes_per_batch * tuning.per_class} images a batch for "
             f"{ranks} ranks: raise it, every rank needs one"
         )
     for name in ("pretrain", "finetune"):
@@ -185,7 +185,7 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
             )
 
 
-def _preflight_finetune(settings: Finetune, train: Pictures, test: Pictures, recipe: Recipe) -> None:
+def _preflight_finetune(settings: Finetune, train: Images, test: Images, recipe: Recipe) -> None:
     divided = split_classes(train, test, settings.held_out)
     if settings.estimator:
         check_estimator(settings.estimator, tuned(recipe).dim, divided.classes)
@@ -232,7 +232,7 @@ def _results(folder: Path) -> str:
 def pack(
     source: str, target: Path, overrides: Sequence[str] = (), *, workers: int | None = None, **options: Any
 ) -> None:
-    """A folder of pictures, or what a recipe's `data:` names, as tar shards in `target`; `options` as for Packing."""
+    """A folder of images, or what a recipe's `data:` names, as tar shards in `target`; `options` as for Packing."""
     if Path(source).is_dir():
         if overrides:
             raise RecipeError(f"{overrides[0]}: a folder has no keys: name a recipe to change one")
@@ -245,11 +245,11 @@ def pack(
 
 
 def open_search(index: Path, source: str, model: str | None, *, approximate: bool = False) -> SearchIndex:
-    """The index, brought up to date with a folder of pictures, or with what a recipe's `data:` names."""
+    """The index, brought up to date with a folder of images, or with what a recipe's `data:` names."""
     if not Path(source).exists():
-        raise DataError(f"--from {source}: no such folder of pictures, and no such recipe: check the path")
+        raise DataError(f"--from {source}: no such folder of images, and no such recipe: check the path")
     if Path(source).is_file() and Path(source).suffix not in (".yaml", ".yml"):
-        raise DataError(f"--from {source}: neither a folder of pictures nor a recipe (.yaml)")
+        raise DataError(f"--from {source}: neither a folder of images nor a recipe (.yaml)")
     if Path(source).is_dir():
         return search_index(index, partial(in_folder, Path(source)), model, approximate=approximate)
     values = load_recipe(source).values

@@ -15,10 +15,10 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
 
-def _signed(word: int) -> int:
+def _signed(tag: int) -> int:
     """The 64-bit word as torch's int64 holds it."""
-    word &= 2**64 - 1
-    return word - 2**64 if word >= 2**63 else word
+    tag &= 2**64 - 1
+    return tag - 2**64 if tag >= 2**63 else tag
 
 
 def _shift(x: Tensor, n: int) -> Tensor:
@@ -34,7 +34,7 @@ def _mix(x: Tensor) -> Tensor:
     return mixed
 
 
-def word(text: str) -> int:
+def tag(text: str) -> int:
     """A coordinate that names a purpose, so that two uses of one seed never share their numbers."""
     return _signed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 
@@ -44,7 +44,7 @@ def bits(*coordinates: int | str | Tensor) -> Tensor:
     x = torch.zeros((), dtype=torch.int64)
     for c in coordinates:
         if isinstance(c, str):
-            c = word(c)
+            c = tag(c)
         # A plain int stays on the host: adding it to a tensor of any device costs no transfer.
         x = (x.to(c.device) ^ c.long()) if isinstance(c, Tensor) else (x ^ _signed(c))
         x = _mix(x + _signed(_GAMMA))
@@ -61,7 +61,7 @@ def permutation(n: int, *coordinates: int | str) -> Tensor:
     return torch.argsort(bits(*coordinates, torch.arange(n)), stable=True)
 
 
-def permuted(places: Tensor, n: int, *coordinates: int | str) -> Tensor:
+def permutation_at(places: Tensor, n: int, *coordinates: int | str) -> Tensor:
     """Where a permutation of 0 … n-1 sends `places` (int64 below n), at a cost that n does not change.
 
     Exact for any n up to 2^62: a Feistel network of eight rounds over the next power of two, followed until it

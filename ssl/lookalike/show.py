@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from lookalike.data.images import Pictures
-from lookalike.data.order import Order
+from lookalike.data.images import Images
+from lookalike.data.order import EpochOrder
 from lookalike.metric.classes import split_classes
 from lookalike.models import Backbone
 from lookalike.optim import parameter_groups
@@ -21,15 +21,15 @@ def show(recipe: Recipe) -> str:
     preflight(recipe)
     lines = [recipe.text().rstrip(), ""]
     backbone = bare(recipe)
-    pictures = recipe.values["data"].build().split("train", backbone.architecture.size)
-    shape = "×".join(map(str, pictures.shape))
-    lines.append(f"data        {len(pictures)} pictures of {shape}, {len(pictures.classes)} classes")
+    images = recipe.values["data"].build().split("train", backbone.architecture.size)
+    shape = "×".join(map(str, images.shape))
+    lines.append(f"data        {len(images)} images of {shape}, {len(images.classes)} classes")
     if recipe.values["pretrain"]:
-        lines += _training(recipe, len(pictures))
+        lines += _training(recipe, len(images))
     else:
         lines += _shapes(backbone)
     if recipe.values["finetune"]:
-        lines += _tuning(recipe, pictures)
+        lines += _tuning(recipe, images)
     return "\n".join(lines)
 
 
@@ -39,26 +39,24 @@ def _shapes(backbone: Backbone) -> list[str]:
     return [f"backbone    {a.timm_name}: {shapes}, {_parameters(backbone)}"]
 
 
-def _training(recipe: Recipe, pictures: int) -> list[str]:
+def _training(recipe: Recipe, images: int) -> list[str]:
     settings = recipe.section(Pretrain)
     module = make_method(recipe)
-    order = Order(pictures, settings.batch, settings.accumulate, recipe.values["seed"])
+    order = EpochOrder(images, settings.batch, settings.accumulate, recipe.values["seed"])
     optimizer = settings.optimizer.build(parameter_groups(module))
     steps = settings.epochs * order.steps_per_epoch
     lines = _shapes(module.backbone)
     lines.append(f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with its heads")
-    lines.append(
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} pictures"
-    )
+    lines.append(f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} images")
     return lines + _groups(optimizer, module, settings.optimizer.name)
 
 
-def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
+def _tuning(recipe: Recipe, images: Images) -> list[str]:
     settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], tuned(recipe)
     size = backbone.architecture.size
-    divided = split_classes(pictures, recipe.values["data"].build().split("test", size), settings.held_out)
+    divided = split_classes(images, recipe.values["data"].build().split("test", size), settings.held_out)
     labels_N = divided.labels_N
-    classes = f"{len(labels_N)} pictures of {divided.classes} classes, {len(divided.unseen)} of others to score"
+    classes = f"{len(labels_N)} images of {divided.classes} classes, {len(divided.unseen)} of others to score"
     if settings.estimator:
         return [f"finetune    {settings.estimator.name} on features (B, {backbone.dim}): {classes}"]
     system = build_system(backbone, settings, divided.classes, seed)
@@ -70,7 +68,7 @@ def _tuning(recipe: Recipe, pictures: Pictures) -> list[str]:
     return [
         f"finetune    {settings.objective.name}: {classes}",
         f"embedding   {shapes}, {_parameters(system)} with the objective's",
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {order.batch} pictures",
+        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {order.batch} images",
         *_groups(optimizer, system, chosen.name),
     ]
 

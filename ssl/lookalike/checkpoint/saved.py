@@ -58,19 +58,19 @@ class Checkpoints:
         """Newest first."""
         return sorted((f for f in self.folder.glob("step_*") if _step(f) >= 0), key=_step, reverse=True)
 
-    def newest(self, fixed: Mapping[str, Any], accept_changes: bool = False) -> Checkpoint | None:
+    def newest(self, must_match: Mapping[str, Any], accept_changes: bool = False) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None in a folder without any; every rank gets the same.
 
         Warns of each broken one that it passes over and sets aside. Raises RunError when all are broken (training
         never silently starts anew), when one is of a newer format, or when `fixed` (data, batch) is not what the
         checkpoint was made with, unless `accept_changes`.
         """
-        found = comm.from_first(self._decide(fixed, accept_changes) if comm.rank() == 0 else None)
+        found = comm.broadcast_object(self._decide(must_match, accept_changes) if comm.rank() == 0 else None)
         if isinstance(found, str):
             raise RunError(found)
         return None if found is None else _read(self.folder / found["folder"], found["about"])
 
-    def _decide(self, fixed: Mapping[str, Any], accept: bool) -> dict[str, Any] | str | None:
+    def _decide(self, must_match: Mapping[str, Any], accept: bool) -> dict[str, Any] | str | None:
         """The folder and its manifest, None for a fresh start, or the text of what forbids both."""
         problems: list[tuple[Path, str]] = []
         for folder in self.folders():
@@ -84,12 +84,12 @@ class Checkpoints:
             for damaged, problem in problems:
                 aside = set_aside(damaged)
                 warnings.warn(f"{problem}; going on from {folder.name}, the broken one is now {aside}", stacklevel=2)
-            changed = differences(about, fixed)
+            changed = differences(about, must_match)
             if changed and accept:
                 warnings.warn(f"{folder}: goes on with something else ({'; '.join(changed)})", stacklevel=3)
             elif changed:
                 return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}"
-            elif touched(about, fixed):
+            elif touched(about, must_match):
                 warnings.warn(f"{folder}: {TOUCHED}", stacklevel=3)
             return {"folder": folder.name, "about": about}
         return (

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookalike.comm.place import rank, world_size
+from lookalike.comm.topology import rank, world_size
 
 
-def together(flags: Tensor) -> Tensor:
+def all_sum(flags: Tensor) -> Tensor:
     """The sum of small counters over ranks, without gradient."""
     if world_size() > 1:
         flags = flags.clone()
@@ -25,7 +25,7 @@ def together(flags: Tensor) -> Tensor:
     return flags
 
 
-def highest(x: Tensor) -> Tensor:
+def all_max(x: Tensor) -> Tensor:
     """The largest of x over ranks, elementwise, without gradient."""
     if world_size() > 1:
         x = x.detach().clone()
@@ -33,7 +33,7 @@ def highest(x: Tensor) -> Tensor:
     return x
 
 
-def from_first(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """What rank 0 says, on every rank: one decision for all (plain Python data)."""
     if world_size() == 1:
         return value
@@ -42,7 +42,7 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """What each rank says, in rank order, on every rank (plain Python data)."""
     if world_size() == 1:
         return [value]
@@ -52,7 +52,7 @@ def from_all(value: Any) -> list[Any]:
 
 
 @torch.no_grad()
-def spread(module: torch.nn.Module) -> None:
+def broadcast_module(module: torch.nn.Module) -> None:
     """Copies rank 0's parameters and buffers to all ranks (DeepSpeed never sends buffers)."""
     if world_size() > 1:
         for tensor in module.state_dict(keep_vars=True).values():

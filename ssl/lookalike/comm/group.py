@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookalike.comm.place import device, environment, local_rank, missing, rank, started, timeout, world_size
+from lookalike.comm.topology import device, environment, local_rank, missing, rank, started, timeout, world_size
 from lookalike.errors import LostError, RunError
 
 # The watchdog of a rank that waits in the loop, which tells more than an error of the network, comes first.
@@ -94,13 +94,13 @@ def _joining() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        kind = LostError if lost(error) else RunError
+        kind = LostError if is_peer_failure(error) else RunError
         place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0].rstrip(".")
         raise kind(f"process group at {place}: {reason}: is every rank up and reachable?") from error
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether this says that another rank has ended or does not answer, in the words of gloo, NCCL or the store."""
     text = str(error)
     ours = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "pair closure" in text

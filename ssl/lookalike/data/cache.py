@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lookalike.folder import appearing, read_regular, sweep
+from lookalike.folder import atomic_write, read_regular, sweep
 
 try:
     import fcntl
@@ -68,7 +68,7 @@ def store(key: str | bytes, parts: Sequence[bytes]) -> None:
     with contextlib.suppress(OSError):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
         _tidy(home())
-        with appearing(_path(key), flush=False) as file:
+        with atomic_write(_path(key), flush=False) as file:
             file.write(seal(parts))
 
 
@@ -79,7 +79,7 @@ def _tidy(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(key: str | bytes) -> Iterator[None]:
+def locked(key: str | bytes) -> Iterator[None]:
     """Among the processes of this user only one at a time; where no lock can be had, all go on."""
     with contextlib.ExitStack() as stack:
         if fcntl is not None:

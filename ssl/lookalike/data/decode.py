@@ -1,4 +1,4 @@
-"""The bytes of one picture, of unknown worth -> uint8 pixels or crops of them, or else BadPicture with the reason.
+"""The bytes of one image, of unknown worth -> uint8 pixels or crops of them, or else BadImage with the reason.
 
 The header's sides are judged before a pixel is decoded (headers/); what is decoded then, and how, says pixels.py.
 """
@@ -25,8 +25,8 @@ SHRINKS = (8, 4, 2)
 T = TypeVar("T")
 
 
-class BadPicture(Exception):
-    """A file that gives no picture: `path` exactly as it was asked for, `reason` in a few words."""
+class BadImage(Exception):
+    """A file that gives no image: `path` exactly as it was asked for, `reason` in a few words."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -38,17 +38,17 @@ class BadPicture(Exception):
 
 
 def contents(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
-    """What the file holds, as it is. Raises BadPicture when it is no readable, regular, non-empty file in the limit."""
+    """What the file holds, as it is. Raises BadImage when it is no readable, regular, non-empty file in the limit."""
     return _judged(os.fspath(path), lambda: read_regular(path, max_bytes))
 
 
 class Opened:
-    """An encoded picture whose header was judged; `height` and `width` upright, in pixels. Holds no pixel.
+    """An encoded image whose header was judged; `height` and `width` upright, in pixels. Holds no pixel.
 
     `channels` is 1 (ITU-R 601 luma) or 3 (RGB). `max_pixels`: how many are allowed, of any format; by default as many
     as decode below 200 MB: 100 million of a JPEG, 64 million of one that is not shrunk, 25 million of others, fewer
-    of some kinds (headers/). Every method raises BadPicture, with `name` as its path, when the bytes are no whole
-    picture within the limits.
+    of some kinds (headers/). Every method raises BadImage, with `name` as its path, when the bytes are no whole
+    image within the limits.
     """
 
     def __init__(self, data: bytes, name: str, channels: int, max_pixels: int | None = None) -> None:
@@ -74,16 +74,16 @@ class Opened:
 
         _, _, height, width = box(self.height, self.width)
         room = min(height / rows, width / columns)
-        picture_CHW = self.pixels(next((s for s in SHRINKS if room >= s), 1))
-        return cut(picture_CHW, box(*picture_CHW.shape[1:]), out_CHW)
+        image_CHW = self.pixels(next((s for s in SHRINKS if room >= s), 1))
+        return cut(image_CHW, box(*image_CHW.shape[1:]), out_CHW)
 
 
 def decode(
     data: bytes, name: str, *, size: Size | None, channels: int, whole: bool = False, max_pixels: int | None = None
 ) -> Tensor:
-    """Picture uint8 (C, *size): its canvas (see Opened), or (C, H, W) where `size` is None.
+    """Image uint8 (C, *size): its canvas (see Opened), or (C, H, W) where `size` is None.
 
-    Raises BadPicture as Opened does.
+    Raises BadImage as Opened does.
     """
     opened = Opened(data, name, channels, max_pixels)
     if size is None:
@@ -91,13 +91,13 @@ def decode(
     return opened.canvas(torch.empty(channels, *sides(size), dtype=torch.uint8), whole=whole)
 
 
-def cut(picture_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation: str = "bicubic") -> Tensor:
-    """Resizes box (top, left, height, width; pixels) of a uint8 picture into `out_CHW`, antialiased; returns that.
+def cut(image_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation: str = "bicubic") -> Tensor:
+    """Resizes box (top, left, height, width; pixels) of a uint8 image into `out_CHW`, antialiased; returns that.
 
     torch's kernel for bytes: of 375 × 375 pixels to 256 × 256 in 0.29 ms, where Pillow's takes 1.70.
     """
     top, left, height, width = box
-    piece_1CHW = picture_CHW[None, :, top : top + height, left : left + width]
+    piece_1CHW = image_CHW[None, :, top : top + height, left : left + width]
     if piece_1CHW.shape[1:] != out_CHW.shape:
         sides = out_CHW.shape[1:]
         piece_1CHW = torch.nn.functional.interpolate(piece_1CHW, sides, mode=interpolation, antialias=True)
@@ -105,15 +105,15 @@ def cut(picture_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation:
 
 
 def _judged(name: str, work: Callable[[], T]) -> T:
-    """What `work` gives. Raises BadPicture for whatever it raises."""
+    """What `work` gives. Raises BadImage for whatever it raises."""
     try:
         # Pillow warns of damaged metadata; in a data set of millions those are no news to the user.
         with warnings.catch_warnings(action="ignore"):
             return work()
     except Exception as error:
         reason = _reason(error)
-    # Raised out here, without the cause: a kept BadPicture must not keep the picture's memory alive.
-    raise BadPicture(name, reason)
+    # Raised out here, without the cause: a kept BadImage must not keep the image's memory alive.
+    raise BadImage(name, reason)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Pictures and labels in idx files, the layout of MNIST."""
+"""Images and labels in idx files, the layout of MNIST."""
 
 import gzip
 import math
@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.images import ArrayPictures, Pictures
-from lookalike.data.index import refusing
+from lookalike.data.images import ArrayImages, Images
+from lookalike.data.index import os_errors_as
 from lookalike.data.outside import opened
 from lookalike.data.sources import Split, checked, folder_at
 from lookalike.errors import DataError, printable
@@ -33,7 +33,7 @@ class Idx:
         self._path = path
         self._max_bytes, self._told = max_bytes, False
 
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Images:
         folder = folder_at(self._path, FASHION)
         prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
@@ -44,11 +44,11 @@ class Idx:
         labels = {each: self._labels(folder, each) for each in ("train", "t10k")}
         labels_N = labels[prefix]
         if labels_N is not None and len(labels_N) != len(images_NHW):
-            counts = f"{len(labels_N)} labels for the {len(images_NHW)} pictures of {images.name}"
+            counts = f"{len(labels_N)} labels for the {len(images_NHW)} images of {images.name}"
             raise DataError(f"{printable(folder)}: {counts}; fetch both files again")
         highest = max((int(known.max()) for known in labels.values() if known is not None), default=-1)
         classes = () if labels_N is None else tuple(str(label) for label in range(highest + 1))
-        return ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
+        return ArrayImages(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
 
     def _tell_one_file(self, folder: Path) -> None:
         """Warns, once, where a link makes one file both sets."""
@@ -98,5 +98,5 @@ def _parse_idx(file: BinaryIO, ndim: int, max_bytes: int) -> Tensor:
 
 def _find_idx(folder: Path, stem: str, ndim: int) -> Path | None:
     names = [f"{stem}{dot}idx{ndim}-ubyte{suffix}" for dot in "-." for suffix in (".gz", "")]
-    with refusing(folder):
+    with os_errors_as(folder):
         return next((folder / name for name in names if (folder / name).exists()), None)

@@ -1,4 +1,4 @@
-"""The picture files below a folder, found without opening one and remembered until a folder changes.
+"""The image files below a folder, found without opening one and remembered until a folder changes.
 
 A listing is kept with inode, mtime and ctime (nanoseconds) of every folder visited, and is valid while none of
 them differs: adding, removing or renaming a file changes its folder's. A folder that changed within two seconds
@@ -28,7 +28,7 @@ _SETTLED = 2_000_000_000
 
 
 def scan(folder: Path, within: Path) -> list[bytes]:
-    """Sorted relative paths ('/'-separated) of the picture files below `folder`; no file is opened.
+    """Sorted relative paths ('/'-separated) of the image files below `folder`; no file is opened.
 
     Hidden names and links to folders are skipped; a link to a file counts if its target is in `within`.
     Raises DataError when a folder cannot be listed.
@@ -46,7 +46,7 @@ def _walk(key: bytes, top: bytes, home: bytes) -> list[bytes]:
     while waiting:
         inner = waiting.pop()
         here, names = top + b"/" + inner, []
-        with refusing(os.fsdecode(here)):
+        with os_errors_as(os.fsdecode(here)):
             # Before the listing: what changes while it is made shows next time.
             states.append(_state(here))
             settled = settled and time.time_ns() - states[-1][2] > _SETTLED
@@ -108,7 +108,7 @@ def _leads_inside(top: bytes, link: bytes, home: bytes) -> bool:
 def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
     """A path that the line `place` of somebody's list gives, relative to `root`.
 
-    Raises DataError for one that leaves it; where links lead is seen when the picture is read.
+    Raises DataError for one that leaves it; where links lead is seen when the image is read.
     """
     if not path or path[0] == "/" or "\0" in path or (".." in path and ".." in path.split("/")):
         what = "empty" if not path else "absolute" if path[0] == "/" else "one that leaves root"
@@ -117,7 +117,7 @@ def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
 
 
 @contextmanager
-def refusing(place: str | os.PathLike[str]) -> Iterator[None]:
+def os_errors_as(place: str | os.PathLike[str]) -> Iterator[None]:
     """Turns the system's refusal to list or read `place`, or to take such a name, into a DataError."""
     try:
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lookalike.data import remote
-from lookalike.data.index import refusing
+from lookalike.data.index import os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import read_regular
 
@@ -59,7 +59,7 @@ def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | 
 
 
 def _local(place: str) -> bytes | None:
-    with refusing(place):
+    with os_errors_as(place):
         return read_regular(place, _LARGEST) if Path(place).exists() and not Path(place).is_dir() else None
 
 
@@ -97,7 +97,7 @@ def expanded(path: str) -> list[Shard]:
     home = path if remote.is_remote(path) else os.path.expanduser(path)  # noqa: PTH111
     places = braces(home)
     if not remote.is_remote(home):
-        with refusing(home):
+        with os_errors_as(home):
             if Path(home).is_dir():
                 places = [f"{glob.escape(home.rstrip('/'))}/*.tar"]
             places = [p for place in places for p in (sorted(glob.glob(place)) if glob.has_magic(place) else [place])]  # noqa: PTH207

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
-from lookalike.data.decode import BadPicture
-from lookalike.data.images import ArrayPictures, Pictures
-from lookalike.data.order import Plan, share
-from lookalike.data.reader import Bad, Cuts, Reader
+from lookalike.data.decode import BadImage
+from lookalike.data.images import ArrayImages, Images
+from lookalike.data.order import BatchOrder, share
+from lookalike.data.reader import Bad, HostCrops, Reader
 from lookalike.data.slots import Slots
 from lookalike.errors import DataError, RunError
 
@@ -28,7 +28,7 @@ _AHEAD = 2
 
 
 class Batch(NamedTuple):
-    """One rank's part of a micro-batch: host ids_B, its pictures, what was bad.
+    """One rank's part of a micro-batch: host ids_B, its images, what was bad.
 
     `pixels`: uint8 canvases (B, C, H, W), or where the host crops a list with one (B, C, S, S) for each view. They
     lie in a slot that a worker writes again: valid until the next but one batch is asked for. Copy what must last.
@@ -52,8 +52,8 @@ Fill = Callable[[Key, list[Tensor]], Any]
 
 
 def batches(
-    pictures: Pictures,
-    order: Plan,
+    images: Images,
+    order: BatchOrder,
     *,
     first_step: int,
     last_step: int,
@@ -62,32 +62,32 @@ def batches(
     workers: int,
     pin: bool,
     pieces: int = 1,
-    cuts: Cuts | None = None,
+    host_crops: HostCrops | None = None,
 ) -> Generator[Batch, None, None]:
     """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes (0: in this one).
 
     Canvases, or with `cuts` one crop a view. Raises RunError when a worker process dies, DataError when too many
-    pictures in a row cannot be read.
+    images in a row cannot be read.
     """
-    reader = Reader(pictures, order.seed, cuts)
+    reader = Reader(images, order.seed, host_crops)
     micro_batches = order.micro_batches(first_step, last_step)
     keys = (Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches)
     with contextlib.closing(_stream(partial(_fill, reader), reader.shapes, keys, workers, pin)) as stream:
         for key, parts, bad in stream:
-            pixels = parts[0] if cuts is None else parts
+            pixels = parts[0] if host_crops is None else parts
             yield Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), pixels, bad)
 
 
 def in_order(
-    pictures: Pictures, batch: int, workers: int = 0, pin: bool = False
+    images: Images, batch: int, workers: int = 0, pin: bool = False
 ) -> Generator[tuple[list[int], Tensor], None, None]:
-    """(ids, uint8 canvas_BCHW) of all pictures in order; those that cannot be read are left out.
+    """(ids, uint8 canvas_BCHW) of all images in order; those that cannot be read are left out.
 
     A canvas is valid until the next but one is asked for.
     """
-    starts = range(0, len(pictures), batch)
-    keys = (Key(0, list(range(start, min(start + batch, len(pictures))))) for start in starts)
-    with contextlib.closing(_stream(partial(_fill_readable, pictures), [pictures.shape], keys, workers, pin)) as stream:
+    starts = range(0, len(images), batch)
+    keys = (Key(0, list(range(start, min(start + batch, len(images))))) for start in starts)
+    with contextlib.closing(_stream(partial(_fill_readable, images), [images.shape], keys, workers, pin)) as stream:
         yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
 
 
@@ -96,15 +96,15 @@ def _fill(reader: Reader, key: Key, parts: list[Tensor]) -> list[Bad]:
     return reader.fill(key.epoch, key.ids, parts)
 
 
-def _fill_readable(pictures: Pictures, key: Key, parts: list[Tensor]) -> list[int]:
-    """Fills a batch with the pictures that can be read, without gaps; returns their ids."""
-    if isinstance(pictures, ArrayPictures):
-        pictures.read_many(key.ids, parts[0])
+def _fill_readable(images: Images, key: Key, parts: list[Tensor]) -> list[int]:
+    """Fills a batch with the images that can be read, without gaps; returns their ids."""
+    if isinstance(images, ArrayImages):
+        images.read_many(key.ids, parts[0])
         return key.ids
     found: list[int] = []
     for i in key.ids:
-        with contextlib.suppress(BadPicture):
-            pictures.read(i, parts[0][len(found)])
+        with contextlib.suppress(BadImage):
+            images.read(i, parts[0][len(found)])
             found.append(i)
     return found
 
@@ -209,11 +209,11 @@ def _own_children() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if of_torch else before)
 
 
-def workers_for(pictures: Pictures, asked: int | None, world: int = 1) -> int:
-    """As many as asked; else none for pictures in memory, or the machine's cores shared among its ranks, at most 16."""
+def workers_for(images: Images, asked: int | None, world: int = 1) -> int:
+    """As many as asked; else none for images in memory, or the machine's cores shared among its ranks, at most 16."""
     if asked is not None:
         return asked
-    if isinstance(pictures, ArrayPictures):
+    if isinstance(images, ArrayImages):
         return 0
     return max(1, min(16, cores() // max(1, world)))
 

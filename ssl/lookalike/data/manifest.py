@@ -1,4 +1,4 @@
-"""Pictures that a table lists: CSV or Parquet with a path and, where known, label, camera, split, query or gallery."""
+"""Images that a table lists: CSV or Parquet with a path and, where known, label, camera, split, query or gallery."""
 
 import os
 import warnings
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data import repeats
-from lookalike.data.images import FilePictures, Fit, Pictures, Roles
+from lookalike.data.images import FileImages, Fit, Images, QueryGallery
 from lookalike.data.index import below, chosen, units
 from lookalike.data.parquet import read_parquet
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
@@ -53,7 +53,7 @@ class Manifest:
         self._fit: Fit = fit
         self._strict, self._max_pixels, self._looked = strict, max_pixels, False
 
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Images:
         wants_test = checked(name) == "test"
         file = Path(os.path.expanduser(self._path))  # noqa: PTH111
         table = (read_parquet if file.suffix == ".parquet" else read_csv)(file)
@@ -74,7 +74,7 @@ class Manifest:
         more: dict[str, Any] = {"within": root, "roles": roles, "fit": self._fit}
         if self._max_pixels is not None:
             more["max_pixels"] = self._max_pixels
-        return FilePictures(root, paths, labels_N, classes, canvas, self.channels, cameras_N, **more)
+        return FileImages(root, paths, labels_N, classes, canvas, self.channels, cameras_N, **more)
 
     def _sets(self, file: Path, table: Table, paths: list[bytes]) -> np.ndarray:
         """In which set each row is, int8 (N,)."""
@@ -111,7 +111,7 @@ def _paths(file: Path, table: Table, root: Path) -> Iterator[bytes]:
         yield below(root, path, f"{name}:{line}")
 
 
-def _roles(file: Path, table: Table, mask_N: np.ndarray) -> Roles | None:
+def _roles(file: Path, table: Table, mask_N: np.ndarray) -> QueryGallery | None:
     """Which rows of the mask ask and which are searched, or None where no column says so.
 
     Raises DataError where a column says neither true nor false, or leaves none that asks or none that is searched.
@@ -124,7 +124,7 @@ def _roles(file: Path, table: Table, mask_N: np.ndarray) -> Roles | None:
     for what, name, some in (("a query", "is_query", query_N), ("searched", "is_gallery", gallery_N)):
         if not some.any():
             raise DataError(f"{printable(file)}: no row of the test set is {what}: say so in {name}")
-    return Roles(query_N, gallery_N)
+    return QueryGallery(query_N, gallery_N)
 
 
 def _duties(table: Table, row: int) -> frozenset[str]:

@@ -2,8 +2,8 @@
 
 The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut those, workers
 only decode. So none of them changes what is trained, and a restart goes on by skipping to its step. There are
-three laws, chosen by what the pictures are and never by how they are read: up to SORTED pictures the sorted
-permutation; beyond it one that is computed place by place and takes no memory; in windows where the pictures lie
+three laws, chosen by what the images are and never by how they are read: up to SORTED images the sorted
+permutation; beyond it one that is computed place by place and takes no memory; in windows where the images lie
 in runs (shards) that are slow to change.
 """
 
@@ -15,14 +15,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lookalike import rng as draw
-from lookalike.data.images import Pictures
+from lookalike import rng
+from lookalike.data.images import Images
 from lookalike.errors import DataError
 
 SORTED = 2**22
 
 
-class Plan(Protocol):
+class BatchOrder(Protocol):
     """What names the samples of each global micro-batch: Order here, P × K batches in metric/."""
 
     @property
@@ -34,8 +34,8 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Pictures in runs of `sizes_S` (int64), read run after run: the runs are permuted, and in that sequence each
-    `window` pictures among themselves. Both anew each epoch, so that neighbours change.
+    """Images in runs of `sizes_S` (int64), read run after run: the runs are permuted, and in that sequence each
+    `window` images among themselves. Both anew each epoch, so that neighbours change.
     """
 
     sizes_S: Tensor
@@ -58,18 +58,18 @@ class Windows:
 @lru_cache(maxsize=2)
 def _permutation(n: int, *coordinates: int | str) -> Tensor:
     """Kept for the next steps, which ask for the same one."""
-    return draw.permutation(n, *coordinates)
+    return rng.permutation(n, *coordinates)
 
 
 @lru_cache(maxsize=2)
 def _runs(windows: Windows, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
     """The order of the runs; where each ends in it; the first sample of each run by its own number."""
-    runs_S = draw.permutation(len(windows.sizes_S), seed, "runs", epoch)
+    runs_S = rng.permutation(len(windows.sizes_S), seed, "runs", epoch)
     return runs_S, windows.sizes_S[runs_S].cumsum(0), windows.sizes_S.cumsum(0) - windows.sizes_S
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochOrder:
     """Epochs of `n` samples cut into steps of `batch` (global), `accumulate` micro-batches each.
 
     Every epoch is a fresh permutation without its last, incomplete batch. Raises DataError when there are
@@ -84,7 +84,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.n < self.batch:
-            raise DataError(f"data: {self.n} pictures are fewer than one batch of {self.batch}: lower the batch")
+            raise DataError(f"data: {self.n} images are fewer than one batch of {self.batch}: lower the batch")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,7 +97,7 @@ class Order:
             return self.windows.at(torch.arange(start, stop), self.seed, epoch)
         if self.n <= SORTED:
             return _permutation(self.n, self.seed, "order", epoch)[start:stop]
-        return draw.permuted(torch.arange(start, stop), self.n, self.seed, "order", epoch)
+        return rng.permutation_at(torch.arange(start, stop), self.n, self.seed, "order", epoch)
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]:
         """(epoch, global micro-batch) from `first_step` to before `last_step`, counted over all epochs."""
@@ -106,9 +106,9 @@ class Order:
             yield from ((epoch, micro) for micro in self.ids(epoch, within).tensor_split(self.accumulate))
 
 
-def order_of(pictures: Pictures, batch: int, accumulate: int, seed: int) -> Order:
-    """The pictures' order: in windows where they ask for it. Raises DataError when they are fewer than one batch."""
-    return Order(len(pictures), batch, accumulate, seed, getattr(pictures, "windows", None))
+def order_of(images: Images, batch: int, accumulate: int, seed: int) -> EpochOrder:
+    """The images' order: in windows where they ask for it. Raises DataError when they are fewer than one batch."""
+    return EpochOrder(len(images), batch, accumulate, seed, getattr(images, "windows", None))
 
 
 def share(ids: Tensor, rank: int, world: int, pieces: int = 1) -> Tensor:

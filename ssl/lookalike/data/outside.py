@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import AnyStr, BinaryIO
 
-from lookalike.data.index import refusing
+from lookalike.data.index import os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import without_waiting
 
@@ -18,7 +18,7 @@ LONGEST = 1 << 20
 def opened(file: str | os.PathLike[str], place: str = "", buffer: int = -1) -> Iterator[BinaryIO]:
     """The regular file, itself or through links, open to be read. Raises DataError, naming `place`, for any other."""
     place = place or printable(file)
-    with refusing(place), open(file, "rb", buffer, opener=without_waiting) as data:
+    with os_errors_as(place), open(file, "rb", buffer, opener=without_waiting) as data:
         if not stat.S_ISREG(os.fstat(data.fileno()).st_mode):
             raise DataError(f"{place}: a pipe or a device, not a file: write a file and name that")
         yield data

@@ -1,6 +1,6 @@
 """Any source -> tar shards in the WebDataset layout, with an index beside each and a listing of them all.
 
-Every byte depends on the pictures and the options alone: not on workers, clocks or users, nor on how often the
+Every byte depends on the images and the options alone: not on workers, clocks or users, nor on how often the
 packing was killed and begun again. A shard appears only by rename and is finished once its index lies beside it.
 """
 
@@ -21,10 +21,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from lookalike.data import cache
-from lookalike.data.decode import BadPicture, Opened
-from lookalike.data.images import Pictures
-from lookalike.data.images.encoded import Encoded
-from lookalike.data.index import SUFFIXES, refusing
+from lookalike.data.decode import BadImage, Opened
+from lookalike.data.images import Images
+from lookalike.data.images.encoded import EncodedImages
+from lookalike.data.index import SUFFIXES, os_errors_as
 from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
 from lookalike.data.passport import portable
@@ -32,7 +32,7 @@ from lookalike.data.pixels import saved
 from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
 from lookalike.errors import DataError, RunError, printable
-from lookalike.folder import appearing, sweep, write_file
+from lookalike.folder import atomic_write, sweep, write_file
 from lookalike.log import say
 
 PLAN = "pack.json"
@@ -45,7 +45,7 @@ _SUFFIXES = {suffix.decode() for suffix in SUFFIXES}
 class Packing:
     """How shards are made: closed at `shard_mb` (10^6 bytes) or `shard_samples`, whichever comes first.
 
-    `form`: keep (the bytes as they are; of pictures in memory PNG), jpeg or webp at `quality`; by default keep, and
+    `form`: keep (the bytes as they are; of images in memory PNG), jpeg or webp at `quality`; by default keep, and
     jpeg where `resize` brings the shorter side down to that many pixels. Raises DataError for what cannot be.
     """
 
@@ -67,12 +67,12 @@ class Packing:
 
     @property
     def kept(self) -> bool:
-        """Whether encoded pictures stay as they are."""
+        """Whether encoded images stay as they are."""
         return not self.resize and self.form in (None, "keep")
 
 
 class Packed(NamedTuple):
-    """One sample to be: suffix and bytes of its picture, or the reason why there is none."""
+    """One sample to be: suffix and bytes of its image, or the reason why there is none."""
 
     suffix: str
     data: bytes
@@ -82,28 +82,28 @@ class Packed(NamedTuple):
 def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     """Writes the source's train and test set, whichever there are, into the folder `target`; goes on where it stopped.
 
-    Raises DataError when the folder holds the shards of other pictures or options.
+    Raises DataError when the folder holds the shards of other images or options.
     """
     sets = dict(_sets(source))
     _tell_lost(sets)
     plan = {"format": FORMAT, **asdict(how), "data": {split: portable(each) for split, each in sets.items()}}
-    with refusing(target):
+    with os_errors_as(target):
         target.mkdir(parents=True, exist_ok=True)
         _agree(target, plan)
         listed, bad = {}, []
-        for split, pictures in sets.items():
-            shards = list(_shards(split, pictures, target, how, workers))
+        for split, images in sets.items():
+            shards = list(_shards(split, images, target, how, workers))
             listed[split] = [{key: shard[key] for key in ("name", "samples", "bytes", "crc32")} for shard in shards]
             bad += [{"split": split, **record} for shard in shards for record in shard["bad"]]
-    classes = {split: pictures.classes for split, pictures in sets.items()}
+    classes = {split: images.classes for split, images in sets.items()}
     write_file(target / BAD, "".join(json.dumps(record, sort_keys=True) + "\n" for record in bad).encode())
     listing = {"format": FORMAT, "classes": classes, "splits": listed}
     write_file(target / LISTING, json.dumps(listing, indent=1).encode())
     counts = ", ".join(f"{sum(s['samples'] for s in shards)} {split}" for split, shards in listed.items())
-    say(f"pack: {counts} pictures in {target}; {len(bad)} bad ones left out, see {BAD}")
+    say(f"pack: {counts} images in {target}; {len(bad)} bad ones left out, see {BAD}")
 
 
-def _sets(source: Source) -> Iterator[tuple[Split, Pictures]]:
+def _sets(source: Source) -> Iterator[tuple[Split, Images]]:
     yield "train", source.split("train")
     try:
         test = source.split("test")
@@ -113,12 +113,12 @@ def _sets(source: Source) -> Iterator[tuple[Split, Pictures]]:
     yield "test", test
 
 
-def _tell_lost(sets: dict[Split, Pictures]) -> None:
-    """One line for what the pictures have and shards do not keep."""
+def _tell_lost(sets: dict[Split, Images]) -> None:
+    """One line for what the images have and shards do not keep."""
     kinds = ("cameras", "roles", "pairs")
-    lost = [kind for kind in kinds if any(getattr(pictures, kind) is not None for pictures in sets.values())]
+    lost = [kind for kind in kinds if any(getattr(images, kind) is not None for images in sets.values())]
     if lost:
-        warnings.warn(f"shards keep no {', '.join(lost)}: score from the pictures themselves", stacklevel=3)
+        warnings.warn(f"shards keep no {', '.join(lost)}: score from the images themselves", stacklevel=3)
 
 
 def _agree(target: Path, plan: dict[str, Any]) -> None:
@@ -143,21 +143,21 @@ def _same(data: bytes, plan: dict[str, Any]) -> bool:
     return bool(earlier == {**plan, "data": known})
 
 
-def _shards(split: str, pictures: Pictures, target: Path, how: Packing, workers: int) -> Iterator[dict[str, Any]]:
+def _shards(split: str, images: Images, target: Path, how: Packing, workers: int) -> Iterator[dict[str, Any]]:
     """What is known of each shard in turn, written now or earlier."""
     start, stream, began = 0, None, time.monotonic()
     first = 0
-    for number in range(len(pictures) + 1):
-        if start >= len(pictures):
+    for number in range(len(images) + 1):
+        if start >= len(images):
             return
         path = target / f"{split}-{number:06d}.tar"
         about = _finished(path, start)
         if about is None:
             if stream is None:
-                stream, first, began = _encoded(pictures, start, how, workers), start, time.monotonic()
-            about = _write(path, pictures, start, stream, how)
+                stream, first, began = _encoded(images, start, how, workers), start, time.monotonic()
+            about = _write(path, images, start, stream, how)
             rate = (about["next"] - first) / max(1e-9, time.monotonic() - began)
-            say(f"pack: {path.name}, {about['next']} of {len(pictures)} pictures, {rate:.0f}/s")
+            say(f"pack: {path.name}, {about['next']} of {len(images)} images, {rate:.0f}/s")
         else:
             stream = None
         start = about["next"]
@@ -173,18 +173,18 @@ def _finished(path: Path, start: int) -> dict[str, Any] | None:
     return dict(found.about) if found and found.about.get("first") == start < found.about["next"] else None
 
 
-def _write(path: Path, pictures: Pictures, start: int, stream: Iterator[Packed], how: Packing) -> dict[str, Any]:
-    """One shard and its index; `stream` gives the pictures from `start` on."""
+def _write(path: Path, images: Images, start: int, stream: Iterator[Packed], how: Packing) -> dict[str, Any]:
+    """One shard and its index; `stream` gives the images from `start` on."""
     rows: list[tuple[bytes, int, int, int, int]] = []
     bad, at, crc, i = [], 0, 0, start
-    with appearing(path) as file:
-        while i < len(pictures) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(pictures)):
+    with atomic_write(path) as file:
+        while i < len(images) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(images)):
             packed = _next(stream)
             if packed.reason:
-                bad.append({"sample": i, "path": printable(pictures.name(i)), "reason": packed.reason})
+                bad.append({"sample": i, "path": printable(images.name(i)), "reason": packed.reason})
             else:
                 name = f"{i:09d}{packed.suffix}"
-                label = NO_LABEL if pictures.labels is None else int(pictures.labels[i])
+                label = NO_LABEL if images.labels is None else int(images.labels[i])
                 rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
                 members = member(name, packed.data)
                 members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
@@ -216,39 +216,39 @@ def _next(stream: Iterator[Packed]) -> Packed:
         raise RunError("pack: a worker died: out of memory? the same command with fewer --workers goes on") from error
 
 
-def _encoded(pictures: Pictures, start: int, how: Packing, workers: int) -> Iterator[Packed]:
+def _encoded(images: Images, start: int, how: Packing, workers: int) -> Iterator[Packed]:
     """The samples from `start` on, in order, made by `workers` processes (0: in this one)."""
-    order, ahead = range(start, len(pictures)), 8 if workers else None
-    return one_by_one(_Encoder(pictures, how), sampler=order, num_workers=workers, prefetch_factor=ahead)
+    order, ahead = range(start, len(images)), 8 if workers else None
+    return one_by_one(_Encoder(images, how), sampler=order, num_workers=workers, prefetch_factor=ahead)
 
 
 class _Encoder(Dataset[Packed]):
     """Makes one sample an item."""
 
-    def __init__(self, pictures: Pictures, how: Packing) -> None:
-        self.pictures, self.how = pictures, how
+    def __init__(self, images: Images, how: Packing) -> None:
+        self.images, self.how = images, how
 
     def __getitem__(self, i: int) -> Packed:
         try:
-            return encode(self.pictures, i, self.how)
-        except BadPicture as error:
+            return encode(self.images, i, self.how)
+        except BadImage as error:
             return Packed("", b"", error.reason)
 
 
-def encode(pictures: Pictures, i: int, how: Packing) -> Packed:
-    """The i-th picture as it will be packed. Raises BadPicture when it cannot be decoded, kept ones too."""
-    if isinstance(pictures, Encoded):
-        data, name = pictures.contents(i), pictures.name(i)
-        picture_CHW = Opened(data, name, pictures.shape[0], pictures.max_pixels).pixels()
+def encode(images: Images, i: int, how: Packing) -> Packed:
+    """The i-th image as it will be packed. Raises BadImage when it cannot be decoded, kept ones too."""
+    if isinstance(images, EncodedImages):
+        data, name = images.contents(i), images.name(i)
+        image_CHW = Opened(data, name, images.shape[0], images.max_pixels).pixels()
         if how.kept:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name is no path of this machine)
             return Packed(suffix if suffix in _SUFFIXES else ".jpg", data)
     else:
-        picture_CHW = pictures.read(i)
-    if how.resize and min(picture_CHW.shape[1:]) > how.resize:
-        picture_CHW = tv.resize(picture_CHW, [how.resize], InterpolationMode.BICUBIC, antialias=True)
+        image_CHW = images.read(i)
+    if how.resize and min(image_CHW.shape[1:]) > how.resize:
+        image_CHW = tv.resize(image_CHW, [how.resize], InterpolationMode.BICUBIC, antialias=True)
     if how.form == "webp":
-        return Packed(".webp", saved(picture_CHW, "WEBP", quality=how.quality))
+        return Packed(".webp", saved(image_CHW, "WEBP", quality=how.quality))
     if how.form == "jpeg" or (how.resize and how.form is None):
-        return Packed(".jpg", saved(picture_CHW, "JPEG", quality=how.quality))
-    return Packed(".png", saved(picture_CHW, "PNG"))
+        return Packed(".jpg", saved(image_CHW, "JPEG", quality=how.quality))
+    return Packed(".png", saved(image_CHW, "PNG"))

@@ -11,22 +11,22 @@ import hashlib
 
 from torch import Tensor
 
-from lookalike.data.images import FilePictures, Pictures
-from lookalike.data.images.encoded import Rows
+from lookalike.data.images import FileImages, Images
+from lookalike.data.images.encoded import Subset
 
 
-def passport(pictures: Pictures) -> dict[str, str | int]:
-    """`data`, the fingerprint, `pictures`, how many; of files also `content` and `times`."""
-    known: dict[str, str | int] = {"data": pictures.fingerprint, "pictures": len(pictures)}
-    whole = pictures.whole if isinstance(pictures, Rows) else pictures
-    if isinstance(whole, FilePictures):
+def passport(images: Images) -> dict[str, str | int]:
+    """`data`, the fingerprint, `images`, how many; of files also `content` and `times`."""
+    known: dict[str, str | int] = {"data": images.fingerprint, "images": len(images)}
+    whole = images.whole if isinstance(images, Subset) else images
+    if isinstance(whole, FileImages):
         known |= {"content": whole.content, "times": whole.times}
     return known
 
 
-def portable(pictures: Pictures) -> dict[str, str | int]:
+def portable(images: Images) -> dict[str, str | int]:
     """The same with a digest of the labels, and without what a mere copy elsewhere has otherwise, the times."""
-    marks = passport(pictures) | {"labels": labels_digest(pictures.labels, pictures.classes)}
+    marks = passport(images) | {"labels": labels_digest(images.labels, images.classes)}
     return {name: mark for name, mark in marks.items() if name != "times"}
 
 

@@ -1,4 +1,4 @@
-"""The bytes of one picture whose header was judged -> its pixels, uint8 (C, H, W), upright; and pixels -> bytes.
+"""The bytes of one image whose header was judged -> its pixels, uint8 (C, H, W), upright; and pixels -> bytes.
 
 Of an animation or a multi-page file the first frame is taken. Greys deeper than 8 bits keep their high byte (Pillow's
 own conversion saturates), transparency lies on white, EXIF orientation is applied.
@@ -50,26 +50,26 @@ def _decoded(data: bytes, header: headers.Header, channels: int, shrink: int, li
     if limited and shrink == 1 and header.width * header.height > header.whole:
         raise headers.too_large(header.width, header.height, f"a whole {header.form}", header.whole)
     if header.plain and shrink == 1:
-        picture_CHW = _by_torchvision(data, header, channels)
-        if picture_CHW is not None and picture_CHW.shape[1:] == (header.height, header.width):
-            return picture_CHW
+        image_CHW = _by_torchvision(data, header, channels)
+        if image_CHW is not None and image_CHW.shape[1:] == (header.height, header.width):
+            return image_CHW
     with _allowing(header.width * header.height):
         return _by_pillow(data, header, channels, shrink, limited)
 
 
-def png(picture_CHW: Tensor) -> bytes:
-    """The PNG file of a uint8 picture."""
-    return saved(picture_CHW, "PNG")
+def png(image_CHW: Tensor) -> bytes:
+    """The PNG file of a uint8 image."""
+    return saved(image_CHW, "PNG")
 
 
-def jpeg(picture_CHW: Tensor) -> bytes:
-    """The JPEG file of a uint8 picture, good enough to look at."""
-    return saved(picture_CHW, "JPEG", quality=85)
+def jpeg(image_CHW: Tensor) -> bytes:
+    """The JPEG file of a uint8 image, good enough to look at."""
+    return saved(image_CHW, "JPEG", quality=85)
 
 
-def saved(picture_CHW: Tensor, form: str, **options: Any) -> bytes:
-    """The file of a uint8 picture of one or three channels in that format of Pillow's."""
-    pixels = picture_CHW.permute(1, 2, 0).contiguous().numpy()
+def saved(image_CHW: Tensor, form: str, **options: Any) -> bytes:
+    """The file of a uint8 image of one or three channels in that format of Pillow's."""
+    pixels = image_CHW.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
@@ -105,7 +105,7 @@ def _open(file: IO[bytes], kind: str) -> Image.Image:
 
 
 def _upright(x_CHW: Tensor, turn: int) -> Tensor:
-    """Undoes an EXIF orientation (CIPA DC-008, section 4.6.4 A: Orientation); a large picture in place."""
+    """Undoes an EXIF orientation (CIPA DC-008, section 4.6.4 A: Orientation); a large image in place."""
     if turn >= 5:
         x_CHW = x_CHW.transpose(1, 2)
     sides = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(turn, ())

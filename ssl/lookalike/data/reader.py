@@ -1,6 +1,6 @@
-"""Samples -> uint8 rows in place: a canvas of each picture, or one crop for each of its views.
+"""Samples -> uint8 rows in place: a canvas of each image, or one crop for each of its views.
 
-A picture that cannot be read is replaced by another that (seed, sample) chooses; its crops follow the sample's own
+An image that cannot be read is replaced by another that (seed, sample) chooses; its crops follow the sample's own
 draws. So a row is a pure function of (seed, epoch, sample), whoever reads it.
 """
 
@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lookalike import rng as draw
-from lookalike.data.decode import SHRINKS, BadPicture, cut
-from lookalike.data.images import ArrayPictures, Pictures
-from lookalike.data.images.contract import Picture
+from lookalike import rng
+from lookalike.data.decode import SHRINKS, BadImage, cut
+from lookalike.data.images import ArrayImages, Images
+from lookalike.data.images.contract import OpenedImage
 from lookalike.errors import DataError
 from lookalike.recipe import Size
 
@@ -21,7 +21,7 @@ _ATTEMPTS = 100
 
 
 class Bad(NamedTuple):
-    """A picture that could not be read, and the sample that took its place."""
+    """An image that could not be read, and the sample that took its place."""
 
     sample: int
     path: str
@@ -29,7 +29,7 @@ class Bad(NamedTuple):
     replacement: int
 
 
-class Law(Protocol):
+class CropPolicy(Protocol):
     """Which boxes the views cut, as the classes of views/ say it."""
 
     @property
@@ -38,38 +38,38 @@ class Law(Protocol):
         """Height and width of each view."""
 
     def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
-        """For each view int64 (B, 4): top, left, height, width in pixels of each picture."""
+        """For each view int64 (B, 4): top, left, height, width in pixels of each image."""
 
 
-class Cuts(NamedTuple):
-    """Crops on the host from full-size pictures: by the law of the views, whose large ones have `size`."""
+class HostCrops(NamedTuple):
+    """Crops on the host from full-size images: by the law of the views, whose large ones have `size`."""
 
-    law: Law
+    law: CropPolicy
     size: Size
 
 
 class Reader:
-    """Reads samples of `pictures` into given tensors: canvases, or with `cuts` one crop for each view.
+    """Reads samples of `images` into given tensors: canvases, or with `cuts` one crop for each view.
 
     `shapes` are those of one sample's parts, (C, H, W) each.
     """
 
-    def __init__(self, pictures: Pictures, seed: int, cuts: Cuts | None = None) -> None:
-        self.pictures, self.seed, self.cuts = pictures, seed, cuts
-        channels = pictures.shape[0]
-        sizes = [] if cuts is None else cuts.law.sizes(cuts.size)
-        self.shapes = [(channels, height, width) for height, width in sizes] or [pictures.shape]
+    def __init__(self, images: Images, seed: int, host_crops: HostCrops | None = None) -> None:
+        self.images, self.seed, self.host_crops = images, seed, host_crops
+        channels = images.shape[0]
+        sizes = [] if host_crops is None else host_crops.law.sizes(host_crops.size)
+        self.shapes = [(channels, height, width) for height, width in sizes] or [images.shape]
 
     def fill(self, epoch: int, ids: Sequence[int], parts: Sequence[Tensor]) -> list[Bad]:
         """Writes the rows of `ids` into `parts`, each uint8 (B, C, H, W); returns what was bad.
 
-        Raises DataError when a sample's picture and 99 replacements cannot be read.
+        Raises DataError when a sample's image and 99 replacements cannot be read.
         """
-        if self.cuts is None and isinstance(self.pictures, ArrayPictures):
-            self.pictures.read_many(ids, parts[0])
+        if self.host_crops is None and isinstance(self.images, ArrayImages):
+            self.images.read_many(ids, parts[0])
             return []
         chosen, rows = list(ids), list(range(len(ids)))
-        problems: dict[int, BadPicture] = {}
+        problems: dict[int, BadImage] = {}
         for attempt in range(1, _ATTEMPTS + 1):
             refused = self._take(epoch, ids, chosen, rows, parts)
             problems = refused | problems  # of each row the first stays
@@ -77,53 +77,53 @@ class Reader:
             if not rows:
                 return [Bad(ids[b], p.path, p.reason, chosen[b]) for b, p in sorted(problems.items())]
             for b in rows:
-                chosen[b] = draw.seed(self.seed, "replace", ids[b], attempt) % len(self.pictures)
+                chosen[b] = rng.seed(self.seed, "replace", ids[b], attempt) % len(self.images)
         first = problems[rows[0]]
         raise DataError(f"{first.path}: {first.reason}; nor could {_ATTEMPTS - 1} others be read: is the folder sound?")
 
     def _take(
         self, epoch: int, ids: Sequence[int], chosen: list[int], rows: list[int], parts: Sequence[Tensor]
-    ) -> dict[int, BadPicture]:
-        """Reads the pictures `chosen` for `rows`; returns which rows they could not fill."""
-        opened: dict[int, Picture] = {}
-        refused: dict[int, BadPicture] = {}
+    ) -> dict[int, BadImage]:
+        """Reads the images `chosen` for `rows`; returns which rows they could not fill."""
+        opened: dict[int, OpenedImage] = {}
+        refused: dict[int, BadImage] = {}
         for b in rows:
             try:
-                if self.cuts is None:
-                    self.pictures.read(chosen[b], parts[0][b])
+                if self.host_crops is None:
+                    self.images.read(chosen[b], parts[0][b])
                 else:
-                    opened[b] = self.pictures.open(chosen[b])
-            except BadPicture as error:
+                    opened[b] = self.images.open(chosen[b])
+            except BadImage as error:
                 refused[b] = error
         return refused | self._cut(epoch, ids, opened, parts) if opened else refused
 
     def _cut(
-        self, epoch: int, ids: Sequence[int], opened: dict[int, Picture], parts: Sequence[Tensor]
-    ) -> dict[int, BadPicture]:
-        """Decodes each picture once and cuts its views; the boxes of all are drawn together."""
-        assert self.cuts is not None
-        law, refused = self.cuts.law, {}
-        sides_B2 = torch.tensor([(picture.height, picture.width) for picture in opened.values()])
+        self, epoch: int, ids: Sequence[int], opened: dict[int, OpenedImage], parts: Sequence[Tensor]
+    ) -> dict[int, BadImage]:
+        """Decodes each image once and cuts its views; the boxes of all are drawn together."""
+        assert self.host_crops is not None
+        law, refused = self.host_crops.law, {}
+        sides_B2 = torch.tensor([(image.height, image.width) for image in opened.values()])
         ids_B = torch.tensor([ids[b] for b in opened])
         how = {"heights_B": sides_B2[:, 0], "widths_B": sides_B2[:, 1]}
         boxes_BV = zip(*(v.tolist() for v in law.boxes(ids_B, seed=self.seed, epoch=epoch, **how)), strict=True)
-        for (b, picture), boxes in zip(opened.items(), boxes_BV, strict=True):
+        for (b, image), boxes in zip(opened.items(), boxes_BV, strict=True):
             try:
-                cut_views(picture, boxes, [part[b] for part in parts], law.interpolation)
-            except BadPicture as error:
+                cut_views(image, boxes, [part[b] for part in parts], law.interpolation)
+            except BadImage as error:
                 refused[b] = error
         return refused
 
 
-def cut_views(picture: Picture, boxes: Sequence[list[int]], outs: Sequence[Tensor], interpolation: str) -> None:
-    """Resizes each box of the picture into its `outs` (C, H, W), decoding once.
+def cut_views(image: OpenedImage, boxes: Sequence[list[int]], outs: Sequence[Tensor], interpolation: str) -> None:
+    """Resizes each box of the image into its `outs` (C, H, W), decoding once.
 
     A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 at which no box is smaller than its view.
     """
     room = min(box[a + 1] / out.shape[a] for box, out in zip(boxes, outs, strict=True) for a in (1, 2))
-    picture_CHW = picture.pixels(next((s for s in SHRINKS if s <= room), 1))
-    height, width = picture_CHW.shape[1:]
-    y, x = height / picture.height, width / picture.width
+    image_CHW = image.pixels(next((s for s in SHRINKS if s <= room), 1))
+    height, width = image_CHW.shape[1:]
+    y, x = height / image.height, width / image.width
     for (top, left, h, w), out in zip(boxes, outs, strict=True):
         top, bottom, left, right = round(top * y), round((top + h) * y), round(left * x), round((left + w) * x)
-        cut(picture_CHW, (top, left, bottom - top, right - left), out, interpolation)
+        cut(image_CHW, (top, left, bottom - top, right - left), out, interpolation)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from lookalike.data import cache
 from lookalike.errors import DataError, printable
-from lookalike.folder import appearing
+from lookalike.folder import atomic_write
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class Files:
             version = str(crc)
         target = self._folder() / hashlib.sha256(f"{url}\0{size}\0{version}".encode()).hexdigest()[:40]
         if not _used(target, size):
-            with cache.alone(f"fetch\0{target}"):
+            with cache.locked(f"fetch\0{target}"):
                 if not _used(target, size):
                     patiently(url, lambda: self._fetch(fs, remote, target, size, crc))
         return str(target)
@@ -127,7 +127,7 @@ class Files:
     def _fetch(self, fs: Any, remote: str, target: Path, size: int, crc: int | None) -> None:
         self._make_room(size)
         found = 0
-        with appearing(target, flush=False) as file:
+        with atomic_write(target, flush=False) as file:
             for chunk in _chunks(fs, remote):
                 file.write(chunk)
                 found = zlib.crc32(chunk, found)
@@ -144,7 +144,7 @@ class Files:
             raise DataError(
                 f"data.cache_gb: {self._bytes / 1e9:g} is less than one shard of {size / 1e9:g} GB: raise it"
             )
-        with cache.alone("make room"):
+        with cache.locked("make room"):
             kept = []
             for path in self._folder().iterdir():
                 with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""The samples of one tar shard in the WebDataset layout: where each picture lies, its crc32 and its label.
+"""The samples of one tar shard in the WebDataset layout: where each image lies, its crc32 and its label.
 
-Members whose names agree up to the first dot of the last part are one sample. Its picture is the first member with
-a picture's suffix, its label the ASCII digits of `.cls`, or else `label` in `.json`. All other members, links,
+Members whose names agree up to the first dot of the last part are one sample. Its image is the first member with
+an image's suffix, its label the ASCII digits of `.cls`, or else `label` in `.json`. All other members, links,
 devices, absolute names and `..` are passed over and counted; a second member of one name too. Found in one pass,
 then kept: in `SHARD.idx` beside it by `lookalike pack`, else in the user's cache.
 """
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lookalike.data import cache
-from lookalike.data.index import SUFFIXES, refusing
+from lookalike.data.index import SUFFIXES, os_errors_as
 from lookalike.data.outside import opened
 from lookalike.data.tar import LONGEST_NAME, Damaged, Entry, entries
 from lookalike.errors import DataError, printable
@@ -29,7 +29,7 @@ from lookalike.folder import read_regular
 NO_LABEL = -1
 MOST_CLASSES = 1_000_000
 _MOST = 1 << 20  # members of one shard
-_PICTURES = {suffix[1:] for suffix in SUFFIXES}
+_IMAGES = {suffix[1:] for suffix in SUFFIXES}
 _LONGEST_LABEL = 1 << 16
 _SETTLED = 2_000_000_000
 _CHUNK = 1 << 20
@@ -39,7 +39,7 @@ _SPLIT = re.compile(rb"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 
 
 class Samples(NamedTuple):
-    """N samples in the order of their pictures: member names, offset, size, crc32, label (or NO_LABEL), int64."""
+    """N samples in the order of their images: member names, offset, size, crc32, label (or NO_LABEL), int64."""
 
     names: list[bytes]
     offsets_N: np.ndarray
@@ -56,7 +56,7 @@ def samples_of(path: str, place: str = "") -> Samples:
     `place`: how people know the shard, where that is not its path. Raises DataError for a shard that is not whole.
     """
     place = place or printable(path)
-    with refusing(place):
+    with os_errors_as(place):
         status = os.stat(path)  # noqa: PTH116 (a shard's name may hold any bytes)
     with contextlib.suppress(OSError):
         if found := _beside(path, status.st_size):
@@ -64,7 +64,7 @@ def samples_of(path: str, place: str = "") -> Samples:
         warnings.warn(f"{place}.idx: not of this shard, the shard is read: pack it again", stacklevel=2)
     state = {"bytes": status.st_size, "inode": status.st_ino, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
     key = f"shard\0{os.path.realpath(path)}"
-    with cache.alone(key):  # the ranks of a machine read a shard once
+    with cache.locked(key):  # the ranks of a machine read a shard once
         if (kept := cache.load(key)) and (found := parse(kept, state)):
             return found
         with opened(path, place, _CHUNK) as file:
@@ -126,8 +126,8 @@ def read_samples(file: BinaryIO, place: str) -> Samples:
             if count >= _MOST:
                 raise Damaged(entry.offset, f"more than {_MOST} members: make smaller shards")
             key, suffix, why = _sorted_out(entry)
-            if not why and suffix in _PICTURES:
-                why = "" if key not in rows else "names again" if names[rows[key]] == entry.name else "more pictures"
+            if not why and suffix in _IMAGES:
+                why = "" if key not in rows else "names again" if names[rows[key]] == entry.name else "more images"
                 if not why:
                     rows[key] = len(names)
                     names.append(entry.name)

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 
 from lookalike.data import remote
-from lookalike.data.images import Fit, Pictures
-from lookalike.data.images.shards import ShardPictures
-from lookalike.data.index import refusing, units
+from lookalike.data.images import Fit, Images
+from lookalike.data.images.shards import ShardImages
+from lookalike.data.index import os_errors_as, units
 from lookalike.data.listing import Shard, expanded, read_listing, tell_overlap
 from lookalike.data.order import Windows
 from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
@@ -32,8 +32,8 @@ class Shards:
 
     A packed folder keeps classes, labels and splits. Otherwise PATH/train and PATH/test (or val) hold the splits, or
     else a hash of each sample's shard and name does. `auto` labels a set in which every sample has a label.
-    `shuffle: window` mixes `window` pictures of neighbouring shards, permuted anew each epoch, in place of all of
-    them; `auto` does so for remote shards and above 50 million pictures. Remote shards are kept in at most `cache_gb`.
+    `shuffle: window` mixes `window` images of neighbouring shards, permuted anew each epoch, in place of all of
+    them; `auto` does so for remote shards and above 50 million images. Remote shards are kept in at most `cache_gb`.
     `max_pixels`: how many pixels an image may have, whatever memory and time it takes; by default as many as decode
     below 200 MB: 100 million of a JPEG, 25 million of other formats.
     """
@@ -59,7 +59,7 @@ class Shards:
         self._shuffle, self._window = shuffle, window
         self._files = remote.Files(cache_gb)
 
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Images:
         wanted, canvas = checked(name), self._canvas or canvas_for(size or 224)
         listed, classes = self._listed(wanted)
         shards = expanded(self._path) if listed is None else listed
@@ -68,32 +68,32 @@ class Shards:
         if not classes and self._labels == "auto":
             before = self._listed("train")[0] if wanted == "test" else None
             classes = _numbers([*found, *map(self._samples, before or ())])
-        pictures = ShardPictures(shards, found, canvas, self.channels, self._files)
-        pictures.fit, pictures.max_pixels = self._fit, self._max_pixels
+        images = ShardImages(shards, found, canvas, self.channels, self._files)
+        images.fit, images.max_pixels = self._fit, self._max_pixels
         if listed is None:
-            hashes_N = units(pictures.keys(), f"shards\0{self._path}")
-            pictures.keep((hashes_N < self._test_fraction) == (wanted == "test"))
-        if not len(pictures):
-            what = f"no pictures in the {wanted} set of its {len(shards)} shards"
+            hashes_N = units(images.keys(), f"shards\0{self._path}")
+            images.keep((hashes_N < self._test_fraction) == (wanted == "test"))
+        if not len(images):
+            what = f"no images in the {wanted} set of its {len(shards)} shards"
             raise DataError(f"{remote.redacted(self._path)}: {what}: check the path, or set test or test_fraction")
-        return self._finished(pictures, classes)
+        return self._finished(images, classes)
 
-    def _finished(self, pictures: ShardPictures, classes: tuple[str, ...]) -> Pictures:
-        has_N = pictures.numbers_N != NO_LABEL
+    def _finished(self, images: ShardImages, classes: tuple[str, ...]) -> Images:
+        has_N = images.numbers_N != NO_LABEL
         if self._labels == "auto" and has_N.all():
-            if int(pictures.numbers_N.max()) >= len(classes):
+            if int(images.numbers_N.max()) >= len(classes):
                 raise DataError(f"{remote.redacted(self._path)}: labels beyond its classes: pack again")
-            pictures.classes = classes
-            pictures.labels = torch.from_numpy(pictures.numbers_N.copy())
+            images.classes = classes
+            images.labels = torch.from_numpy(images.numbers_N.copy())
         elif self._labels == "auto" and has_N.any():
-            first = pictures.name(int(np.argmin(has_N)))
+            first = images.name(int(np.argmin(has_N)))
             warnings.warn(
                 f"data: {int((~has_N).sum())} samples have no label, first {first}: all go without", stacklevel=3
             )
-        far = any(remote.is_remote(shard.place) for shard in pictures.shards)
-        if self._shuffle == "window" or (self._shuffle == "auto" and (far or len(pictures) > EXACT)):
-            pictures.windows = Windows(torch.from_numpy(pictures.sizes_of_shards()), self._window)
-        return pictures
+        far = any(remote.is_remote(shard.place) for shard in images.shards)
+        if self._shuffle == "window" or (self._shuffle == "auto" and (far or len(images) > EXACT)):
+            images.windows = Windows(torch.from_numpy(images.sizes_of_shards()), self._window)
+        return images
 
     def _listed(self, wanted: Split) -> tuple[list[Shard] | None, tuple[str, ...]]:
         """The shards of the split and the classes; None where a hash splits."""
@@ -105,7 +105,7 @@ class Shards:
             tell_overlap(self._path, expanded(self._path), expanded(self._test))
             return expanded(self._path if wanted == "train" else self._test), ()
         if not remote.is_remote(self._path):
-            with refusing(self._path):
+            with os_errors_as(self._path):
                 home = Path(os.path.expanduser(self._path))  # noqa: PTH111
                 inner = {each: home / each for each in ("train", "test", "val") if (home / each).is_dir()}
             if "train" in inner:

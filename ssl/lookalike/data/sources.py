@@ -1,4 +1,4 @@
-"""Where pictures come from: a name and a few values in a recipe -> a train and a test set of `Pictures`.
+"""Where images come from: a name and a few values in a recipe -> a train and a test set of `Images`.
 
 A source's constructor is the schema of its recipe section. It touches no file; `split` does.
 """
@@ -12,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.images import ArrayPictures, FilePictures, Fit, Pictures, subset
-from lookalike.data.index import SUFFIXES, chosen, refusing, scan, top_folders, unit, units
+from lookalike.data.images import ArrayImages, FileImages, Fit, Images, subset
+from lookalike.data.index import SUFFIXES, chosen, os_errors_as, scan, top_folders, unit, units
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size, sides
 
@@ -23,11 +23,11 @@ Canvas = Side | tuple[Side, Side]
 
 
 class Source(Protocol):
-    """Pictures with `channels` channels in two splits."""
+    """Images with `channels` channels in two splits."""
 
     @property
     def channels(self) -> int: ...
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Images:
         """The train or the test set, for views of `size`. Raises DataError when there is none."""
 
 
@@ -39,7 +39,7 @@ class Digits:
     def __init__(self, test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> None:
         self._test_fraction = test_fraction
 
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Images:
         # Late, because the import takes a second and nothing else in this room needs it.
         from sklearn.datasets import load_digits
 
@@ -47,18 +47,18 @@ class Digits:
         images_NHW = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
         labels_N = torch.from_numpy(digits.target.astype(np.int64))
         classes = tuple(str(digit) for digit in range(10))
-        everything = ArrayPictures(images_NHW.unsqueeze(1), labels_N, classes, "digits")
+        everything = ArrayImages(images_NHW.unsqueeze(1), labels_N, classes, "digits")
         is_test_N = stratified(labels_N, self._test_fraction)
         return subset(everything, torch.nonzero(is_test_N == (checked(name) == "test")).flatten())
 
 
 class Folder:
-    """A folder of picture files: PATH/train and PATH/test, or one set split by a hash of each relative path.
+    """A folder of image files: PATH/train and PATH/test, or one set split by a hash of each relative path.
 
-    The hash keeps every picture in its split when others are added; it does not balance the classes.
-    Without PATH/test, PATH/val is the test set. Subfolders with pictures are the classes, in sorted order of
-    the train set; classes that only the test set has come after them. `auto` labels a set that has no picture
-    directly in its folder and at least two subfolders with pictures. Pictures are read as canvases of a side,
+    The hash keeps every image in its split when others are added; it does not balance the classes.
+    Without PATH/test, PATH/val is the test set. Subfolders with images are the classes, in sorted order of
+    the train set; classes that only the test set has come after them. `auto` labels a set that has no image
+    directly in its folder and at least two subfolders with images. Images are read as canvases of a side,
     or height and width, `canvas`, by default 8/7 of the views' (256 for 224): their largest central box of that shape,
     or with `fit: squash` all of them. `max_pixels`: how many pixels an image may have, whatever memory and time it
     takes; by default as many as decode below 200 MB: 100 million of a JPEG, 25 million of other formats.
@@ -85,30 +85,30 @@ class Folder:
         self._labels, self._fit, self._max_pixels = labels, fit, max_pixels
         self._scanned: dict[Path, list[bytes]] = {}
 
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
-        root = folder_at(self._path, "give the folder that holds the pictures")
+    def split(self, name: Split, size: Size | None = None) -> Images:
+        root = folder_at(self._path, "give the folder that holds the images")
         canvas = self._canvas or canvas_for(size or 224)
         wants_test = checked(name) == "test"
-        with refusing(root):
+        with os_errors_as(root):
             has_train = (root / self._train).is_dir()
         if not has_train:
             return self._hashed(root, wants_test, canvas)
         train = self._scan(root / self._train, root)
         classes = self._classes(root / self._train, train)
         if not wants_test:
-            return self._pictures(root / self._train, train, classes, canvas)
+            return self._images(root / self._train, train, classes, canvas)
         folder = self._test_folder(root)
         test = self._scan(folder, root)
         found = self._classes(folder, test, classes) if classes else ()
-        return self._pictures(folder, test, found, canvas)
+        return self._images(folder, test, found, canvas)
 
-    def _hashed(self, root: Path, wants_test: bool, canvas: Size) -> Pictures:
+    def _hashed(self, root: Path, wants_test: bool, canvas: Size) -> Images:
         paths = self._scan(root, root)
         mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
         if not mask_N.any():
-            which = f"none of its {len(paths)} pictures is in the {'test' if wants_test else 'train'} set"
-            raise DataError(f"{printable(root)}: {which}; add pictures, or change test_fraction")
-        return self._pictures(root, paths, self._classes(root, paths), canvas, mask_N)
+            which = f"none of its {len(paths)} images is in the {'test' if wants_test else 'train'} set"
+            raise DataError(f"{printable(root)}: {which}; add images, or change test_fraction")
+        return self._images(root, paths, self._classes(root, paths), canvas, mask_N)
 
     def _test_folder(self, root: Path) -> Path:
         folder = root / self._test
@@ -121,7 +121,7 @@ class Folder:
             self._scanned[folder] = scan(folder, root)
         if not self._scanned[folder]:
             suffixes = b" ".join(SUFFIXES).decode()
-            raise DataError(f"{printable(folder)}: no pictures in it or below; looked for {suffixes}")
+            raise DataError(f"{printable(folder)}: no images in it or below; looked for {suffixes}")
         return self._scanned[folder]
 
     def _classes(self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
@@ -136,14 +136,14 @@ class Folder:
             raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
         return ()
 
-    def _pictures(
+    def _images(
         self,
         folder: Path,
         paths: list[bytes],
         classes: tuple[bytes, ...],
         canvas: Size,
         mask_N: np.ndarray | None = None,
-    ) -> Pictures:
+    ) -> Images:
         labels_N = np.empty(len(paths), np.int64)
         index = {name: label for label, name in enumerate(classes)}
         below = top_folders(paths) if classes else {}
@@ -154,7 +154,7 @@ class Folder:
         names = tuple(os.fsdecode(name) for name in classes)
         labels = torch.from_numpy(labels_N) if classes else None
         how: dict[str, Any] = {"fit": self._fit, "max_pixels": self._max_pixels}
-        return FilePictures(folder, paths, labels, names, canvas, self.channels, **how)
+        return FileImages(folder, paths, labels, names, canvas, self.channels, **how)
 
 
 def canvas_for(size: Size) -> tuple[int, int]:
@@ -176,7 +176,7 @@ def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
 def folder_at(path: str | Path, remedy: str) -> Path:
     """The folder, `~` resolved. Raises DataError with the remedy when there is none."""
     folder = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
-    with refusing(folder):
+    with os_errors_as(folder):
         if folder.is_dir():
             return folder
         what = "a file, not a folder" if folder.exists() else "no such folder"

@@ -32,10 +32,10 @@ def agree(recipe: Recipe, **words: Any) -> None:
         return
     digest = recipe.digest()
     known = digest in _agreed and words.items() <= _agreed[digest].items()
-    asked = comm.from_all((digest, sorted(words.items()), known))
+    asked = comm.gather_objects((digest, sorted(words.items()), known))
     if known and all(one == asked[0] for one in asked):
         return
-    told = comm.from_all({"host": socket.gethostname(), "facts": facts(recipe, words)})
+    told = comm.gather_objects({"host": socket.gethostname(), "facts": facts(recipe, words)})
     found = [line for rank, one in enumerate(told) for line in _line(rank, one, told[0])]
     if found:
         more = f"; … and {len(found) - _NAMED} ranks more" if len(found) > _NAMED else ""
@@ -55,11 +55,11 @@ def _data(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in ("train", "test"):
         try:
-            pictures = recipe.values["data"].build().split(split)
+            images = recipe.values["data"].build().split(split)
         except Error as error:
             found[f"{split} images"] = str(error)
             continue
-        found |= {f"{split} images: {name}": mark for name, mark in portable(pictures).items()}
+        found |= {f"{split} images: {name}": mark for name, mark in portable(images).items()}
     return found
 
 

@@ -29,7 +29,7 @@ SAME = {
 
 
 def report(recipe: Recipe | None, out: Path) -> Report:
-    """This machine: versions, GPUs, free disk at `out`, fingerprint of the recipe's pictures, what went wrong."""
+    """This machine: versions, GPUs, free disk at `out`, fingerprint of the recipe's images, what went wrong."""
     found: Report = {
         "host": socket.gethostname(),
         "python": platform.python_version(),
@@ -88,7 +88,7 @@ def here(recipe: Recipe | None, out: Path) -> list[Report]:
         return [mine]
     comm.start(seconds=60)
     comm.barrier()
-    told = comm.from_all({**mine, "clock": time.time()})
+    told = comm.gather_objects({**mine, "clock": time.time()})
     rate = comm.bandwidth()
     reports: dict[str, Report] = {}
     for one in told:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lookalike.nn.batchnorm import running
+from lookalike.nn.batchnorm import running_stats
 
 
 class Guard:
@@ -13,7 +13,7 @@ class Guard:
         self._watched = [p for p in module.parameters() if p.requires_grad]
         self._hooks = [p.register_hook(self._see) for p in self._watched]  # type: ignore[no-untyped-call]
         self._sums: list[Tensor] = []
-        self._running = running(module)
+        self._running = running_stats(module)
         self._before: list[Tensor] = []
         self._forgets = [f for part in module.modules() if callable(f := getattr(part, "forget", None))]
 

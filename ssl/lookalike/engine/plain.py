@@ -11,7 +11,7 @@ from lookalike.engine.activations import checkpoint_activations as checkpoint_ba
 from lookalike.engine.guard import Guard
 from lookalike.engine.state import Precision, State, autocast, follow, load_model, load_optim, model_state, optim_state
 from lookalike.errors import RunError
-from lookalike.nn.batchnorm import still
+from lookalike.nn.batchnorm import freeze_running_stats
 from lookalike.optim import clip
 from lookalike.recipe import NonNegative
 
@@ -47,7 +47,7 @@ class Plain:
             return self.module(*inputs)
 
     def backward(self, value: Tensor) -> None:
-        with still(self.module):
+        with freeze_running_stats(self.module):
             (value / self.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def finite(self) -> Tensor:

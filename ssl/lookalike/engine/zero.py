@@ -22,7 +22,7 @@ from lookalike.engine.guard import Guard
 from lookalike.engine.shards import Flat, Layout, Split, Whole
 from lookalike.engine.state import Precision, State, autocast
 from lookalike.errors import RunError
-from lookalike.nn.batchnorm import still
+from lookalike.nn.batchnorm import freeze_running_stats
 from lookalike.optim import is_layerwise
 from lookalike.recipe import NonNegative
 
@@ -68,7 +68,7 @@ class Zero:
         deepspeed = _deepspeed()
         self.module, self.optimizer, self.stage = module, optimizer, stage
         self.accumulate = accumulate
-        comm.spread(module)
+        comm.broadcast_module(module)
         self._guard = Guard(module)
         self._switch = Switch(optimizer)
         with _calm():
@@ -86,7 +86,7 @@ class Zero:
         return self._engine(*inputs)
 
     def backward(self, value: Tensor) -> None:
-        with still(self.module):
+        with freeze_running_stats(self.module):
             self._engine.backward(value)
 
     def finite(self) -> Tensor:

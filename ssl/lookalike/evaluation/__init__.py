@@ -1,1 +1,1 @@
-"""What embedded pictures are asked, by what is known of them; how the answers are said, and shown in pictures."""
+"""What embedded images are asked, by what is known of them; how the answers are said, and shown in images."""

@@ -1,4 +1,4 @@
-"""Pictures through a frozen model: features and labels, extracted once and kept in the run folder."""
+"""Images through a frozen model: features and labels, extracted once and kept in the run folder."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.data.images import Pictures
+from lookalike.data.images import Images
 from lookalike.data.loader import in_order
 from lookalike.data.passport import passport
 from lookalike.errors import Error, RunError
@@ -33,7 +33,7 @@ SUM = "sha256"
 
 
 class Features(NamedTuple):
-    """`x_ND` float32, `labels_N` int64 on the CPU; `dropped` pictures could not be read: `ids_N` are the others."""
+    """`x_ND` float32, `labels_N` int64 on the CPU; `dropped` images could not be read: `ids_N` are the others."""
 
     x_ND: Tensor
     labels_N: Tensor
@@ -41,7 +41,7 @@ class Features(NamedTuple):
     ids_N: Tensor
 
 
-def embed(model: nn.Module, architecture: Architecture) -> Embed:
+def embedder(model: nn.Module, architecture: Architecture) -> Embed:
     """uint8 canvas (B, C, H, W) -> features (B, D): the test-time view, normalised, through `model` in eval mode."""
     mean, std = architecture.normalisation()
     model.eval()
@@ -70,47 +70,45 @@ def pixels(canvas_BCHW: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def embedded_in_order(
-    function: Embed, pictures: Pictures, batch: int, workers: int
+    function: Embed, images: Images, batch: int, workers: int
 ) -> Generator[tuple[list[int], Tensor], None, None]:
-    """(ids, float32 features (B, D) on the CPU) of all pictures in order; those that cannot be read are left out."""
+    """(ids, float32 features (B, D) on the CPU) of all images in order; those that cannot be read are left out."""
     device = comm.device()
-    for ids, canvas_BCHW in in_order(pictures, batch, workers, pin=device.type == "cuda"):
+    for ids, canvas_BCHW in in_order(images, batch, workers, pin=device.type == "cuda"):
         yield ids, function(canvas_BCHW.to(device)).float().cpu()
 
 
-def extract(
-    function: Embed, pictures: Pictures, *, batch: int = 256, workers: int = 0, labelled: bool = True
-) -> Features:
-    """Every readable picture's features, in order.
+def extract(function: Embed, images: Images, *, batch: int = 256, workers: int = 0, labelled: bool = True) -> Features:
+    """Every readable image's features, in order.
 
-    Raises Error where the pictures have no labels; they are -1 where none are asked for (`labelled`).
+    Raises Error where the images have no labels; they are -1 where none are asked for (`labelled`).
     """
-    if labelled and pictures.labels is None:
+    if labelled and images.labels is None:
         raise Error(
-            "data: these pictures have no labels to score with: use class folders, or leave probe and evaluate out"
+            "data: these images have no labels to score with: use class folders, or leave probe and evaluate out"
         )
     rows, kept = [], []
-    for ids, x_BD in embedded_in_order(function, pictures, batch, workers):
+    for ids, x_BD in embedded_in_order(function, images, batch, workers):
         rows.append(x_BD)
         kept += ids
     if not rows:
-        raise Error("data: not one picture of this split could be read")
+        raise Error("data: not one image of this split could be read")
     ids_N = torch.tensor(kept)
-    labels_N = torch.full_like(ids_N, -1) if pictures.labels is None else pictures.labels[ids_N]
-    return Features(torch.cat(rows), labels_N, len(pictures) - len(kept), ids_N)
+    labels_N = torch.full_like(ids_N, -1) if images.labels is None else images.labels[ids_N]
+    return Features(torch.cat(rows), labels_N, len(images) - len(kept), ids_N)
 
 
-def identity(pictures: Pictures) -> tuple[str, ...]:
+def cache_key(images: Images) -> tuple[str, ...]:
     """What features depend on: images by their `passport`, shape, fit, and order and labels, which it need not tell."""
     digest = hashlib.sha256()
-    for i in range(len(pictures)):
-        digest.update(os.fsencode(pictures.name(i)) + b"\0")
-    if pictures.labels is not None:
-        digest.update(pictures.labels.numpy().tobytes())
-    marks = passport(pictures)
+    for i in range(len(images)):
+        digest.update(os.fsencode(images.name(i)) + b"\0")
+    if images.labels is not None:
+        digest.update(images.labels.numpy().tobytes())
+    marks = passport(images)
     known = (str(marks[name]) for name in ("data", "content", "times") if name in marks)
-    how = f"{getattr(pictures, 'fit', '')} {getattr(pictures, 'max_pixels', None)}"
-    return *known, str(pictures.shape), how, digest.hexdigest()
+    how = f"{getattr(images, 'fit', '')} {getattr(images, 'max_pixels', None)}"
+    return *known, str(images.shape), how, digest.hexdigest()
 
 
 def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:

@@ -1,4 +1,4 @@
-"""What a set of embedded pictures can be asked: retrieval, re-identification or verification, and the answers.
+"""What a set of embedded images can be asked: retrieval, re-identification or verification, and the answers.
 
 Pairs make it verification; cameras, and who asks and who is searched, make it re-identification; labels are enough
 for retrieval.
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from lookalike.data.images import Pairs, Pictures, Roles
+from lookalike.data.images import Images, Pairs, QueryGallery
 from lookalike.errors import DataError, Error, RecipeError
 from lookalike.scoring import bootstrap, breakdown, clustering, reidentification, rerank, retrieval, verification
 from lookalike.scoring.nearest import Gallery
@@ -35,7 +35,7 @@ class Reranking(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Questions:
+class Measures:
     """What to measure beside the task's own scores."""
 
     ks: tuple[int, ...] = (1, 5, 10)
@@ -48,8 +48,8 @@ class Questions:
     seed: int = 0
 
 
-class Scene(NamedTuple):
-    """N embedded pictures and what is known of them: labels and cameras int64 (N,), roles, pairs; None: nothing.
+class EmbeddedSet(NamedTuple):
+    """N embedded images and what is known of them: labels and cameras int64 (N,), roles, pairs; None: nothing.
 
     `unit`: they are compared by cosine, else by Euclidean distance.
     """
@@ -57,12 +57,12 @@ class Scene(NamedTuple):
     x_ND: Tensor
     labels_N: Tensor | None
     cameras_N: Tensor | None
-    roles: Roles | None
+    roles: QueryGallery | None
     pairs: Pairs | None
     unit: bool
 
 
-class Answers(TypedDict):
+class Results(TypedDict):
     """Scores in [0, 1] by name, counts, the protocol in words, intervals, and means by group."""
 
     scores: dict[str, float]
@@ -72,22 +72,22 @@ class Answers(TypedDict):
     groups: dict[str, dict[int, dict[str, float]]]
 
 
-def task_of(pictures: Pictures, wanted: str = "auto") -> Task:
-    """The task that the pictures are made for, or the one that is wanted.
+def task_of(images: Images, wanted: str = "auto") -> Task:
+    """The task that the images are made for, or the one that is wanted.
 
     Raises RecipeError where a wanted one needs what is not known of them, DataError where not even labels are.
     """
     known = {
-        "labels": pictures.labels is not None,
-        "cameras": pictures.cameras is not None,
-        "pairs": pictures.pairs is not None,
+        "labels": images.labels is not None,
+        "cameras": images.cameras is not None,
+        "pairs": images.pairs is not None,
     }
     task: Task = "retrieval"
     if wanted != "auto":
         task = wanted  # type: ignore[assignment]
     elif known["pairs"]:
         task = "verification"
-    elif known["cameras"] and pictures.roles is not None:
+    elif known["cameras"] and images.roles is not None:
         task = "reidentification"
     remedies = {
         "labels": "use class folders or a manifest with labels, or leave evaluate out",
@@ -97,13 +97,15 @@ def task_of(pictures: Pictures, wanted: str = "auto") -> Task:
     needs = {"retrieval": ["labels"], "reidentification": ["labels", "cameras"], "verification": ["pairs"]}
     for name in needs[task]:
         if not known[name] and name == "labels":
-            raise DataError(f"data: evaluation needs labels, and these pictures have none: {remedies[name]}")
+            raise DataError(f"data: evaluation needs labels, and these images have none: {remedies[name]}")
         if not known[name]:
-            raise RecipeError(f"evaluate.task: {task} needs {name}, which these pictures have not: {remedies[name]}")
+            raise RecipeError(f"evaluate.task: {task} needs {name}, which these images have not: {remedies[name]}")
     return task
 
 
-def who_asks(rows: int, labels_N: Tensor | None, roles: Roles | None, task: Task) -> tuple[Tensor, Tensor]:
+def query_and_gallery(
+    rows: int, labels_N: Tensor | None, roles: QueryGallery | None, task: Task
+) -> tuple[Tensor, Tensor]:
     """The rows that ask, int64 (Q,), and that are searched, (G,); without roles all do both.
 
     A label below 0 names no class: it never asks, and re-identification's -1 is not searched either. Raises DataError
@@ -115,20 +117,20 @@ def who_asks(rows: int, labels_N: Tensor | None, roles: Roles | None, task: Task
         query_N = query_N & (labels_N >= 0)
         gallery_N = gallery_N & (labels_N != reidentification.SKIPPED) if task == "reidentification" else gallery_N
     query_Q, gallery_G = query_N.nonzero()[:, 0], gallery_N.nonzero()[:, 0]
-    for some, what in ((query_Q, "no picture asks (query)"), (gallery_G, "the gallery is empty")):
+    for some, what in ((query_Q, "no image asks (query)"), (gallery_G, "the gallery is empty")):
         if not len(some):
-            raise DataError(f"data: {what} among {rows} pictures: check the split and the roles in the data")
+            raise DataError(f"data: {what} among {rows} images: check the split and the roles in the data")
     return query_Q, gallery_G
 
 
-def gallery_of(scene: Scene, task: Task) -> tuple[Gallery, Tensor, Tensor]:
+def gallery_of(scene: EmbeddedSet, task: Task) -> tuple[Gallery, Tensor, Tensor]:
     """Who asks and who is searched, and the rows of both, int64 (Q,) and (G,).
 
     Raises DataError as `who_asks` and where no query has anything to find or to be mistaken for.
     """
     assert scene.labels_N is not None
     cameras_N = scene.cameras_N if task == "reidentification" else None
-    query_Q, gallery_G = who_asks(len(scene.x_ND), scene.labels_N, scene.roles, task)
+    query_Q, gallery_G = query_and_gallery(len(scene.x_ND), scene.labels_N, scene.roles, task)
     place_N = torch.full_like(scene.labels_N, -1)
     place_N[gallery_G] = torch.arange(len(gallery_G))
     gallery_GD = scene.x_ND[gallery_G]
@@ -146,15 +148,15 @@ def gallery_of(scene: Scene, task: Task) -> tuple[Gallery, Tensor, Tensor]:
     return sets, query_Q, gallery_G
 
 
-def refuse_unanswerable(pictures: Pictures, task: Task) -> None:
-    """Raises, before there are embeddings, what `gallery_of` would raise for these pictures."""
-    nowhere_N1 = torch.zeros(len(pictures), 1)
-    gallery_of(Scene(nowhere_N1, pictures.labels, pictures.cameras, pictures.roles, None, True), task)
+def refuse_unanswerable(images: Images, task: Task) -> None:
+    """Raises, before there are embeddings, what `gallery_of` would raise for these images."""
+    nowhere_N1 = torch.zeros(len(images), 1)
+    gallery_of(EmbeddedSet(nowhere_N1, images.labels, images.cameras, images.roles, None, True), task)
 
 
-def refuse_fars(pictures: Pictures, fars: tuple[float, ...] | None) -> None:
+def refuse_fars(images: Images, fars: tuple[float, ...] | None) -> None:
     """Raises RecipeError for a FAR that so few different pairs cannot measure."""
-    different = 0 if pictures.pairs is None else int((~pictures.pairs.same_P).sum())
+    different = 0 if images.pairs is None else int((~images.pairs.same_P).sum())
     for far in fars or ():
         if different and not verification.measurable(far, different):
             least = f"from 1/{different} = {1 / different:.3g} on"
@@ -166,12 +168,12 @@ def refuse_fars(pictures: Pictures, fars: tuple[float, ...] | None) -> None:
 def refuse_hopeless(sets: Gallery) -> None:
     """Raises DataError where no query has anything to find, or nothing could be mistaken for it."""
     if len(torch.unique(torch.cat([sets.labels_Q, sets.labels_N]))) < 2:
-        raise DataError("data: all pictures are of one class, so every answer is right: give two or more classes")
+        raise DataError("data: all images are of one class, so every answer is right: give two or more classes")
     if not bool(relevant(sets).any()):
         where = "of another camera in the gallery" if sets.cameras_Q is not None else "in the gallery"
         raise DataError(
-            f"data: none of {len(sets.labels_Q)} queries has another picture of its class {where}: give two or more of "
-            "a class to the pictures that are scored, or score more of them (test_fraction, held_out)"
+            f"data: none of {len(sets.labels_Q)} queries has another image of its class {where}: give two or more of "
+            "a class to the images that are scored, or score more of them (test_fraction, held_out)"
         )
 
 
@@ -189,7 +191,7 @@ def junk(sets: Gallery) -> Tensor:
     return reidentification.relevant_and_junk(sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N)[1]
 
 
-def ranked(sets: Gallery, task: Task, asked: Questions) -> tuple[Answers, PerQuery]:
+def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuery]:
     """Retrieval's or re-identification's answers, and the measures of single queries."""
     if task == "retrieval":
         found = retrieval.each(
@@ -217,7 +219,7 @@ def ranked(sets: Gallery, task: Task, asked: Questions) -> tuple[Answers, PerQue
         protocol |= {"ap": asked.ap, "junk": "same class and camera, left out"}
         protocol |= {"rerank": asked.rerank._asdict()} if asked.rerank else {}
     else:
-        protocol |= {"ap": "step", "own picture": "left out"}
+        protocol |= {"ap": "step", "own image": "left out"}
     counts = {
         "queries": len(found.row_Q),
         "dropped": found.dropped,
@@ -230,10 +232,10 @@ def ranked(sets: Gallery, task: Task, asked: Questions) -> tuple[Answers, PerQue
         groups["class"] = breakdown.by_group(found.values, sets.labels_Q[found.row_Q])
         if sets.cameras_Q is not None:
             groups["camera"] = breakdown.by_group(found.values, sets.cameras_Q[found.row_Q])
-    return Answers(scores=scores, counts=counts, protocol=protocol, intervals=intervals, groups=groups), found
+    return Results(scores=scores, counts=counts, protocol=protocol, intervals=intervals, groups=groups), found
 
 
-def _reidentified(sets: Gallery, asked: Questions) -> dict[str, tuple[PerQuery, Tensor]]:
+def _reidentified(sets: Gallery, asked: Measures) -> dict[str, tuple[PerQuery, Tensor]]:
     """By prefix: the measures of single queries, and the classes of all."""
     searched = (sets.gallery_ND, sets.labels_N, sets.cameras_N)
     how: dict[str, Any] = {"ks": asked.ks, "ap": asked.ap}
@@ -258,7 +260,7 @@ def _reidentified(sets: Gallery, asked: Questions) -> dict[str, tuple[PerQuery, 
     return found
 
 
-def compared(scene: Scene, asked: Questions) -> tuple[Answers, Tensor, Tensor]:
+def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tensor]:
     """Verification's answers, the similarity of each pair and the threshold that judges it, float64 (P,) both.
 
     With folds the threshold of a pair comes from the other folds. Raises Error as `verification.scores` does.
@@ -286,14 +288,14 @@ def compared(scene: Scene, asked: Questions) -> tuple[Answers, Tensor, Tensor]:
         threshold_P = torch.full_like(near_P, verification.threshold(near_P, same_P))
     counts = {"pairs": len(same_P), "same": len(same_P) - different, "different": different}
     counts |= {"folds": len(torch.unique(folds_P))}
-    answers = Answers(scores=scores, counts=counts, protocol=protocol, intervals={}, groups=groups)
+    answers = Results(scores=scores, counts=counts, protocol=protocol, intervals={}, groups=groups)
     return answers, near_P, threshold_P
 
 
-def clusters(scene: Scene, seed: int) -> float:
-    """NMI of all the pictures. Raises DataError without labels."""
+def clusters(scene: EmbeddedSet, seed: int) -> float:
+    """NMI of all the images. Raises DataError without labels."""
     if scene.labels_N is None:
-        raise DataError("evaluate.nmi: needs labels, which these pictures have not: remove it")
+        raise DataError("evaluate.nmi: needs labels, which these images have not: remove it")
     return clustering.nmi(scene.x_ND, scene.labels_N, normalize=scene.unit, seed=seed)
 
 

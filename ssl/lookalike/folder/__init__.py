@@ -10,8 +10,18 @@ from lookalike.folder.leftovers import leftovers, recover, sweep, sweep_beside
 from lookalike.folder.locks import held, lock, unlock
 from lookalike.folder.manifest import FORMAT, MANIFEST, read_manifest, verify
 from lookalike.folder.regular import read_regular, without_waiting
-from lookalike.folder.whole import appearing, nearest, refuse_strangers, refuse_unwritable, write_file, write_folder
+from lookalike.folder.whole import atomic_write, nearest, refuse_strangers, refuse_unwritable, write_file, write_folder
 
-__all__ = ["FORMAT", "MANIFEST", "appearing", "held", "leftovers", "lock", "nearest", "read_manifest", "read_regular"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "atomic_write",
+    "held",
+    "leftovers",
+    "lock",
+    "nearest",
+    "read_manifest",
+    "read_regular",
+]
 __all__ += ["recover", "refuse_strangers", "refuse_unwritable", "sweep", "sweep_beside", "unlock", "verify"]
 __all__ += ["without_waiting", "write_file", "write_folder"]

@@ -91,7 +91,7 @@ def write_file(target: Path, content: bytes) -> None:
     """Makes or replaces one file, whole or not at all. Raises RunError when it cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(target) as file:
+        with atomic_write(target) as file:
             file.write(content)
         _flush(target.parent)
     except OSError as error:
@@ -99,7 +99,7 @@ def write_file(target: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def appearing(target: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(target: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
     """A file to be written that is `target` once all went well, and nothing otherwise; `flush`: on disk before that."""
     temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
     try:

@@ -18,19 +18,19 @@ from lookalike.nn.batchnorm import standardize
 from lookalike.nn.correlation import cross_energy, identity_gaps
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import precise
+from lookalike.nn.numerics import at_least_fp32
 from lookalike.recipe import NonNegative, Positive, Width
 
 
 def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss:
     """Equation 1 on the embeddings of two views, always in fp32 or better.
 
-    ha_BD, hb_BD: (B, D), row i of both from one picture, this rank's rows. The batch statistics and the
+    ha_BD, hb_BD: (B, D), row i of both from one image, this rank's rows. The batch statistics and the
     correlation are those of all ranks' rows. Terms: `on_diagonal` = Σ (1 - C_ii)², `off_diagonal` = Σ C_ij²,
     i ≠ j, before its weight.
     """
     with torch.autocast(ha_BD.device.type, enabled=False):
-        za_BD, zb_BD = (standardize(precise(h)) for h in (ha_BD, hb_BD))
+        za_BD, zb_BD = (standardize(at_least_fp32(h)) for h in (ha_BD, hb_BD))
         n = comm.count(za_BD)
         diagonal_D = comm.sum((za_BD * zb_BD).sum(dim=0)) / n
         on, off = identity_gaps(diagonal_D, cross_energy(za_BD, zb_BD) / n**2)
@@ -58,7 +58,7 @@ class BarlowTwins(nn.Module):
         self.off_diagonal, self.scale = off_diagonal, scale
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         loss = barlow_twins_loss(za_BD, zb_BD, self.off_diagonal)
         return loss._replace(value=self.scale * loss.value)

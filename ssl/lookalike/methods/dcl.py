@@ -14,19 +14,19 @@ from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import NonNegative, Positive, Width
 
 
 def dcl_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float, sigma: float = 0.0) -> Loss:
     """Equation 6, averaged over the 2N views of all ranks; with `sigma` > 0 equation 7 (DCLW).
 
-    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one picture, this rank's rows. Each row's
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image, this rank's rows. Each row's
     denominator leaves out both itself and its positive. DCLW weighs the positives by 2 - exp(s / σ) over its
     mean; the weights carry no gradient, as in the authors' code. Terms: `alignment`, the pairs' mean cosine.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
-        za_BD, zb_BD = unit(za_BD), unit(zb_BD)
+        za_BD, zb_BD = l2_normalize(za_BD), l2_normalize(zb_BD)
         rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
         n = len(keys_MD) // 2
         pair_M2 = torch.cat([own_M1, (own_M1 + n) % (2 * n)], dim=1)
@@ -64,6 +64,6 @@ class DCL(nn.Module):
         self.temperature, self.sigma = temperature, sigma
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         return dcl_loss(za_BD, zb_BD, self.temperature, self.sigma)

@@ -15,9 +15,9 @@ from lookalike.models import Backbone
 from lookalike.nn.heads import Prototypes
 from lookalike.nn.loss import Loss
 from lookalike.nn.multicrop import each_size
-from lookalike.nn.numerics import precise, unit
+from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.nn.teacher import Teacher
-from lookalike.optim import Moment
+from lookalike.optim import Progress
 from lookalike.recipe import Count, Fraction, NonNegative, Positive, Width
 
 
@@ -97,7 +97,7 @@ class Head(nn.Module):
         """Features to logits, the last product in fp32."""
         z_BD = self.mlp(h_BD)
         with torch.autocast(h_BD.device.type, enabled=False):
-            logits_BK: Tensor = self.prototypes(unit(precise(z_BD)))
+            logits_BK: Tensor = self.prototypes(l2_normalize(at_least_fp32(z_BD)))
             return logits_BK
 
 
@@ -133,14 +133,14 @@ class DINO(nn.Module):
         self.rising = (teacher_temperature, final_teacher_temperature, teacher_warmup_epochs)
         self.teacher_temperature = teacher_temperature
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Sets the teacher's temperature; holds the prototypes in the first epochs."""
         low, high, epochs = self.rising
         self.teacher_temperature = low + (high - low) * min(1.0, moment.epoch / epochs if epochs else 1.0)
         self.head.prototypes.frozen = moment.epoch < self.frozen_epochs
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """V views (B, C, H, W), the first two large, of the same pictures -> the loss over the batch of all ranks."""
+        """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch of all ranks."""
         h_VBD = each_size(self.backbone, views)
         students = self.head(torch.cat(h_VBD)).chunk(len(views))
         teachers = each_size(self.teacher, views[:2])

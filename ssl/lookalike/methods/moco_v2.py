@@ -16,7 +16,7 @@ from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.queue import Queue
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Count, Fraction, Positive, Widths
@@ -29,7 +29,7 @@ def moco_v2_loss(q_BD: Tensor, k_BD: Tensor, queue_QD: Tensor, temperature: floa
     keys and queue carry no gradient. Terms: `alignment`, the mean cosine of query and key.
     """
     with torch.autocast(q_BD.device.type, enabled=False):
-        q_BD, k_BD = unit(q_BD), unit(k_BD).detach()
+        q_BD, k_BD = l2_normalize(q_BD), l2_normalize(k_BD).detach()
         cosine_B = (q_BD * k_BD).sum(dim=1)
         positive_B = cosine_B / temperature
         lse_B = torch.logaddexp(positive_B, log_sum_exp(q_BD, queue_QD.to(q_BD.dtype), temperature))
@@ -60,9 +60,9 @@ class MoCoV2(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         query, key = views
         k_BD = self.teacher(key)
         loss = moco_v2_loss(self.projector(self.backbone(query)), k_BD, self.queue.rows_QD, self.temperature)
-        self.queue.put(unit(k_BD))
+        self.queue.put(l2_normalize(k_BD))
         return loss

@@ -14,7 +14,7 @@ from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, Positive, Widths
 
@@ -22,11 +22,11 @@ from lookalike.recipe import Fraction, Positive, Widths
 def moco_v3_loss(q_BD: Tensor, k_BD: Tensor, temperature: float) -> Loss:
     """2 T times equation 1, averaged over the rows of all ranks: each query against the keys of the whole batch.
 
-    q_BD: (B, D) queries, k_BD: (B, D) keys without gradient, of any length, row i of both from one picture, this
+    q_BD: (B, D) queries, k_BD: (B, D) keys without gradient, of any length, row i of both from one image, this
     rank's rows. Terms: `alignment`, the mean cosine of query and key.
     """
     with torch.autocast(q_BD.device.type, enabled=False):
-        q_BD, k_BD = unit(q_BD), unit(k_BD).detach()
+        q_BD, k_BD = l2_normalize(q_BD), l2_normalize(k_BD).detach()
         cosine_B = (q_BD * k_BD).sum(dim=1)
         lse_B = log_sum_exp(q_BD, comm.cat(k_BD), temperature)
         value = 2 * temperature * comm.mean(lse_B - cosine_B / temperature)
@@ -57,7 +57,7 @@ class MoCoV3(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
         qa_BD, qb_BD = (self.predictor(self.projector(self.backbone(view))) for view in views)
         ka_BD, kb_BD = (self.teacher(view) for view in views)
         ab = moco_v3_loss(qa_BD, kb_BD, self.temperature)

@@ -14,7 +14,7 @@ from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, nearest
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.queue import Queue
 from lookalike.recipe import Count, Positive, Widths
 
@@ -27,7 +27,7 @@ def nnclr_loss(z_BD: Tensor, p_BD: Tensor, queue_QD: Tensor, temperature: float)
     neighbour and prediction.
     """
     with torch.autocast(z_BD.device.type, enabled=False):
-        z_BD, p_BD = unit(z_BD).detach(), unit(p_BD)
+        z_BD, p_BD = l2_normalize(z_BD).detach(), l2_normalize(p_BD)
         queue_QD = queue_QD.to(z_BD.dtype)
         neighbour_BD = queue_QD[nearest(z_BD, queue_QD)]
         cosine_B = (neighbour_BD * p_BD).sum(dim=1)
@@ -59,10 +59,10 @@ class NNCLR(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         ab = nnclr_loss(za_BD, self.predictor(zb_BD), self.queue.rows_QD, self.temperature)
         ba = nnclr_loss(zb_BD, self.predictor(za_BD), self.queue.rows_QD, self.temperature)
-        self.queue.put(unit(za_BD))
+        self.queue.put(l2_normalize(za_BD))
         loss = both_ways(ab, ba, (za_BD.detach(), zb_BD.detach()))
         return loss._replace(value=loss.value / 2)

@@ -1,4 +1,4 @@
-"""SimCLR: tells a picture's other view from all other views of the batch.
+"""SimCLR: tells an image's other view from all other views of the batch.
 
 Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
 ICML 2020, arXiv 2002.05709, equation 1 (NT-Xent).
@@ -14,18 +14,18 @@ from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import Positive, Width
 
 
 def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
     """Equation 1, averaged over the 2N views of all ranks; each row is told from the 2N - 1 others.
 
-    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one picture, this rank's rows. Terms:
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image, this rank's rows. Terms:
     `alignment`, the mean cosine of the pairs.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
-        za_BD, zb_BD = unit(za_BD), unit(zb_BD)
+        za_BD, zb_BD = l2_normalize(za_BD), l2_normalize(zb_BD)
         rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
         n = len(keys_MD) // 2
         lse = log_sum_exp(rows_MD, keys_MD, temperature, own_M1).sum()
@@ -48,6 +48,6 @@ class SimCLR(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         return simclr_loss(za_BD, zb_BD, self.temperature)

@@ -12,7 +12,7 @@ from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss, both_ways
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import Width, Widths
 
 
@@ -23,7 +23,7 @@ def simsiam_loss(p_BD: Tensor, z_BD: Tensor) -> Loss:
     this rank's rows. Terms: `alignment`, the mean cosine.
     """
     with torch.autocast(p_BD.device.type, enabled=False):
-        p_BD, z_BD = unit(p_BD), unit(z_BD).detach()
+        p_BD, z_BD = l2_normalize(p_BD), l2_normalize(z_BD).detach()
         cosine = comm.mean((p_BD * z_BD).sum(dim=1))
         return Loss(-cosine / 2, {"alignment": cosine.detach()}, (p_BD.detach(), z_BD))
 
@@ -46,12 +46,12 @@ class SimSiam(nn.Module):
         self.projector = mlp([backbone.dim, *projector], last_norm="plain")
         self.predictor = mlp([projector[-1], predictor, projector[-1]], bias=True)
 
-    def constant_rate(self) -> set[str]:
+    def constant_lr(self) -> set[str]:
         """Parameters that the schedule leaves alone (section 4.2 of the paper)."""
         return {f"predictor.{name}" for name, _ in self.predictor.named_parameters()}
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         ab, ba = simsiam_loss(self.predictor(za_BD), zb_BD), simsiam_loss(self.predictor(zb_BD), za_BD)
         return both_ways(ab, ba, (za_BD.detach(), zb_BD.detach()))

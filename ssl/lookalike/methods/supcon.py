@@ -1,4 +1,4 @@
-"""SupCon: SimCLR's loss in which all views of all pictures of one class are positives.
+"""SupCon: SimCLR's loss in which all views of all images of one class are positives.
 
 Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2 (L_out). The one
 method here that reads labels.
@@ -14,19 +14,19 @@ from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import Positive, Width
 
 
 def supcon_loss(za_BD: Tensor, zb_BD: Tensor, labels_B: Tensor, temperature: float) -> Loss:
     """Equation 2, averaged over the 2N views of all ranks.
 
-    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one picture of class labels_B[i] (int64),
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image of class labels_B[i] (int64),
     this rank's rows. A row's positives enter through the sum of their embeddings, class by class: nothing of
-    size N × N is held. Terms: `alignment`, the mean cosine of a picture's two views.
+    size N × N is held. Terms: `alignment`, the mean cosine of an image's two views.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
-        za_BD, zb_BD = unit(za_BD), unit(zb_BD)
+        za_BD, zb_BD = l2_normalize(za_BD), l2_normalize(zb_BD)
         rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
         lse = log_sum_exp(rows_MD, keys_MD, temperature, own_M1).sum()
         positives = _mean_positive(rows_MD, keys_MD, labels_B.repeat(2), comm.cat(labels_B).repeat(2)).sum()
@@ -59,6 +59,6 @@ class SupCon(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor], labels_B: Tensor) -> Loss:
-        """Two views (B, C, H, W) of the same pictures and their classes -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images and their classes -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         return supcon_loss(za_BD, zb_BD, labels_B, self.temperature)

@@ -15,8 +15,8 @@ from lookalike.models import Backbone
 from lookalike.nn.heads import Prototypes, mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.multicrop import each_size
-from lookalike.nn.numerics import precise, unit
-from lookalike.optim import Moment
+from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.optim import Progress
 from lookalike.recipe import Count, NonNegative, Positive, Widths
 
 
@@ -26,7 +26,7 @@ def sinkhorn(scores_BK: Tensor, epsilon: float, iterations: int) -> Tensor:
 
     scores_BK: this rank's rows; returns (B, K), rows summing to one.
     """
-    highest = comm.highest(scores_BK.amax()) if len(scores_BK) else scores_BK.new_zeros(())
+    highest = comm.all_max(scores_BK.amax()) if len(scores_BK) else scores_BK.new_zeros(())
     q_BK = ((scores_BK - highest) / epsilon).exp()
     for _ in range(iterations):
         q_BK = q_BK / comm.sum(q_BK.sum(dim=0)).clamp(min=torch.finfo(q_BK.dtype).tiny)
@@ -77,15 +77,15 @@ class SwAV(nn.Module):
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.frozen_epochs = frozen_epochs
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Holds the prototypes in the first epochs."""
         self.prototypes.frozen = moment.epoch < self.frozen_epochs
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """V views (B, C, H, W), the first two large, of the same pictures -> the loss over the batch of all ranks."""
+        """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch of all ranks."""
         h_VBD = each_size(self.backbone, views)
         z_VBD = self.projector(torch.cat(h_VBD)).chunk(len(views))
         with torch.autocast(views[0].device.type, enabled=False):
-            scores = [self.prototypes(unit(precise(z_BD))) for z_BD in z_VBD]
+            scores = [self.prototypes(l2_normalize(at_least_fp32(z_BD))) for z_BD in z_VBD]
             loss = swav_loss(scores, self.temperature, self.epsilon, self.iterations)
         return loss._replace(embeddings=(z_VBD[0].detach(), z_VBD[1].detach()))

@@ -1,4 +1,4 @@
-"""TiCo: draws the views of a picture together and keeps them off the directions that the past has filled.
+"""TiCo: draws the views of an image together and keeps them off the directions that the past has filled.
 
 Zhu, Moraes, Karakulak, Sobol, Canziani & LeCun, "TiCo: Transformation Invariance and Covariance Contrast for
 Self-Supervised Visual Representation Learning", arXiv 2206.10698, algorithm 1.
@@ -13,7 +13,7 @@ from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, NonNegative, Widths
 
@@ -25,7 +25,7 @@ def tico_loss(z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: flo
     rank's rows. Terms: `alignment`, the mean cosine, and `contrast`, the covariance term before its weight `rho`.
     """
     with torch.autocast(z_BD.device.type, enabled=False):
-        z_BD, k_BD = unit(z_BD), unit(k_BD).detach()
+        z_BD, k_BD = l2_normalize(z_BD), l2_normalize(k_BD).detach()
         now_DD = comm.sum(z_BD.T @ z_BD) / comm.count(z_BD)
         mixed_DD = beta * past_DD.to(z_BD.dtype) + (1 - beta) * now_DD
         alignment, contrast = comm.mean((z_BD * k_BD).sum(dim=1)), (mixed_DD * now_DD).sum()
@@ -59,7 +59,7 @@ class TiCo(nn.Module):
         self._next_DD: Tensor | None = None
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         z_BD, k_BD = self.projector(self.backbone(views[0])), self.teacher(views[1])
         loss, self._next_DD = tico_loss(z_BD, k_BD, self.past_DD, self.beta, self.rho)
         return loss

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.models import Backbone
-from lookalike.nn.correlation import energy
+from lookalike.nn.correlation import gram_energy
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import precise
+from lookalike.nn.numerics import at_least_fp32
 from lookalike.recipe import NonNegative, Positive, Width
 
 
@@ -24,11 +24,11 @@ def vicreg_loss(
 ) -> Loss:
     """Equation 6 over the rows of all ranks, always in fp32 or better.
 
-    za_BD, zb_BD: (B, D), row i of both from one picture, this rank's rows. Terms: `invariance`, `variance` and
+    za_BD, zb_BD: (B, D), row i of both from one image, this rank's rows. Terms: `invariance`, `variance` and
     `covariance` before their weights.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
-        za_BD, zb_BD = precise(za_BD), precise(zb_BD)
+        za_BD, zb_BD = at_least_fp32(za_BD), at_least_fp32(zb_BD)
         n, d = comm.count(za_BD), za_BD.shape[1]
         invariant = comm.sum((za_BD - zb_BD).square().sum()) / (n * d)
         varying, covarying = za_BD.new_zeros(()), za_BD.new_zeros(())
@@ -37,7 +37,7 @@ def vicreg_loss(
             variance_D = comm.sum(centred_BD.square().sum(dim=0)) / max(1, n - 1)
             varying = varying + F.relu(1 - (variance_D + eps).sqrt()).mean() / 2
             scaled_BD = centred_BD / max(1, n - 1) ** 0.5
-            covarying = covarying + (energy(scaled_BD) - variance_D.square().sum()) / d
+            covarying = covarying + (gram_energy(scaled_BD) - variance_D.square().sum()) / d
         value = invariance * invariant + variance * varying + covariance * covarying
         terms = {"invariance": invariant, "variance": varying, "covariance": covarying}
         return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))
@@ -65,7 +65,7 @@ class VICReg(nn.Module):
         self.weights, self.scale = (invariance, variance, covariance), scale
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         loss = vicreg_loss(za_BD, zb_BD, *self.weights)
         return loss._replace(value=self.scale * loss.value)

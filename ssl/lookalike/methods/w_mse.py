@@ -1,4 +1,4 @@
-"""W-MSE: draws the views of a picture together after whitening the batch, which no collapse survives.
+"""W-MSE: draws the views of an image together after whitening the batch, which no collapse survives.
 
 Ermolov, Siarohin, Sangineto & Sebe, "Whitening for Self-Supervised Representation Learning", ICML 2021,
 arXiv 2007.06346, equations 4 to 7.
@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm
-from lookalike import rng as draw
+from lookalike import comm, rng
 from lookalike.models import Backbone
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import precise, unit
-from lookalike.optim import Moment
+from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.optim import Progress
 from lookalike.recipe import Count, Fraction, Widths
 
 
@@ -42,15 +41,15 @@ def whiten(x_ND: Tensor, shrink: float) -> Tensor:
 def w_mse_loss(za_BD: Tensor, zb_BD: Tensor, orders: Sequence[Tensor], slices: int, shrink: float) -> Loss:
     """Equation 4: the mean of 2 - 2 cos over whitened pairs, the batch of all ranks cut into `slices` in each order.
 
-    za_BD, zb_BD: (B, D), row i of both from one picture, this rank's rows; orders: permutations of the N rows of
+    za_BD, zb_BD: (B, D), row i of both from one image, this rank's rows; orders: permutations of the N rows of
     all ranks. Every rank whitens them all: D is small, and a slice spans ranks. Terms: `alignment`, mean cosine.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
-        za_ND, zb_ND = comm.cat(precise(za_BD)), comm.cat(precise(zb_BD))
+        za_ND, zb_ND = comm.cat(at_least_fp32(za_BD)), comm.cat(at_least_fp32(zb_BD))
         cosines = []
         for order in orders:
             for rows in order.to(za_ND.device).tensor_split(slices):
-                wa, wb = unit(whiten(za_ND[rows], shrink)), unit(whiten(zb_ND[rows], shrink))
+                wa, wb = l2_normalize(whiten(za_ND[rows], shrink)), l2_normalize(whiten(zb_ND[rows], shrink))
                 cosines.append((wa * wb).sum(dim=1))
         cosine = torch.cat(cosines).mean()
         return Loss(2 - 2 * cosine, {"alignment": cosine.detach()}, (za_BD.detach(), zb_BD.detach()))
@@ -79,13 +78,13 @@ class WMSE(nn.Module):
         self.slice_size, self.orders, self.shrink = slice_size, orders, shrink
         self._step = 0
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """The order in which the batch is cut is a pure function of the step."""
         self._step = moment.step
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same pictures -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         n = comm.count(za_BD)
-        orders = [draw.permutation(n, "w_mse", self._step, order) for order in range(self.orders)]
+        orders = [rng.permutation(n, "w_mse", self._step, order) for order in range(self.orders)]
         return w_mse_loss(za_BD, zb_BD, orders, max(1, n // self.slice_size), self.shrink)

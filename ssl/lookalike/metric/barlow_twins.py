@@ -1,4 +1,4 @@
-"""Barlow Twins with labels: two pictures of one class take the place of two views of one picture.
+"""Barlow Twins with labels: two images of one class take the place of two views of one image.
 
 Zbontar, Jing, Misra, LeCun & Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML 2021,
 arXiv 2103.03230, equation 1.
@@ -9,7 +9,7 @@ from typing import Any
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
-from lookalike.metric.tuples import masks
+from lookalike.metric.pair_masks import masks
 from lookalike.nn.correlation import identity_gaps
 from lookalike.recipe import NonNegative
 
@@ -36,9 +36,9 @@ def _standardize(x_BD: Tensor, share_B: Tensor) -> Tensor:
 
 
 class BarlowTwinsLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Barlow Twins (arXiv 2103.03230) on pictures of one class: alike within it, and dimensions that say other things.
+    """Barlow Twins (arXiv 2103.03230) on images of one class: alike within it, and dimensions that say other things.
 
-    Equation 1 over all ordered pairs of different pictures of a class, each counted once, so the order of the batch
+    Equation 1 over all ordered pairs of different images of a class, each counted once, so the order of the batch
     does not matter; or over a miner's positive pairs. It knows no negatives, and serves best as one part of a
     WeightedSum. `off_diagonal`: the paper's λ.
     """

@@ -1,6 +1,6 @@
 """Which classes fine-tuning sees and which it never does.
 
-Published sets come divided: where no class is in both, the train pictures are seen and the test pictures are not.
+Published sets come divided: where no class is in both, the train images are seen and the test images are not.
 Elsewhere the first classes are seen and the last are not, as CUB and Cars196 are split.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.data.images import Pictures, subset
+from lookalike.data.images import Images, subset
 from lookalike.data.passport import labels_digest, passport
 from lookalike.errors import DataError
 
@@ -17,11 +17,11 @@ HELD_OUT = 0.5
 
 
 class Split(NamedTuple):
-    """Pictures to train on, their labels int64 (N,), 0 … C-1 without gaps; test pictures of other classes."""
+    """Images to train on, their labels int64 (N,), 0 … C-1 without gaps; test images of other classes."""
 
-    seen: Pictures
+    seen: Images
     labels_N: Tensor
-    unseen: Pictures
+    unseen: Images
 
     @property
     def classes(self) -> int:
@@ -38,7 +38,7 @@ class Split(NamedTuple):
         }
 
 
-def split_classes(train: Pictures, test: Pictures, held_out: float | None = None) -> Split:
+def split_classes(train: Images, test: Images, held_out: float | None = None) -> Split:
     """All of train and all of test where they share no class, or for `held_out` 0; else that share (0.5) is unseen.
 
     Labels below 0 name no class: never trained on. Raises DataError where there are no labels, too few classes, or a
@@ -54,11 +54,11 @@ def split_classes(train: Pictures, test: Pictures, held_out: float | None = None
     return Split(seen, labels_N, of_classes(test, range(first, max(len(train.classes), len(test.classes))))[0])
 
 
-def _first_unseen(train: Pictures, test: Pictures, held_out: float | None) -> int | None:
+def _first_unseen(train: Images, test: Images, held_out: float | None) -> int | None:
     """The first class that is not trained on; None where train and test are divided already, or are not to be."""
     if held_out == 0:
         return None
-    ours, theirs = (torch.unique(_labels(pictures)) for pictures in (train, test))
+    ours, theirs = (torch.unique(_labels(images)) for images in (train, test))
     if torch.isin(ours[ours >= 0], theirs).any():
         return first_unseen(len(train.classes), HELD_OUT if held_out is None else held_out)
     if held_out is not None:
@@ -82,19 +82,19 @@ def first_unseen(count: int, held_out: float) -> int:
     return first
 
 
-def of_classes(pictures: Pictures, classes: range) -> tuple[Pictures, Tensor]:
-    """The pictures of these classes, and their labels (int64) numbered from 0 without gaps, in order.
+def of_classes(images: Images, classes: range) -> tuple[Images, Tensor]:
+    """The images of these classes, and their labels (int64) numbered from 0 without gaps, in order.
 
     Raises DataError where there are no labels, or none of these classes.
     """
-    labels_N = _labels(pictures)
+    labels_N = _labels(images)
     rows = torch.nonzero((labels_N >= classes.start) & (labels_N < classes.stop)).flatten()
     if not len(rows):
-        raise DataError(f"data: no picture of the classes {classes.start} to {classes.stop - 1} in this split")
-    return subset(pictures, rows), torch.unique(labels_N[rows], return_inverse=True)[1]
+        raise DataError(f"data: no image of the classes {classes.start} to {classes.stop - 1} in this split")
+    return subset(images, rows), torch.unique(labels_N[rows], return_inverse=True)[1]
 
 
-def _labels(pictures: Pictures) -> Tensor:
-    if pictures.labels is None:
+def _labels(images: Images) -> Tensor:
+    if images.labels is None:
         raise DataError("data: fine-tuning and its scores need labels: use class folders, or leave finetune out")
-    return pictures.labels
+    return images.labels

@@ -12,9 +12,9 @@ from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
-from lookalike import rng as draw
-from lookalike.metric.tuples import classes, dissimilarity, masks
-from lookalike.optim import Moment
+from lookalike import rng
+from lookalike.metric.pair_masks import classes, dissimilarity, masks
+from lookalike.optim import Progress
 from lookalike.recipe import Count
 
 
@@ -60,8 +60,8 @@ def constellation(s_AR: Tensor, negatives_AK: Tensor, a_P: Tensor, p_P: Tensor) 
 class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
     """Constellation loss (Medela & Picon 2019, arXiv 1905.10675), the mean over all pairs of anchor and positive.
 
-    `negatives` hard: of each class the most similar, then the K most similar of these; random: K classes and a picture
-    of each, drawn anew for each anchor and step; all: every picture of another class, whatever K is. `k` above the
+    `negatives` hard: of each class the most similar, then the K most similar of these; random: K classes and an image
+    of each, drawn anew for each anchor and step; all: every image of another class, whatever K is. `k` above the
     classes there are becomes their number. A pair without negatives takes no part. Compares raw dot products of
     embeddings of any length by default.
     """
@@ -74,7 +74,7 @@ class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.negatives, self.k, self.seed, self.step = negatives, k, seed, 0
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Another step, other draws."""
         self.step = moment.step
 
@@ -96,7 +96,7 @@ class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
         if self.negatives == "hard":
             return hard_negatives(s_AR, negative_AR, y_R, self.k)
         if self.negatives == "random":
-            seed = draw.seed(self.seed, "constellation", self.step)
+            seed = rng.seed(self.seed, "constellation", self.step)
             negative_AR = random_negatives(negative_AR, y_R, self.k, seed)
         return s_AR.masked_fill(~negative_AR, -torch.inf)
 

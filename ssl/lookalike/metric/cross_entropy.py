@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
-from lookalike.metric.tuples import refuse_unknown
+from lookalike.metric.pair_masks import refuse_unknown
 from lookalike.recipe import Fraction
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -105,7 +105,7 @@ class CrossEntropyLoss(BaseMetricLossFunction):  # type: ignore[misc]
     def compute_loss(
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
     ) -> Any:
-        """As the library asks: one value a picture. Raises DataError for a label that is no class."""
+        """As the library asks: one value an image. Raises DataError for a label that is no class."""
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         c_f.indices_tuple_not_supported(indices_tuple)
         refuse_unknown(labels, len(self.weight_CD))

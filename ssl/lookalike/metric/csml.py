@@ -1,4 +1,4 @@
-"""Cosine similarity metric learning: a matrix A under which pictures of one class point one way.
+"""Cosine similarity metric learning: a matrix A under which images of one class point one way.
 
 Nguyen & Bai, "Cosine similarity metric learning for face verification", ACCV 2010, equations 1 to 4. Maximises
 Σ_pos CS - α Σ_neg CS - β ‖A - A₀‖², CS(x, y, A) = (Ax)·(Ay) / (‖Ax‖ ‖Ay‖), α = n⁺ / n⁻.
@@ -11,8 +11,8 @@ import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
-from lookalike.metric.tuples import masks, number
-from lookalike.nn.numerics import unit
+from lookalike.metric.pair_masks import masks, number
+from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import NonNegative
 
 
@@ -66,8 +66,8 @@ class CSMLLoss(BaseMetricLossFunction):  # type: ignore[misc]
     ) -> Any:
         """As the library asks: one number; the pull to A₀ once, not again with a memory."""
         chosen = masks(indices_tuple, labels, ref_labels).once()
-        x_BK = unit(embeddings @ self.a_KD.T)
-        y_RK = x_BK if ref_emb is embeddings else unit(ref_emb @ self.a_KD.T)
+        x_BK = l2_normalize(embeddings @ self.a_KD.T)
+        y_RK = x_BK if ref_emb is embeddings else l2_normalize(ref_emb @ self.a_KD.T)
         value = csml(x_BK @ y_RK.T, chosen.positive_BR, chosen.negative_BR, self.form)
         if ref_emb is embeddings:
             value = value + self.beta * (self.a_KD - self.initial_KD).square().sum()

@@ -10,7 +10,7 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
-from lookalike.metric.tuples import hinges, number
+from lookalike.metric.pair_masks import hinges, number
 from lookalike.recipe import Positive
 
 

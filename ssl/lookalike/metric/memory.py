@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lookalike.optim import Moment
+from lookalike.optim import Progress
 from lookalike.recipe import Count, Index, NonNegative
 
 
@@ -44,7 +44,7 @@ class Memory(nn.Module):
         self.warmup_steps, self.step = warmup_steps, 0
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Tells it the step."""
         self.step = moment.step
 

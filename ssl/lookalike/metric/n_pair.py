@@ -13,14 +13,14 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
-from lookalike.metric.tuples import dissimilarity
+from lookalike.metric.pair_masks import dissimilarity
 from lookalike.recipe import NonNegative
 
 
 def pairs(labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(anchor, positive, round), each (M,): a class's pictures two by two in the order of the batch, one pair a round.
+    """(anchor, positive, round), each (M,): a class's images two by two in the order of the batch, one pair a round.
 
-    A picture that is left over takes no part.
+    An image that is left over takes no part.
     """
     order_B = torch.argsort(labels_B, stable=True)
     _, count_C = torch.unique_consecutive(labels_B[order_B], return_counts=True)
@@ -42,7 +42,7 @@ def n_pair(s_MM: Tensor, round_M: Tensor) -> Tensor:
 class MultiClassNPairLoss(BaseMetricLossFunction):  # type: ignore[misc]
     """Multi-class N-pair loss (Sohn 2016) on un-normalised embeddings, with `l2` times their mean squared length.
 
-    The first picture of a class in the batch is the anchor, the second its positive; further ones make further rounds,
+    The first image of a class in the batch is the anchor, the second its positive; further ones make further rounds,
     each an N-pair batch of its own. So the order of the classes does not matter, and on any number of ranks the pairs
     are those of the whole batch. A miner's tuple gives the first of its pairs of each class.
     """

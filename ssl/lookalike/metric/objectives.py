@@ -9,23 +9,22 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm
-from lookalike import rng as draw
+from lookalike import comm, rng
 from lookalike.errors import RunError
 from lookalike.metric.barlow_twins import BarlowTwinsLoss
 from lookalike.metric.constellation import ConstellationLoss
 from lookalike.metric.cross_entropy import CrossEntropyLoss
 from lookalike.metric.csml import CSMLLoss
 from lookalike.metric.facenet import FaceNetLoss
-from lookalike.metric.library import LOSSES, MINER, MINERS, PARTS
 from lookalike.metric.memory import Memory, MemorySettings
 from lookalike.metric.n_pair import MultiClassNPairLoss
+from lookalike.metric.pair_masks import refuse_unknown
+from lookalike.metric.pml import LOSSES, MINER, MINERS, PARTS
 from lookalike.metric.quadruplet import QuadrupletLoss
 from lookalike.metric.sentence import SentenceClassificationLoss, SentenceRegressionLoss, SentenceTripletLoss
-from lookalike.metric.tuples import refuse_unknown
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import precise, unit
-from lookalike.optim import Moment
+from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.optim import Progress
 from lookalike.recipe import Choice, NonNegative, Spec
 
 __all__ = ["GIVEN", "MINER", "MINERS", "OBJECTIVE", "OBJECTIVES", "OWN", "Objective", "Part", "WeightedSum"]
@@ -52,7 +51,7 @@ SINGLE: Mapping[str, Any] = {**LOSSES, **{kind.__name__: kind for kind in OWN}}
 class Part:
     """One objective of a sum, with a miner of its own."""
 
-    objective: Annotated[Spec, Choice(SINGLE, given=GIVEN, nested=PARTS)]
+    objective: Annotated[Spec, Choice(SINGLE, supplied=GIVEN, nested=PARTS)]
     miner: Annotated[Spec, MINER] | None = None
     weight: NonNegative = 1.0
 
@@ -69,7 +68,7 @@ class WeightedSum:
 
 
 OBJECTIVES: Mapping[str, Any] = {**SINGLE, "WeightedSum": WeightedSum}
-OBJECTIVE = Choice(OBJECTIVES, given=GIVEN, nested=PARTS)
+OBJECTIVE = Choice(OBJECTIVES, supplied=GIVEN, nested=PARTS)
 
 
 class Term(nn.Module):
@@ -95,7 +94,7 @@ class Term(nn.Module):
     ) -> Tensor:
         """The loss of rows (N, D), against themselves or against references (R, D) that they are no part of."""
         if not self.raw:
-            z_ND, ref_RD = unit(z_ND), None if ref_RD is None else unit(ref_RD)
+            z_ND, ref_RD = l2_normalize(z_ND), None if ref_RD is None else l2_normalize(ref_RD)
         if self.classes is not None:
             refuse_unknown(labels_N, self.classes)
         chosen = self.miner(z_ND, labels_N, ref_RD, ref_R) if self.miner else None
@@ -163,7 +162,7 @@ class Objective(nn.Module):
     def _terms(self) -> list[Any]:
         return list(self.terms)
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Another step, other draws."""
         self.step = moment.step
 
@@ -174,7 +173,7 @@ class Objective(nn.Module):
         """
         device = z_BD.device
         with torch.autocast(device.type, enabled=False), _same_draws(device, self.seed, self.step):
-            z_ND, labels_N = comm.cat(precise(z_BD)), comm.cat(labels_B)
+            z_ND, labels_N = comm.cat(at_least_fp32(z_BD)), comm.cat(labels_B)
             good = z_ND.detach().isfinite().all()
             rows_ND = torch.where(good, z_ND, 0.0)
             values = self._values(rows_ND, labels_N)
@@ -230,7 +229,7 @@ def _explained(names: str) -> Iterator[None]:
 def _same_draws(device: torch.device, seed: int, step: int) -> Iterator[None]:
     """What the library draws from torch's generators is alike on all ranks; afterwards they are as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(draw.seed(seed, "objective", step))
+        torch.manual_seed(rng.seed(seed, "objective", step))
         yield
 
 

@@ -12,7 +12,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
-from lookalike.metric.tuples import Masks, classes, dissimilarity, masks, number
+from lookalike.metric.pair_masks import Masks, classes, dissimilarity, masks, number
 
 
 def quadruplet_all(

@@ -1,12 +1,12 @@
-"""P × K batches: P classes, K pictures of each, a pure function of (seed, epoch, step).
+"""P × K batches: P classes, K images of each, a pure function of (seed, epoch, step).
 
 An epoch goes in rounds. Each class comes once a round; what P does not divide sits out in turn, so that after any
-round no class has come more than once more than another. A class's pictures are shuffled once an epoch and come K by
+round no class has come more than once more than another. A class's images are shuffled once an epoch and come K by
 K: none twice before all have come, and all again once they are used up. So a class of fewer than K gives all it has
-in every batch, then again from where it stands. A class of one picture has no positive but itself, and where K is 2
+in every batch, then again from where it stands. A class of one image has no positive but itself, and where K is 2
 or more it is left out; others (pytorch-metric-learning, torchreid) fill its batch with copies.
 
-Where cameras are to be distinct, a class's cameras come in turn, and the pictures of each: see `spread`.
+Where cameras are to be distinct, a class's cameras come in turn, and the images of each: see `spread`.
 """
 
 import warnings
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from lookalike import rng as draw
+from lookalike import rng
 from lookalike.data.order import share
 from lookalike.errors import DataError, RunError
 
 
 class _Members(NamedTuple):
-    """The M pictures that take part, by class: ids_M, ascending in each; of each class where they begin and how many.
+    """The M images that take part, by class: ids_M, ascending in each; of each class where they begin and how many.
 
     y_M: their classes, numbered 0 … C-1.
     """
@@ -38,9 +38,9 @@ class _Members(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PKOrder:
-    """Steps of `classes` × `per_class` samples (both global); an epoch is as many steps as fit the pictures.
+    """Steps of `classes` × `per_class` samples (both global); an epoch is as many steps as fit the images.
 
-    labels_N: class of each sample, whole numbers of any size; cameras_N: where given, no two pictures of one class
+    labels_N: class of each sample, whole numbers of any size; cameras_N: where given, no two images of one class
     and camera in a batch, as far as `spread` can. Raises DataError when there are fewer classes than a batch asks for.
     """
 
@@ -54,7 +54,7 @@ class PKOrder:
     def __post_init__(self) -> None:
         there = len(self._members.count_C)
         if there < self.classes:
-            which = "have two pictures" if self.left_out else "are trained on"
+            which = "have two images" if self.left_out else "are trained on"
             raise DataError(
                 f"finetune.classes_per_batch: {self.classes} classes a batch, but only {there} {which}: lower it"
             )
@@ -69,7 +69,7 @@ class PKOrder:
 
     @property
     def left_out(self) -> int:
-        """How many classes have a single picture and so take no part."""
+        """How many classes have a single image and so take no part."""
         return len(torch.unique(self.labels_N)) - len(self._members.count_C)
 
     @cached_property
@@ -107,12 +107,12 @@ class PKOrder:
 
 @lru_cache(maxsize=2)
 def _shuffled(order: PKOrder, epoch: int) -> Tensor:
-    """The epoch's ids_M: classes as they are, in each its cameras shuffled, in these their pictures. Sorted once."""
+    """The epoch's ids_M: classes as they are, in each its cameras shuffled, in these their images. Sorted once."""
     ids_M, y_M = order._members.ids_M, order._members.y_M
-    keys = [draw.bits(order.seed, "members", epoch, ids_M)]
+    keys = [rng.bits(order.seed, "members", epoch, ids_M)]
     if order.cameras_N is not None:
         camera_M = order.cameras_N[ids_M]
-        keys += [camera_M, draw.bits(order.seed, "cameras", epoch, y_M, camera_M)]
+        keys += [camera_M, rng.bits(order.seed, "cameras", epoch, y_M, camera_M)]
     places_M = torch.arange(len(ids_M))
     for key_M in (*keys, y_M):
         places_M = places_M[torch.argsort(key_M[places_M], stable=True)]
@@ -129,16 +129,16 @@ def _round(order: PKOrder, epoch: int, number: int) -> tuple[Tensor, Tensor]:
     idle = classes % p
     seat_C = torch.arange(classes)
     seats = seat_C[(seat_C - number * idle) % classes >= idle]
-    seats = seats[draw.permutation(len(seats), order.seed, "round", epoch, number)].view(-1, p)
+    seats = seats[rng.permutation(len(seats), order.seed, "round", epoch, number)].view(-1, p)
     sat_out = (number * idle - seats + classes - 1) // classes
-    return draw.permutation(classes, order.seed, "classes", epoch)[seats], number - sat_out
+    return rng.permutation(classes, order.seed, "classes", epoch)[seats], number - sat_out
 
 
 def spread(sizes: Sequence[int], k: int, turn: int) -> list[int]:
-    """Which k of a class's pictures come at its `turn`-th turn, from 0; they lie camera after camera, of these sizes.
+    """Which k of a class's images come at its `turn`-th turn, from 0; they lie camera after camera, of these sizes.
 
     No two of one camera where there are k cameras. Where there are fewer, as evenly over the cameras as can be without
-    a picture twice, and all pictures equally often where there are fewer than k of them. In each camera they come one
+    an image twice, and all images equally often where there are fewer than k of them. In each camera they come one
     after another, and what does not come out even goes from turn to turn to other cameras.
     """
     whole, rest = divmod(k, sum(sizes))
@@ -161,7 +161,7 @@ def spread(sizes: Sequence[int], k: int, turn: int) -> list[int]:
 
 
 class PKSampler(Sampler[list[int]]):
-    """P × K batches for a loop of one's own: `DataLoader(pictures, batch_sampler=PKSampler(labels, 8, 4))`.
+    """P × K batches for a loop of one's own: `DataLoader(images, batch_sampler=PKSampler(labels, 8, 4))`.
 
     Gives lists of this rank's part of each global batch, to the end of the epoch, then stands at the next one. It is a
     place, (epoch, step), that counts batches handed out: with loader processes these are some more than were trained
@@ -178,22 +178,22 @@ class PKSampler(Sampler[list[int]]):
         world: int = 1,
         cameras: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """`classes` × `per_class` pictures over all ranks; with `cameras` of a class no two of one camera.
+        """`classes` × `per_class` images over all ranks; with `cameras` of a class no two of one camera.
 
-        Raises DataError when labels or cameras are no whole numbers or too few, RunError for a rank without a picture.
+        Raises DataError when labels or cameras are no whole numbers or too few, RunError for a rank without an image.
         """
         labels_N = _whole("labels", labels)
         cameras_N = None if cameras is None else _whole("cameras", cameras)
         if cameras_N is not None and len(cameras_N) != len(labels_N):
-            raise DataError(f"cameras: {len(cameras_N)} for {len(labels_N)} labels: give one a picture")
+            raise DataError(f"cameras: {len(cameras_N)} for {len(labels_N)} labels: give one an image")
         if classes < 1 or per_class < 1:
-            raise DataError(f"{classes} classes × {per_class} pictures are no batch: give 1 at least of both")
+            raise DataError(f"{classes} classes × {per_class} images are no batch: give 1 at least of both")
         if not 0 <= rank < world <= classes * per_class:
-            raise RunError(f"rank {rank} of {world}, batches of {classes * per_class}: each rank needs a picture")
+            raise RunError(f"rank {rank} of {world}, batches of {classes * per_class}: each rank needs an image")
         self.order = PKOrder(labels_N, classes, per_class, seed, cameras_N=cameras_N)
         self.rank, self.world, self.epoch, self.step = rank, world, 0, 0
         if self.order.left_out:
-            warnings.warn(f"{self.order.left_out} classes have one picture and are left out", stacklevel=2)
+            warnings.warn(f"{self.order.left_out} classes have one image and are left out", stacklevel=2)
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -230,5 +230,5 @@ class PKSampler(Sampler[list[int]]):
 def _whole(name: str, values: Sequence[int] | Tensor) -> Tensor:
     found = torch.as_tensor(values).cpu()
     if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise DataError(f"{name}: {found.dtype} of shape {tuple(found.shape)}: give one whole number a picture")
+        raise DataError(f"{name}: {found.dtype} of shape {tuple(found.shape)}: give one whole number an image")
     return found.long()

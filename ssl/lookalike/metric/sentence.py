@@ -1,7 +1,7 @@
 """Sentence-BERT's three objectives, on embeddings of any length: classification, regression, triplet.
 
 Reimers & Gurevych, "Sentence-BERT: sentence embeddings using siamese BERT-networks", EMNLP 2019, arXiv 1908.10084,
-section 3: softmax(W [u; v; |u - v|]), (cos(u, v) - y)², [‖a - p‖ - ‖a - n‖ + ε]₊. Two pictures are alike or not.
+section 3: softmax(W [u; v; |u - v|]), (cos(u, v) - y)², [‖a - p‖ - ‖a - n‖ + ε]₊. Two images are alike or not.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
-from lookalike.metric.tuples import Masks, hinges, masks, number
-from lookalike.nn.numerics import unit
+from lookalike.metric.pair_masks import Masks, hinges, masks, number
+from lookalike.nn.numerics import l2_normalize
 
 
 def alike(u_BD: Tensor, v_RD: Tensor, weight_2E: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class SentenceRegressionLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
     ) -> Any:
         """As the library asks: squared errors of pairs."""
-        cosine_BR = unit(embeddings) @ unit(ref_emb).T
+        cosine_BR = l2_normalize(embeddings) @ l2_normalize(ref_emb).T
         chosen = masks(indices_tuple, labels, ref_labels)
         return _pairs((cosine_BR - self.same).square(), (cosine_BR - self.different).square(), chosen)
 

@@ -1,6 +1,6 @@
-"""Backbones: any timm model, or a backbone folder, as a module from pictures to features; the one room for timm.
+"""Backbones: any timm model, or a backbone folder, as a module from images to features; the one room for timm.
 
-module.py: Architecture and Backbone; cifar.py: the stem for small pictures; weights.py: backbone folders; stored.py:
+module.py: Architecture and Backbone; cifar.py: the stem for small images; weights.py: backbone folders; stored.py:
 tensors in their files; sketch.py: a backbone without memory; layers.py: how deep each parameter lies.
 """
 

@@ -1,4 +1,4 @@
-"""A backbone: any timm model as a module from normalised pictures to features, described by its architecture."""
+"""A backbone: any timm model as a module from normalised images to features, described by its architecture."""
 
 import difflib
 from collections.abc import Sequence
@@ -42,8 +42,8 @@ class Architecture:
     """What a backbone is before it has weights: a timm name, input size, channels, stem and pooling; or a folder.
 
     `size`: the side of the square it sees, or height and width.
-    `crop`: the share of a picture's shorter side that the test-time view shows (timm's crop_pct); `mean` and
-    `std`: of each channel, for pictures in [0, 1]; `args`: more keyword arguments of the timm model.
+    `crop`: the share of an image's shorter side that the test-time view shows (timm's crop_pct); `mean` and
+    `std`: of each channel, for images in [0, 1]; `args`: more keyword arguments of the timm model.
     """
 
     name: str = ""
@@ -111,7 +111,7 @@ class Architecture:
         return args
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, for pictures in [0, 1]: ImageNet's, or .5 for grey."""
+        """Mean and standard deviation of each channel, for images in [0, 1]: ImageNet's, or .5 for grey."""
         mean = self.mean or (IMAGENET_MEAN if self.channels == 3 else (0.5,))
         return mean, self.std or (IMAGENET_STD if self.channels == 3 else (0.5,))
 
@@ -137,7 +137,7 @@ class GeM(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Pictures (B, C, H, W), normalised, to features h_BD; `.dim` is D, `.architecture` says what it is.
+    """Images (B, C, H, W), normalised, to features h_BD; `.dim` is D, `.architecture` says what it is.
 
     `pieces`: in training, how many parts of a batch go through the network one after another. Each keeps only its
     features, and goes through once more when their gradient is known (Gao, Zhang, Han & Callan, arXiv 2101.06983):
@@ -215,7 +215,7 @@ def _create(architecture: Architecture) -> nn.Module:
 
 
 def _check_patch(architecture: Architecture, model: nn.Module) -> None:
-    """A patch that does not divide the picture would silently leave its edge unseen."""
+    """A patch that does not divide the image would silently leave its edge unseen."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     for p in patch if isinstance(patch, Sequence) else ():
         for side in sides(architecture.size):

@@ -23,7 +23,7 @@ _VERSIONS = ("python", *_PACKAGES)
 _LARGEST = 2**20
 # How a model came to be, as the stages write it, and what of it a README tells.
 _TOLD = ("method", "epochs", "recipe", "data")
-_CARRIED = (*_TOLD, "backbone", "distance", "classes", "rows", "dropped", "pictures", "content", "times", "labels")
+_CARRIED = (*_TOLD, "backbone", "distance", "classes", "rows", "dropped", "images", "content", "times", "labels")
 
 
 def write_model(
@@ -120,7 +120,7 @@ def text(card: Mapping[str, Any]) -> str:
     head = (
         "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n---\n\n"
         f"# {card['architecture']}, {_title(card.get('method'))} with lookalike\n\n"
-        f"Takes {image['channels']}-channel pictures of {' × '.join(map(str, sides(image['size'])))} pixels "
+        f"Takes {image['channels']}-channel images of {' × '.join(map(str, sides(image['size'])))} pixels "
         f"in 0 … 1, normalised by mean {list(image['mean'])} and std {list(image['std'])}; "
         f"gives {card['features']} features.\n\n"
     )

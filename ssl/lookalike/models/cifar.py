@@ -1,4 +1,4 @@
-"""The CIFAR stem: timm's ResNets for small pictures, registered under names of their own."""
+"""The CIFAR stem: timm's ResNets for small images, registered under names of their own."""
 
 from collections.abc import Mapping
 from pathlib import Path

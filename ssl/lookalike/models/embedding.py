@@ -18,7 +18,7 @@ HEAD = "head.safetensors"
 
 
 class Embedding(nn.Module):
-    """Pictures (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them without `unit`.
+    """Images (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them without `unit`.
 
     Without, nearness is the Euclidean distance, not the cosine. The head is a linear layer, begun as an orthogonal map,
     so that fine-tuning starts from the backbone's own angles, or nothing where `dim` is None; then, with `batchnorm`,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.nn.numerics import precise
+from lookalike.nn.numerics import at_least_fp32
 
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -23,10 +23,10 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         here = torch.full((), x.numel() // max(_kept(x, dims), 1), dtype=x.dtype, device=x.device)
-        n = comm.together(here)
-        mean = comm.together(x.sum(dim=dims, keepdim=True)) / n
+        n = comm.all_sum(here)
+        mean = comm.all_sum(x.sum(dim=dims, keepdim=True)) / n
         z = x - mean
-        var = comm.together(torch.linalg.vector_norm(z, dim=dims, keepdim=True).square()) / n
+        var = comm.all_sum(torch.linalg.vector_norm(z, dim=dims, keepdim=True).square()) / n
         scale = (var + eps).rsqrt()
         z.mul_(scale)
         ctx.save_for_backward(z, scale, n)
@@ -38,7 +38,7 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         z, scale, n = ctx.saved_tensors
         sums = torch.stack([grad.sum(dim=ctx.dims, keepdim=True), (grad * z).sum(dim=ctx.dims, keepdim=True)])
-        plain, along = comm.together(sums) / n
+        plain, along = comm.all_sum(sums) / n
         return (grad - plain).addcmul_(z, along, value=-1).mul_(scale), None, None
 
 
@@ -96,7 +96,7 @@ class GlobalBatchNorm(nn.Module):
     def _batch(self, x: Tensor) -> Tensor:
         dims = [d for d in range(x.dim()) if d != 1]
         with torch.autocast(x.device.type, enabled=False):
-            y, mean, var, n = standardized(precise(x), dims, self.eps)
+            y, mean, var, n = standardized(at_least_fp32(x), dims, self.eps)
             if self.training:
                 self._follow(mean.flatten(), var.flatten(), n)
             shape = mean.shape
@@ -117,7 +117,7 @@ class GlobalBatchNorm(nn.Module):
 
 
 @contextlib.contextmanager
-def still(module: nn.Module) -> Iterator[None]:
+def freeze_running_stats(module: nn.Module) -> Iterator[None]:
     """While entered, no BatchNorm below moves its running statistics.
 
     For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before. It moves
@@ -141,7 +141,7 @@ def _norms(module: nn.Module) -> list[Any]:
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | GlobalBatchNorm)]
 
 
-def running(module: nn.Module) -> list[Tensor]:
+def running_stats(module: nn.Module) -> list[Tensor]:
     """The running statistics of every BatchNorm below, as they are: a forward in training moves them."""
     return [tensor for norm in _norms(module) for name in _RUNNING if (tensor := getattr(norm, name)) is not None]
 
@@ -153,7 +153,7 @@ def batchnorm_form(norm: nn.Module, *, device: str, ranks: int, even: bool) -> F
     """What a BatchNorm becomes: itself on one rank, else torch.nn.SyncBatchNorm where that works, else ours.
 
     torch's refuses CPU tensors and knows nothing of the `drop` and `act` of timm's fused layers; that it gives the
-    same with another number of pictures on every rank (`even` false) has not been run here, so it is not relied on.
+    same with another number of images on every rank (`even` false) has not been run here, so it is not relied on.
     """
     if ranks == 1:
         return "torch"
@@ -164,7 +164,7 @@ def batchnorm_form(norm: nn.Module, *, device: str, ranks: int, even: bool) -> F
 def global_batchnorm(module: nn.Module, *, even: bool = False) -> nn.Module:
     """Replaces every BatchNorm below `module` by one over all ranks; nothing changes on one rank.
 
-    `even`: every rank always holds as many pictures as every other, which lets torch's own do it on GPUs.
+    `even`: every rank always holds as many images as every other, which lets torch's own do it on GPUs.
     """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         form = batchnorm_form(module, device=comm.device().type, ranks=comm.world_size(), even=even)

@@ -49,12 +49,12 @@ def cross_energy(a_BD: Tensor, b_BD: Tensor) -> Tensor:
     ‖aᵀb‖²_F = Σ (a aᵀ) ∘ (b bᵀ): for N well below D two N × N Gram matrices replace the D × D one, exactly.
     """
     if 2 * comm.count(a_BD) <= a_BD.shape[1]:
-        energy: Tensor = _CrossEnergy.apply(a_BD, b_BD)
-        return energy
+        gram_energy: Tensor = _CrossEnergy.apply(a_BD, b_BD)
+        return gram_energy
     return comm.sum(a_BD.T @ b_BD).square().sum()
 
 
-def energy(a_BD: Tensor) -> Tensor:
+def gram_energy(a_BD: Tensor) -> Tensor:
     """‖aᵀa‖²_F over the rows of all ranks, in the cheaper form: N² D or N D² products."""
     if comm.count(a_BD) <= a_BD.shape[1]:
         found: Tensor = _Energy.apply(a_BD)
@@ -62,6 +62,6 @@ def energy(a_BD: Tensor) -> Tensor:
     return comm.sum(a_BD.T @ a_BD).square().sum()
 
 
-def identity_gaps(diagonal_D: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+def identity_gaps(diagonal_D: Tensor, gram_energy: Tensor) -> tuple[Tensor, Tensor]:
     """Σ (1 - C_ii)² and Σ C_ij², i ≠ j, from a matrix's diagonal and ‖C‖²_F (Barlow Twins, arXiv 2103.03230, eq. 1)."""
-    return (1 - diagonal_D).square().sum(), energy - diagonal_D.square().sum()
+    return (1 - diagonal_D).square().sum(), gram_energy - diagonal_D.square().sum()

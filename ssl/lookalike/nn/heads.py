@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lookalike.nn.numerics import unit
+from lookalike.nn.numerics import l2_normalize
 
 LastNorm = Literal["none", "plain", "affine"]
 
@@ -51,4 +51,4 @@ class Prototypes(nn.Module):
         weight_KD: Tensor = self.weight
         if self.frozen:  # zeros rather than None: every engine and optimizer then does the same
             weight_KD = weight_KD.detach() + 0 * (weight_KD - weight_KD.detach())
-        return z_BD @ unit(weight_KD).to(z_BD.dtype).T
+        return z_BD @ l2_normalize(weight_KD).to(z_BD.dtype).T

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lookalike.optim import Moment, cosine
+from lookalike.optim import Progress, cosine
 
 
 class Teacher(nn.Module):
@@ -35,7 +35,7 @@ class Teacher(nn.Module):
             x = module(x)
         return x
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Sets the momentum of this step."""
         self.now = cosine(self.momentum, self.final, moment.progress)
 

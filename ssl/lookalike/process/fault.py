@@ -48,7 +48,7 @@ def refuse_unknown() -> None:
         parse(os.environ[NAME])
 
 
-def strike(step: int) -> None:
+def inject(step: int) -> None:
     """Does what LOOKALIKE_FAULT asks for, if anything, when `step` begins on this rank."""
     text = os.environ.get(NAME)
     if not text:

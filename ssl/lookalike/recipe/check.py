@@ -9,31 +9,31 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from lookalike.errors import RecipeError
+from lookalike.recipe.messages import join, listed, not_finite, quoted, sentences, suggestion
 from lookalike.recipe.nodes import Node, Position, node_of
-from lookalike.recipe.signatures import Key, keys_of
+from lookalike.recipe.signatures import Parameter, keys_of
 from lookalike.recipe.values import Spec, is_json, plain_of
-from lookalike.recipe.words import join, listed, not_finite, sentences, shown, suggestion
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
     """Marks `Annotated[Spec, Choice(TABLE)]`: `{name: a key of the table, **its constructor's arguments}`.
 
-    `table` may be a function that returns the table, called only for a recipe that has the section. `given`
+    `table` may be a function that returns the table, called only for a recipe that has the section. `supplied`
     are arguments the program supplies; `nested` are arguments, of constructors without annotations, that are
     Choices themselves, or annotations for what a default alone does not tell.
     """
 
     table: Mapping[str, Callable[..., Any]] | Callable[[], Mapping[str, Callable[..., Any]]]
-    given: frozenset[str] | set[str] = frozenset()
+    supplied: frozenset[str] | set[str] = frozenset()
     nested: Mapping[str, Any] = field(default_factory=dict)
 
     def makers(self) -> Mapping[str, Callable[..., Any]]:
         return self.table() if callable(self.table) else self.table
 
-    def keys(self, name: str) -> dict[str, Key]:
+    def keys(self, name: str) -> dict[str, Parameter]:
         nested = {k: Annotated[Spec, kind] if isinstance(kind, Choice) else kind for k, kind in self.nested.items()}
-        return keys_of(self.makers()[name], {*self.given, "name"}, nested)
+        return keys_of(self.makers()[name], {*self.supplied, "name"}, nested)
 
     def spec(self, name: str, **args: Any) -> Spec:
         """A Spec from Python, checked as one from a recipe. Raises RecipeError."""
@@ -45,7 +45,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Many:
+class ListOf:
     """A list or tuple of sections or choices."""
 
     item: Any
@@ -62,19 +62,19 @@ def kind_of(annotation: Any) -> tuple[Any, bool]:
         return kind_of(rest[0])[0] if len(rest) == 1 else None, len(rest) < len(get_args(annotation))
     if (make := get_origin(annotation)) in (list, tuple) and get_args(annotation):
         item = get_args(annotation)[0]
-        return (None if kind_of(item)[0] is None else Many(item, make)), False
+        return (None if kind_of(item)[0] is None else ListOf(item, make)), False
     wanted = isinstance(annotation, type) and is_dataclass(annotation) and annotation is not Spec
     return annotation if wanted else None, False
 
 
-def root_keys(sections: Mapping[str, Any]) -> dict[str, Key]:
+def root_keys(sections: Mapping[str, Any]) -> dict[str, Parameter]:
     """The root keys of a recipe: a section that may be null need not be there."""
     keys = {}
     for name, wanted in sections.items():
         if isinstance(wanted, tuple):
-            keys[name] = Key(*wanted)
+            keys[name] = Parameter(*wanted)
         else:
-            keys[name] = Key(wanted, None) if kind_of(wanted)[1] else Key(wanted)
+            keys[name] = Parameter(wanted, None) if kind_of(wanted)[1] else Parameter(wanted)
     return keys
 
 
@@ -94,11 +94,11 @@ class Check:
             raise RecipeError("\n".join(dict.fromkeys(f"{at}: {text}" for at, text in ordered)))
 
     def keywords(
-        self, node: Node, keys: Mapping[str, Key], path: str, at: Position, given: Sequence[str] = ()
+        self, node: Node, keys: Mapping[str, Parameter], path: str, at: Position, given: Sequence[str] = ()
     ) -> dict[str, Any]:
         """The value of each key, in the order of the signature; whole only if no problem was added."""
         if not isinstance(node.value, dict):
-            text = f"{shown(node.plain())} is not a section, give it keys, {listed(keys, '{}')}"
+            text = f"{quoted(node.plain())} is not a section, give it keys, {listed(keys, '{}')}"
             self.say(node.at, path, text)
             return {}
         values = {}
@@ -112,9 +112,9 @@ class Check:
         for name in keys:
             if name not in node.value:
                 self.absent(values, name, keys[name], path, at)
-        return {name: values[name] for name in keys if name in values and not keys[name].idle(values[name])}
+        return {name: values[name] for name in keys if name in values and not keys[name].omit(values[name])}
 
-    def absent(self, values: dict[str, Any], name: str, wanted: Key, path: str, at: Position) -> None:
+    def absent(self, values: dict[str, Any], name: str, wanted: Parameter, path: str, at: Position) -> None:
         if wanted.required:
             self.say(at, join(path, name), "missing, add it")
         elif kind_of(wanted.annotation)[0] is not None:
@@ -122,7 +122,7 @@ class Check:
         elif is_json(wanted.default):
             values[name] = self.leaf(node_of(plain_of(wanted.default), at), wanted, join(path, name))
 
-    def value(self, node: Node, wanted: Key, path: str, at: Position) -> Any:
+    def value(self, node: Node, wanted: Parameter, path: str, at: Position) -> Any:
         kind, optional = kind_of(wanted.annotation)
         if kind is None:
             return self.leaf(node, wanted, path)
@@ -130,7 +130,7 @@ class Check:
             return None
         if isinstance(kind, Choice):
             return self.spec(node, kind, path, at)
-        return self.many(node, kind, path) if isinstance(kind, Many) else self.section(node, kind, path, at)
+        return self.many(node, kind, path) if isinstance(kind, ListOf) else self.section(node, kind, path, at)
 
     def section(self, node: Node, kind: Any, path: str, at: Position) -> Any:
         before = len(self.problems)
@@ -142,11 +142,11 @@ class Check:
         except ValueError as error:
             self.say(at, path, " ".join(str(error).split()))
 
-    def many(self, node: Node, kind: Many, path: str) -> Any:
+    def many(self, node: Node, kind: ListOf, path: str) -> Any:
         if not isinstance(node.value, list):
-            return self.say(node.at, path, f"{shown(node.plain())} is not a list")
+            return self.say(node.at, path, f"{quoted(node.plain())} is not a list")
         items = enumerate(node.value)
-        return kind.make(self.value(item, Key(kind.item), f"{path}[{i}]", item.at) for i, item in items)
+        return kind.make(self.value(item, Parameter(kind.item), f"{path}[{i}]", item.at) for i, item in items)
 
     def spec(self, node: Node, choice: Choice, path: str, at: Position) -> Any:
         members = dict(node.value) if isinstance(node.value, dict) else {"name": (node.at, node)}
@@ -156,20 +156,20 @@ class Check:
         named = members.pop("name")[1]
         if not isinstance(named.value, str) or named.value not in makers:
             place = join(path, "name") if named is not node else path
-            text = f"{shown(named.plain())} is unknown, {suggestion(named.value, makers)}"
+            text = f"{quoted(named.plain())} is unknown, {suggestion(named.value, makers)}"
             return self.say(named.at, place, text)
         rest = Node(members, node.at)
-        args = self.keywords(rest, choice.keys(named.value), path, at, sorted(choice.given))
+        args = self.keywords(rest, choice.keys(named.value), path, at, sorted(choice.supplied))
         return Spec(named.value, args, makers[named.value])
 
-    def leaf(self, node: Node, wanted: Key, path: str) -> Any:
+    def leaf(self, node: Node, wanted: Parameter, path: str) -> Any:
         if infinite := list(not_finite(node, path)):
             for place, inner in infinite:
-                self.say(place.at, inner, f"{shown(place.value)} is not a finite number")
+                self.say(place.at, inner, f"{quoted(place.value)} is not a finite number")
             return None
         adapter = wanted.adapter()
         try:
             return adapter.validate_json(json.dumps(node.plain()))
         except ValidationError as error:
             for place, inner, text in sentences(error, node, path, adapter.json_schema()):
-                self.say(place.at, inner, f"{shown(place.plain())} {text}")
+                self.say(place.at, inner, f"{quoted(place.plain())} {text}")

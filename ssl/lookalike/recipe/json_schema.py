@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lookalike.recipe.check import Choice, Many, kind_of, root_keys
-from lookalike.recipe.signatures import Key, keys_of
+from lookalike.recipe.check import Choice, ListOf, kind_of, root_keys
+from lookalike.recipe.signatures import Parameter, keys_of
 from lookalike.recipe.values import is_json, plain_of
 
 
@@ -14,7 +14,7 @@ def schema(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_object_schema(root_keys(sections))}
 
 
-def _object_schema(keys: Mapping[str, Key], make: Any = None, name: str | None = None) -> dict[str, Any]:
+def _object_schema(keys: Mapping[str, Parameter], make: Any = None, name: str | None = None) -> dict[str, Any]:
     first = {} if name is None else {"name": {"const": name}}
     return {
         "type": "object",
@@ -32,15 +32,15 @@ def _description(make: Any) -> dict[str, str]:
     return {"description": doc.splitlines()[0]} if written else {}
 
 
-def _value_schema(wanted: Key) -> dict[str, Any]:
+def _value_schema(wanted: Parameter) -> dict[str, Any]:
     kind, optional = kind_of(wanted.annotation)
     if kind is None:
         found = wanted.adapter().json_schema()
         found = _inlined(found, found.pop("$defs", {}))
     elif isinstance(kind, Choice):
         found = _choice_schema(kind)
-    elif isinstance(kind, Many):
-        found = {"type": "array", "items": _value_schema(Key(kind.item))}
+    elif isinstance(kind, ListOf):
+        found = {"type": "array", "items": _value_schema(Parameter(kind.item))}
     else:
         found = _object_schema(keys_of(kind, set(), {}), kind)
     if optional and kind is not None:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
+from lookalike.recipe.messages import quoted
 from lookalike.recipe.nodes import Node, Position, Refusal
-from lookalike.recipe.words import shown
 from lookalike.recipe.yaml12 import MAX_DEPTH, read
 
 
 def override_name(override: str) -> str:
     """What stands for the file in the position of a problem."""
-    return f"<override {shown(override)}>"
+    return f"<override {quoted(override)}>"
 
 
 def overridden(root: Node, override: str) -> Node:
@@ -42,4 +42,4 @@ def _members(node: Node, at: Position) -> dict[str, tuple[Position, Node]]:
         return {"name": (node.at, node)}
     if node.value is None:
         return {}
-    raise Refusal(at, f"{shown(node.plain())} at {node.at} is no section, override it as a whole")
+    raise Refusal(at, f"{quoted(node.plain())} at {node.at} is no section, override it as a whole")

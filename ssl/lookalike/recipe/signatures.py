@@ -17,7 +17,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
-class Key:
+class Parameter:
     """What a signature asks for by one name; `bare` when it says so by the default alone."""
 
     annotation: Any
@@ -28,7 +28,7 @@ class Key:
     def required(self) -> bool:
         return self.default is _NONE_GIVEN
 
-    def idle(self, value: Any) -> bool:
+    def omit(self, value: Any) -> bool:
         """A None that says nothing; some constructors without annotations refuse to be told it."""
         return self.bare and value is None and self.default is None
 
@@ -42,12 +42,12 @@ class Key:
             return TypeAdapter(_inferred(self.default), config=_STRICT)
 
 
-def keys_of(make: Any, given: set[str], nested: Mapping[str, Any]) -> dict[str, Key]:
+def keys_of(make: Any, given: set[str], nested: Mapping[str, Any]) -> dict[str, Parameter]:
     """The keyword arguments of a constructor, those its classes hand on through **kwargs included.
 
     Not those `given`; `nested` are annotations by name, for constructors that have none.
     """
-    keys: dict[str, Key] = {}
+    keys: dict[str, Parameter] = {}
     hidden = set(given)
     for parameters, hints, passed in _signatures(make):
         for parameter in parameters:
@@ -58,11 +58,11 @@ def keys_of(make: Any, given: set[str], nested: Mapping[str, Any]) -> dict[str, 
     return keys
 
 
-def _key(parameter: inspect.Parameter, hint: Any, nested: Any) -> Key:
+def _key(parameter: inspect.Parameter, hint: Any, nested: Any) -> Parameter:
     annotation = nested if nested is not None else _inferred(parameter.default) if hint is None else hint
     if parameter.default is None:
         annotation = Union[annotation, None]  # noqa: UP007 (a string annotation has no |)
-    return Key(annotation, parameter.default, bare=hint is None)
+    return Parameter(annotation, parameter.default, bare=hint is None)
 
 
 def _whole(value: float) -> int | float:

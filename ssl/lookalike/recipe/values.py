@@ -17,7 +17,7 @@ Index = Annotated[int, Field(ge=0)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Widths = Annotated[Sequence[Width], Field(min_length=1)]
 Size = Count | tuple[Count, Count]
-"""Of a picture: the side of a square, or height and width."""
+"""Of an image: the side of a square, or height and width."""
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 

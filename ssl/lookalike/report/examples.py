@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike import rng as draw
-from lookalike.data.images import Pairs, Pictures
+from lookalike import rng
+from lookalike.data.images import Images, Pairs
 from lookalike.errors import printable
 from lookalike.evaluation.tasks import relevant
 from lookalike.report.gallery import Card, Mark, Section, Strip
@@ -18,29 +18,29 @@ _MARKS: dict[int, Mark] = {RIGHT: "right", JUNK: "junk"}
 
 
 class Named(NamedTuple):
-    """Pictures, and which of them each row of the embeddings is, int64 (N,)."""
+    """Images, and which of them each row of the embeddings is, int64 (N,)."""
 
-    pictures: Pictures
+    images: Images
     ids_N: Tensor
 
     def card(self, row: int, mark: Mark, place: str = "", value: str = "") -> Card:
-        """What is known of the picture of a row."""
+        """What is known of the image of a row."""
         i = int(self.ids_N[row])
-        labels = self.pictures.labels
-        kind = "" if labels is None else class_name(self.pictures, int(labels[i]))
-        return Card(i, mark, place, value, kind, printable(self.pictures.name(i)))
+        labels = self.images.labels
+        kind = "" if labels is None else class_name(self.images, int(labels[i]))
+        return Card(i, mark, place, value, kind, printable(self.images.name(i)))
 
 
-def class_name(pictures: Pictures, label: int) -> str:
+def class_name(images: Images, label: int) -> str:
     """The name of a class, its number where it has none."""
-    return printable(pictures.classes[label]) if 0 <= label < len(pictures.classes) else str(label)
+    return printable(images.classes[label]) if 0 <= label < len(images.classes) else str(label)
 
 
 def chosen(found: PerQuery, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """The half of `count` queries whose AP is lowest, and as many of the others by chance; places in `found`."""
     order_Q = found.values["map"].argsort(stable=True)
     worst, rest = order_Q[: (count + 1) // 2], order_Q[(count + 1) // 2 :]
-    generator = torch.Generator().manual_seed(draw.seed(seed, "examples"))
+    generator = torch.Generator().manual_seed(rng.seed(seed, "examples"))
     some = torch.randperm(len(rest), generator=generator)[: count // 2]
     return worst, rest[some].sort().values
 

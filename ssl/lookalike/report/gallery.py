@@ -1,4 +1,4 @@
-"""Rows of pictures that were judged right or wrong, for people: one HTML page, or one PNG.
+"""Rows of images that were judged right or wrong, for people: one HTML page, or one PNG.
 
 The judgement is a word, a sign and a frame, never a colour alone.
 """
@@ -60,7 +60,7 @@ font-variant-numeric:tabular-nums}.query .s{color:var(--query)}.right .s{color:v
 
 
 class Card(NamedTuple):
-    """Picture number `i`, what it was judged, its place and similarity in words, its class and its name."""
+    """Image number `i`, what it was judged, its place and similarity in words, its class and its name."""
 
     i: int
     mark: Mark
@@ -86,12 +86,12 @@ class Section(NamedTuple):
 
 
 Read = Callable[[int], Tensor | None]
-"""Picture uint8 (C, H, W) by number; None where it cannot be read any more."""
+"""Image uint8 (C, H, W) by number; None where it cannot be read any more."""
 
 
-def small(picture_CHW: Tensor) -> Tensor:
+def small(image_CHW: Tensor) -> Tensor:
     """uint8 (C, H, W) as RGB of at most 160 pixels a side."""
-    colour_CHW = picture_CHW.expand(3, -1, -1) if picture_CHW.shape[0] == 1 else picture_CHW
+    colour_CHW = image_CHW.expand(3, -1, -1) if image_CHW.shape[0] == 1 else image_CHW
     longest = max(colour_CHW.shape[1:])
     if longest <= _SIDE:
         return colour_CHW
@@ -100,7 +100,7 @@ def small(picture_CHW: Tensor) -> Tensor:
 
 
 def document(title: str, lead: str, sections: Sequence[Section], read: Read) -> bytes:
-    """The HTML page: `lead` (whose texts are escaped), then the sections. One picture at a time is in memory."""
+    """The HTML page: `lead` (whose texts are escaped), then the sections. One image at a time is in memory."""
     return page.document(title, lead + "".join(_section(section, read) for section in sections), _STYLE).encode()
 
 
@@ -116,13 +116,13 @@ def _strip(strip: Strip, read: Read) -> str:
     return f'<div class="strip{long}"><b>{html.escape(strip.about)}</b><div>{cards}</div></div>'
 
 
-def _figure(card: Card, picture_CHW: Tensor | None) -> str:
+def _figure(card: Card, image_CHW: Tensor | None) -> str:
     kind, name = html.escape(card.kind), html.escape(card.name)
     tail = html.escape(card.name.rsplit("/", 1)[-1])
-    if picture_CHW is None:
+    if image_CHW is None:
         shown = '<div class="gone">cannot be read</div>'
     else:
-        shown = _image(small(picture_CHW), card.name)
+        shown = _image(small(image_CHW), card.name)
     sign = f'<span title="{card.mark}">{SIGNS[card.mark]} {html.escape(card.place)}</span>'
     caption = f'<span class="s">{sign}<span>{html.escape(card.value)}</span></span><span title="{kind}">{kind}</span>'
     return (
@@ -131,9 +131,9 @@ def _figure(card: Card, picture_CHW: Tensor | None) -> str:
     )
 
 
-def _image(picture_CHW: Tensor, alt: str) -> str:
-    tiny = max(picture_CHW.shape[1:]) <= _TINY
-    data = base64.b64encode(png(picture_CHW) if tiny else jpeg(picture_CHW)).decode()
+def _image(image_CHW: Tensor, alt: str) -> str:
+    tiny = max(image_CHW.shape[1:]) <= _TINY
+    data = base64.b64encode(png(image_CHW) if tiny else jpeg(image_CHW)).decode()
     what = ("png", ' class="tiny"') if tiny else ("jpeg", "")
     return f'<img{what[1]} alt="{html.escape(alt)}" src="data:image/{what[0]};base64,{data}">'
 
@@ -159,12 +159,12 @@ def _gap() -> Tensor:
     return torch.full((3, 8, 8), 255, dtype=torch.uint8)
 
 
-def framed(picture_CHW: Tensor | None, mark: Mark) -> Tensor:
-    """A square tile, uint8 (3, S, S): the picture, pale where it is junk, in a frame with the mark's sign."""
+def framed(image_CHW: Tensor | None, mark: Mark) -> Tensor:
+    """A square tile, uint8 (3, S, S): the image, pale where it is junk, in a frame with the mark's sign."""
     side = _SIDE - 2 * _FRAME
     inner_CHW = torch.full((3, side, side), 235, dtype=torch.uint8)
-    if picture_CHW is not None:
-        x = small(picture_CHW).float()
+    if image_CHW is not None:
+        x = small(image_CHW).float()
         times = side / max(x.shape[1:])
         sides = [max(1, round(length * times)) for length in x.shape[1:]]
         mode = "nearest" if times > 1 else "area"

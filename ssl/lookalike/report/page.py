@@ -1,4 +1,4 @@
-"""Pictures for people: one PNG of many, or one HTML page with nothing from elsewhere."""
+"""Images for people: one PNG of many, or one HTML page with nothing from elsewhere."""
 
 import base64
 import html
@@ -12,7 +12,7 @@ from lookalike.data.pixels import png
 from lookalike.errors import RecipeError, printable
 
 _EDGE = 4
-_SMALLEST = 96  # tiny pictures are shown enlarged to this many pixels
+_SMALLEST = 96  # tiny images are shown enlarged to this many pixels
 _STYLE = (
     "body{font:14px/1.4 system-ui,sans-serif;margin:2em;color:#222}td,th{padding:6px;vertical-align:top;"
     "text-align:left}img{image-rendering:pixelated;display:block}small{color:#666}"
@@ -25,10 +25,10 @@ def refuse_other(path: Path, what: str) -> None:
         raise RecipeError(f"{printable(path)}: {what} a .png or an .html: name it so")
 
 
-def tile(picture_CHW: Tensor) -> Tensor:
+def tile(image_CHW: Tensor) -> Tensor:
     """uint8 (C, H, W) as RGB, enlarged by a whole number where it is tiny."""
-    times = max(1, -(-_SMALLEST // max(picture_CHW.shape[1:])))
-    colour_CHW = picture_CHW.expand(3, -1, -1) if picture_CHW.shape[0] == 1 else picture_CHW
+    times = max(1, -(-_SMALLEST // max(image_CHW.shape[1:])))
+    colour_CHW = image_CHW.expand(3, -1, -1) if image_CHW.shape[0] == 1 else image_CHW
     return F.interpolate(colour_CHW[None].float(), scale_factor=times, mode="nearest")[0].to(torch.uint8)
 
 
@@ -47,9 +47,9 @@ def grid(rows: list[list[Tensor]]) -> bytes:
     return png(sheet)
 
 
-def image(picture_CHW: Tensor, alt: str = "") -> str:
-    """An HTML image that holds its picture, uint8 (3, H, W)."""
-    data = base64.b64encode(png(picture_CHW)).decode()
+def image(image_CHW: Tensor, alt: str = "") -> str:
+    """An HTML image that holds its image, uint8 (3, H, W)."""
+    data = base64.b64encode(png(image_CHW)).decode()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 

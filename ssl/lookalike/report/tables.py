@@ -40,7 +40,7 @@ def title(measure: str) -> str | None:
 
 
 def by_task(scores: Mapping[str, Any]) -> list[tuple[str, dict[str, Found]]]:
-    """The entries of evaluate.json that may be compared, same task and same pictures; what is none is left out."""
+    """The entries of evaluate.json that may be compared, same task and same images; what is none is left out."""
     found: dict[tuple[str, str], dict[str, Found]] = {}
     for name, one in scores.items():
         if isinstance(one, dict):
@@ -80,7 +80,7 @@ def counts(found: Found) -> str:
         words = f"{found.get('queries', 0):.0f} queries of {found.get('classes', 0)} classes"
         words += f", gallery of {found['gallery']}" if "gallery" in found else ""
         words += f"; {found['dropped']:.0f} more had nothing to find" if found.get("dropped") else ""
-    words += f"; {found['unreadable']} pictures could not be read" if found.get("unreadable") else ""
+    words += f"; {found['unreadable']} images could not be read" if found.get("unreadable") else ""
     return words
 
 

@@ -1,7 +1,7 @@
 """How well k-means finds the classes in the embeddings: normalised mutual information.
 
 NMI as in Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505: 2 I / (H + H'), which is not
-corrected for chance: it grows with the number of clusters, so compare only over the same pictures.
+corrected for chance: it grows with the number of clusters, so compare only over the same images.
 """
 
 import warnings
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lookalike.errors import Error
 from lookalike.scoring.knn import check
-from lookalike.scoring.nearness import points
+from lookalike.scoring.similarity import points
 
 
 @torch.no_grad()

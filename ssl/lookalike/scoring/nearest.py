@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lookalike.errors import Error
 from lookalike.scoring.knn import STEP
-from lookalike.scoring.nearness import nearness, points
+from lookalike.scoring.similarity import nearness, points
 
 RIGHT, JUNK, WRONG, ABSENT = 0, 1, 2, 3
 """What an item is to a query; junk is listed and takes no place, what is absent is not listed."""

@@ -36,7 +36,7 @@ class PerQuery(NamedTuple):
     dropped: int
 
 
-def measured(
+def evaluate_queries(
     lists: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     measures: Callable[[Tensor, Tensor], dict[str, Tensor]],
     relevant_Q: Tensor,
@@ -48,12 +48,12 @@ def measured(
     from places and numbers of relevant items; relevant: how many each query has, int64.
     """
     query_Q, width = relevant_Q.nonzero()[:, 0], int(relevant_Q.max())
-    parts = [measures(places(*lists(row_B), width), relevant_Q[row_B]) for row_B in torch.split(query_Q, chunk)]
+    parts = [measures(rank_positions(*lists(row_B), width), relevant_Q[row_B]) for row_B in torch.split(query_Q, chunk)]
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return PerQuery(query_Q, values, len(relevant_Q) - len(query_Q))
 
 
-def twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
+def count_twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
     """How often each whole number occurs among others, int64 `(Q,)`."""
     _, group_K = torch.unique(torch.cat([of_Q.long(), among_N.long()]), return_inverse=True)
     group_Q, group_N = group_K.split([len(of_Q), len(among_N)])
@@ -66,7 +66,7 @@ def summary(found: PerQuery) -> dict[str, float]:
     return means | {"queries": float(len(found.row_Q)), "dropped": float(found.dropped)}
 
 
-def places(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
+def rank_positions(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
     """The place of each query's relevant items, ascending, int64 `(B, width)`, 0 behind the last.
 
     near: int32, larger is nearer, of size at most 2³⁰ - 2; right: bool, what is relevant; absent: bool, what is not

@@ -1,7 +1,7 @@
-"""Re-identification: find the same identity in the pictures of other cameras. CMC, mAP, mINP.
+"""Re-identification: find the same identity in the images of other cameras. CMC, mAP, mINP.
 
 Protocol: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015 (Market-1501). Of a query's
-gallery, pictures of its own identity by its own camera are junk: neither hit nor miss, they take no place. Identity
+gallery, images of its own identity by its own camera are junk: neither hit nor miss, they take no place. Identity
 -1 (bad detections) is left out. A distractor is wrong for all, because no query bears its identity: Market-1501's 0
 needs no rule, and a data set that counts its identities from 0 loses none. Ties are pessimistic, see `ranks`.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 from lookalike.errors import Error
 from lookalike.scoring import ranks
 from lookalike.scoring.knn import check
-from lookalike.scoring.nearness import nearness, of_distances, points
 from lookalike.scoring.ranks import PerQuery
+from lookalike.scoring.similarity import nearness, of_distances, points
 
 AP = Literal["step", "trapezoid"]
 
 SKIPPED = -1
-"""The identity of pictures that are left out."""
+"""The identity of images that are left out."""
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def scores(
     chunk: int | None = None,
     normalize: bool = True,
 ) -> dict[str, float]:
-    """Means of `each` in [0, 1]; `queries` averaged over; `dropped`: queries left without a relevant picture."""
+    """Means of `each` in [0, 1]; `queries` averaged over; `dropped`: queries left without a relevant image."""
     found = each(
         query_QD, ids_Q, cameras_Q, gallery_ND, ids_N, cameras_N, ks=ks, ap=ap, chunk=chunk, normalize=normalize
     )
@@ -105,7 +105,7 @@ def scores(
 def pooled(
     query_QD: Tensor, ids_Q: Tensor, cameras_Q: Tensor | None, *, normalize: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Multi-query: all pictures of one identity by one camera as one query, the mean of their rows (unit rows with
+    """Multi-query: all images of one identity by one camera as one query, the mean of their rows (unit rows with
     `normalize`), in float64; with their identities and cameras, in the order of (identity, camera)."""
     check(query_QD, "query", ids_Q)
     key_2Q = torch.stack([ids_Q.long(), _cameras(cameras_Q, ids_Q, "query")])
@@ -116,16 +116,16 @@ def pooled(
 
 
 def _kept(ids_N: Tensor) -> Tensor:
-    """Which pictures of the gallery are not left out, bool `(N,)`. Raises Error when none is."""
+    """Which images of the gallery are not left out, bool `(N,)`. Raises Error when none is."""
     kept_N = ids_N != SKIPPED
     if not bool(kept_N.any()):
-        raise Error("gallery: every picture has identity -1; none is left to search in")
+        raise Error("gallery: every image has identity -1; none is left to search in")
     return kept_N
 
 
 def _cameras(cameras_N: Tensor | None, ids_N: Tensor, name: str) -> Tensor:
     """The cameras as int64. Raises Error where they are missing: without them every score is another protocol's."""
-    remedy = "re-identification needs the camera of every picture; `retrieval` scores pictures without"
+    remedy = "re-identification needs the camera of every image; `retrieval` scores images without"
     if cameras_N is None:
         raise Error(f"{name} cameras: missing; {remedy}")
     if cameras_N.shape != ids_N.shape:
@@ -153,7 +153,7 @@ def _each(
         raise Error(f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, ap {names}")
     relevant_Q, _ = relevant_and_junk(ids_Q, cameras_Q, ids_N, cameras_N)
     if not bool(relevant_Q.any()):
-        raise Error("re-identification: no query has a picture by another camera in the gallery; check the identities")
+        raise Error("re-identification: no query has an image by another camera in the gallery; check the identities")
     precision = ranks.average_precision if ap == "step" else ranks.trapezoid_precision
 
     def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,13 +164,13 @@ def _each(
         cmc = {f"cmc@{k}": ranks.found_within(place_BR, k) for k in ks}
         return cmc | {"map": precision(place_BR, relevant_B), "minp": ranks.inverse_penalty(place_BR, relevant_B)}
 
-    return ranks.measured(lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N)))
+    return ranks.evaluate_queries(lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N)))
 
 
 def relevant_and_junk(ids_Q: Tensor, cameras_Q: Tensor, ids_N: Tensor, cameras_N: Tensor) -> tuple[Tensor, Tensor]:
-    """How many pictures of its identity each query has by other cameras, and by its own; int64 `(Q,)` both."""
+    """How many images of its identity each query has by other cameras, and by its own; int64 `(Q,)` both."""
     _, id_K = torch.unique(torch.cat([ids_Q.long(), ids_N.long()]), return_inverse=True)
     _, camera_K = torch.unique(torch.cat([cameras_Q, cameras_N]), return_inverse=True)
     both_Q, both_N = (id_K * (int(camera_K.max()) + 1) + camera_K).split([len(ids_Q), len(ids_N)])
-    junk_Q = ranks.twins(both_Q, both_N)
-    return ranks.twins(ids_Q, ids_N) - junk_Q, junk_Q
+    junk_Q = ranks.count_twins(both_Q, both_N)
+    return ranks.count_twins(ids_Q, ids_N) - junk_Q, junk_Q

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
-from lookalike.scoring.nearness import points, squares
+from lookalike.scoring.similarity import points, squares
 
 ENTRIES = 2**22
 """Numbers in one temporary."""

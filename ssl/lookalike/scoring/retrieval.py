@@ -14,8 +14,8 @@ from torch import Tensor
 from lookalike.errors import Error
 from lookalike.scoring import ranks
 from lookalike.scoring.knn import check
-from lookalike.scoring.nearness import nearness, points
 from lookalike.scoring.ranks import PerQuery
+from lookalike.scoring.similarity import nearness, points
 
 
 @torch.no_grad()
@@ -57,7 +57,9 @@ def each(
         right_BM, absent_BM = _marks(class_N[row_B], class_M, own_N[row_B])
         return nearness(from_ND[row_B], to_MD, normalize), right_BM, absent_BM
 
-    return ranks.measured(lists, partial(_measures, ks=ks), relevant_N, chunk or max(1, ranks.PAIRS // len(to_MD)))
+    return ranks.evaluate_queries(
+        lists, partial(_measures, ks=ks), relevant_N, chunk or max(1, ranks.PAIRS // len(to_MD))
+    )
 
 
 def scores(
@@ -98,7 +100,7 @@ def _own(own_N: Tensor | None, labels_N: Tensor, rows: int) -> Tensor:
 def relevant(labels_N: Tensor, gallery_labels_M: Tensor, own_N: Tensor) -> Tensor:
     """How many rows of the gallery match each query, int64 `(N,)`; `own_N`: which of them it is itself, -1 for none."""
     itself_N = (own_N >= 0) & (gallery_labels_M[own_N.clamp_min(0)] == labels_N)
-    return ranks.twins(labels_N, gallery_labels_M) - itself_N.long()
+    return ranks.count_twins(labels_N, gallery_labels_M) - itself_N.long()
 
 
 def _numbered(labels_N: Tensor, gallery_labels_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lookalike.errors import Error
 from lookalike.scoring.knn import STEP, check
-from lookalike.scoring.nearness import nearness
+from lookalike.scoring.similarity import nearness
 
 ROWS = 512
 """Rows at once: as float64 they stay in a processor's cache."""

@@ -1,4 +1,4 @@
-"""Are two pictures of the same one? ROC AUC, EER, TAR@FAR, best accuracy, and accuracy over folds.
+"""Are two images of the same one? ROC AUC, EER, TAR@FAR, best accuracy, and accuracy over folds.
 
 A score says how alike a pair is: larger is more alike; for distances pass their negation. A pair is accepted when
 its score is at least the threshold. TAR: share of same pairs accepted; FAR: share of different pairs accepted.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lookalike.errors import Error
 from lookalike.scoring.knn import STEP
-from lookalike.scoring.nearness import points
+from lookalike.scoring.similarity import points
 
 
 class Roc(NamedTuple):

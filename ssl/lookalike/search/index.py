@@ -1,8 +1,8 @@
-"""Pictures embedded once, to be searched: a folder with their embeddings, their names and the model itself.
+"""Images embedded once, to be searched: a folder with their embeddings, their names and the model itself.
 
 `embeddings.npy`, float32 (N, D), is mapped and not loaded; `names.json` and `seen.json` say whose rows they are and of
-which state of the pictures; `cells.safetensors` is there for approximate search. The other files are the model's own,
-so that queries go through the very weights of the pictures: the folder is a model's folder as well.
+which state of the images; `cells.safetensors` is there for approximate search. The other files are the model's own,
+so that queries go through the very weights of the images: the folder is a model's folder as well.
 """
 
 import io
@@ -18,16 +18,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.data.decode import BadPicture, contents, decode
+from lookalike.data.decode import BadImage, contents, decode
 from lookalike.data.images import Fit
 from lookalike.errors import BackboneError, DataError, NewerError, RunError, printable
-from lookalike.evaluation.features import embed
+from lookalike.evaluation.features import embedder
 from lookalike.folder import read_manifest, recover, write_folder
 from lookalike.models import Backbone, folder_files
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, embedding_files, load_model
 from lookalike.models.stored import mapped
-from lookalike.scoring.cells import Cells, find_cells, nearest_in_cells
+from lookalike.scoring.ivf import InvertedLists, nearest_in_lists, train_ivf
 from lookalike.scoring.search import nearest
 
 FORMAT = 1
@@ -37,9 +37,9 @@ Model = Backbone | Embedding
 
 
 class Seen(NamedTuple):
-    """What the pictures were when they were embedded: the state of each row's, and those that could not be read.
+    """What the images were when they were embedded: the state of each row's, and those that could not be read.
 
-    A state is a word that changes when a picture does; `bad` has state and reason of each name.
+    A state is a word that changes when an image does; `bad` has state and reason of each name.
     """
 
     states: list[str]
@@ -47,9 +47,9 @@ class Seen(NamedTuple):
 
 
 class SearchIndex:
-    """Embedded pictures: x_ND float32 (N, D) with N names, and the model, in eval mode, that made them of canvases.
+    """Embedded images: x_ND float32 (N, D) with N names, and the model, in eval mode, that made them of canvases.
 
-    `canvas`: their height and width, `fit`: how pictures became them; `root`: the folder below which the names are, or
+    `canvas`: their height and width, `fit`: how images became them; `root`: the folder below which the names are, or
     empty; `digest`: stands for the model it was built with.
     """
 
@@ -63,7 +63,7 @@ class SearchIndex:
         fit: Fit = "crop",
         root: str = "",
         digest: str = "",
-        cells: Cells | None = None,
+        cells: InvertedLists | None = None,
     ) -> None:
         self.model, self.x_ND, self.names, self.cells = model, x_ND, names, cells
         self.canvas, self.fit = canvas, fit
@@ -75,19 +75,19 @@ class SearchIndex:
         return len(self.names)
 
     def path(self, row: int) -> str:
-        """Where the picture of this row lies, or lay."""
+        """Where the image of this row lies, or lay."""
         return f"{self.root}/{self.names[row]}" if self.root else self.names[row]
 
     @torch.inference_mode()
     def embed(self, paths: Sequence[str]) -> Tensor:
-        """Picture files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no picture."""
+        """Image files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no image."""
         channels, device = self.model.architecture.channels, comm.device()
         try:
             how: dict[str, Any] = {"size": self.canvas, "channels": channels, "whole": self.fit == "squash"}
             canvases = [decode(contents(path), path, **how) for path in paths]
-        except BadPicture as error:
-            raise DataError(f"{error}: a query is a picture file") from error
-        function = embed(self.model.to(device), self.model.architecture)
+        except BadImage as error:
+            raise DataError(f"{error}: a query is an image file") from error
+        function = embedder(self.model.to(device), self.model.architecture)
         return function(torch.stack(canvases).to(device)).float().cpu()
 
     def nearest(self, query_QD: Tensor, k: int = 10, *, approximate: bool = False) -> tuple[Tensor, Tensor]:
@@ -95,8 +95,8 @@ class SearchIndex:
         if not approximate:
             return nearest(query_QD, self.x_ND, k, normalize=self.unit)
         if self.cells is None:
-            self.cells = find_cells(self.x_ND, self.unit)
-        return nearest_in_cells(query_QD, self.x_ND, k, self.cells, normalize=self.unit)
+            self.cells = train_ivf(self.x_ND, self.unit)
+        return nearest_in_lists(query_QD, self.x_ND, k, self.cells, normalize=self.unit)
 
 
 def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
@@ -143,7 +143,7 @@ def open_index(folder: str | Path) -> SearchIndex:
             fit=_checked(about["fit"], str),
             root=_checked(about["root"], str),
             digest=_checked(about["model"], str),
-            cells=Cells(**mapped(folder / CELLS)) if CELLS in files else None,
+            cells=InvertedLists(**mapped(folder / CELLS)) if CELLS in files else None,
         )
         _check(index)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, BackboneError) as error:
@@ -153,7 +153,7 @@ def open_index(folder: str | Path) -> SearchIndex:
 
 
 def read_seen(folder: Path, count: int) -> Seen:
-    """Of which state of its `count` pictures an opened index is. Raises RunError when that is not to be understood."""
+    """Of which state of its `count` images an opened index is. Raises RunError when that is not to be understood."""
     try:
         found = json.loads((folder / SEEN).read_bytes())
         bad = {str(name): (str(state), str(reason)) for name, (state, reason) in found["bad"].items()}

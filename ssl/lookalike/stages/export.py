@@ -28,7 +28,7 @@ BATCHES = (1, 2, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The exported folder; `onnx` adds `model.onnx`, pictures in 0 … 1 in, features out, any batch size."""
+    """The exported folder; `onnx` adds `model.onnx`, images in 0 … 1 in, features out, any batch size."""
 
     onnx: bool = True
     opset: Annotated[int, Field(ge=18, le=23)] = 20
@@ -62,7 +62,7 @@ def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str,
 
 
 class WithNormalisation(nn.Module):
-    """The model with its mean and std inside: pictures (B, C, H, W) in 0 … 1 -> features."""
+    """The model with its mean and std inside: images (B, C, H, W) in 0 … 1 -> features."""
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -73,14 +73,14 @@ class WithNormalisation(nn.Module):
         for name, values in zip(("mean_C11", "std_C11"), architecture.normalisation(), strict=True):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in 0 … 1 -> (B, D)."""
-        h: Tensor = self.model((pictures - self.mean_C11) / self.std_C11)
+        h: Tensor = self.model((images - self.mean_C11) / self.std_C11)
         return h
 
 
 def example(architecture: Architecture, batch: int) -> Tensor:
-    """Random pictures in 0 … 1, always the same."""
+    """Random images in 0 … 1, always the same."""
     shape = (batch, architecture.channels, *sides(architecture.size))
     return torch.rand(shape, generator=torch.Generator().manual_seed(batch))
 
@@ -96,7 +96,7 @@ def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
             wrapped,
             (example(model.architecture, 2),),
             path,
-            input_names=["pictures"],
+            input_names=["images"],
             output_names=["features"],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             opset_version=opset,
@@ -168,9 +168,9 @@ def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) ->
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     wrapped, worst = WithNormalisation(model, model.architecture).eval(), torch.zeros(())
     for batch in BATCHES:
-        pictures = example(model.architecture, batch)
-        wanted = wrapped(pictures)
-        found = torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
+        images = example(model.architecture, batch)
+        wanted = wrapped(images)
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
         largest = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # of zeros, zeros are right
         worst = torch.maximum(worst, (found - wanted).abs().max() / largest)  # keeps a NaN
     if not worst <= tolerance:
@@ -183,13 +183,13 @@ def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) ->
 @torch.no_grad()
 def check_timm(backbone: Backbone, folder: Path) -> None:
     """Raises BackboneError unless timm, given the folder, computes the same bits (before GeM, which is ours)."""
-    pictures = example(backbone.architecture, 2)
+    images = example(backbone.architecture, 2)
     try:
-        found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(pictures)
+        found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
     except Exception as error:  # timm raises whatever its constructors and loaders meet
         reason = printable(" ".join(str(error).split())[:200])
         raise BackboneError(f"export: timm cannot load what was written ({reason}): a timm version too old?") from error
-    if not torch.equal(found, backbone.model(pictures)):
+    if not torch.equal(found, backbone.model(images)):
         raise BackboneError(
             "export: timm computes other features from what was written than the trained backbone: a timm version too "
             "old?"

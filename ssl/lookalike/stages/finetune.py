@@ -12,21 +12,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike import comm
-from lookalike import rng as draw
+from lookalike import comm, rng
 from lookalike.checkpoint import differences, keep_run, open_run
-from lookalike.data.images import Pictures
+from lookalike.data.images import Images
 from lookalike.data.loader import Batch, workers_for
 from lookalike.doctor import agree
 from lookalike.errors import BackboneError, DataError, RunError
-from lookalike.evaluation.features import cached, embed, extract, identity
+from lookalike.evaluation.features import cache_key, cached, embedder, extract
 from lookalike.log import say
 from lookalike.metric.classes import split_classes
-from lookalike.metric.fold import ESTIMATOR, folded
+from lookalike.metric.finetune_module import FinetuneModule
+from lookalike.metric.fit_head import ESTIMATOR, folded
 from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
 from lookalike.metric.sampler import PKOrder
-from lookalike.metric.system import System
 from lookalike.models import Backbone, Pool, card, open_backbone, repooled
 from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.nn.batchnorm import global_batchnorm
@@ -41,10 +40,10 @@ _OF_ESTIMATORS = ("estimator", "held_out", "pool", "workers", "timeout")
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Settings):
-    """Metric learning on the train pictures; where test has the same classes, on the first, and never on the others.
+    """Metric learning on the train images; where test has the same classes, on the first, and never on the others.
 
     `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train and test share no
-    class already; 0: all are trained on, and scored. A batch holds `per_class` pictures of each of
+    class already; 0: all are trained on, and scored. A batch holds `per_class` images of each of
     `classes_per_batch` classes, over all ranks; `cameras` distinct: of each class no two of one camera, as far as it
     has so many; `memory` compares it with earlier ones. `estimator` learns the head on features of the frozen backbone
     instead, without gradients: then there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
@@ -111,29 +110,29 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *
     target = folder / "embedding"
     source, size = recipe.values["data"].build(), opened.architecture.size
     divided = split_classes(source.split("train", size), source.split("test", size), settings.held_out)
-    pictures, labels_N, _ = divided
+    images, labels_N, _ = divided
     made_of = divided.passport
     if finished(target, about, made_of):
         return target
     if settings.estimator:
         if comm.rank() == 0:
             set_aside(folder, about, made_of)
-            learn(settings.estimator, opened, pictures, {**about, **made_of}, Path(out), seed, settings.workers)
+            learn(settings.estimator, opened, images, {**about, **made_of}, Path(out), seed, settings.workers)
         comm.patient_barrier()
         return target
-    order = make_order(settings, pictures, labels_N, seed)
+    order = make_order(settings, images, labels_N, seed)
     if order.left_out and comm.rank() == 0:
-        say(f"finetune: classes of one picture, which has no positive, are left out of all batches: {order.left_out}")
+        say(f"finetune: classes of one image, which has no positive, are left out of all batches: {order.left_out}")
     system = make_system(opened, settings, divided.classes, seed)
     views = settings.views.build()
     inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
     if comm.rank() == 0:
         set_aside(folder, about, made_of)
     comm.barrier()
-    fixed = {**made_of, "batch": order.batch, **about}
-    cuts, kept = settings.cuts(views, size), partial(keep_run, Path(out), recipe)
-    how: dict[str, Any] = {"cuts": cuts, "kept": kept, "accept_changes": accept_changes}
-    train(Job("finetune", folder, system, pictures, order, inputs, fixed, **how), settings)
+    must_match = {**made_of, "batch": order.batch, **about}
+    host_crops, kept = settings.host_crops(views, size), partial(keep_run, Path(out), recipe)
+    how: dict[str, Any] = {"cuts": host_crops, "kept": kept, "accept_changes": accept_changes}
+    train(Job("finetune", folder, system, images, order, inputs, must_match, **how), settings)
     if comm.rank() == 0:
         model = system.model
         facts = {
@@ -155,17 +154,17 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *
 def learn(
     estimator: Spec,
     backbone: Backbone,
-    pictures: Pictures,
+    images: Images,
     about: dict[str, Any],
     out: Path,
     seed: int,
     workers: int | None,
 ) -> None:
     """Features of the frozen backbone -> the estimator -> the embedding folder, on one rank."""
-    function = embed(backbone.to(comm.device()), backbone.architecture)
-    key = (about["backbone"], *identity(pictures))
-    processes = workers_for(pictures, workers)
-    x_ND, labels_N, dropped, _ = cached(out / "features", key, lambda: extract(function, pictures, workers=processes))
+    function = embedder(backbone.to(comm.device()), backbone.architecture)
+    key = (about["backbone"], *cache_key(images))
+    processes = workers_for(images, workers)
+    x_ND, labels_N, dropped, _ = cached(out / "features", key, lambda: extract(function, images, workers=processes))
     model = folded(backbone, estimator, x_ND, labels_N, seed)
     facts = {
         **about,
@@ -214,11 +213,11 @@ def set_aside(folder: Path, about: dict[str, Any], made_of: dict[str, Any]) -> N
         say(f"finetune: the earlier one, of another recipe, backbone or data, is now {folder.name}.{free}")
 
 
-def make_order(settings: Finetune, pictures: Pictures, labels_N: Tensor, seed: int) -> PKOrder:
+def make_order(settings: Finetune, images: Images, labels_N: Tensor, seed: int) -> PKOrder:
     """The section's P × K batches. Raises DataError where there are too few classes, or no cameras to be distinct."""
-    cameras_N = pictures.cameras if settings.cameras == "distinct" else None
+    cameras_N = images.cameras if settings.cameras == "distinct" else None
     if settings.cameras == "distinct" and cameras_N is None:
-        raise DataError("finetune.cameras: distinct, but these pictures name no cameras: remove it")
+        raise DataError("finetune.cameras: distinct, but these images name no cameras: remove it")
     return PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed, cameras_N=cameras_N)
 
 
@@ -227,11 +226,11 @@ def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int)
     return global_batchnorm(build_system(backbone, settings, classes, seed).train()).to(comm.device())
 
 
-def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> System:
+def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> FinetuneModule:
     """The same before it knows of ranks and devices. Raises RunError or BackboneError when its parts do not fit."""
-    torch.manual_seed(draw.seed(seed, "finetune", "weights"))
+    torch.manual_seed(rng.seed(seed, "finetune", "weights"))
     model = Embedding(backbone, settings.dim, unit=settings.unit, batchnorm=settings.batchnorm)
-    return System(
+    return FinetuneModule(
         model,
         Objective(
             settings.objective,
@@ -252,6 +251,6 @@ def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int
 def make_inputs(
     views: Callable[..., list[Tensor]], model: Embedding, labels_N: Tensor, seed: int, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """One view of each picture on the device, and its class."""
+    """One view of each image on the device, and its class."""
     (view_BCHW,) = make_views(views, model.architecture, seed, batch)
     return view_BCHW, labels_N[batch.ids_B].to(view_BCHW.device, non_blocking=True)

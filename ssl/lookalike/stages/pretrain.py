@@ -1,4 +1,4 @@
-"""Pretraining: pictures without labels -> a backbone folder."""
+"""Pretraining: images without labels -> a backbone folder."""
 
 import warnings
 from collections.abc import Callable
@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm
-from lookalike import rng as draw
+from lookalike import comm, rng
 from lookalike.checkpoint import (
     CHANGED,
     TOUCHED,
@@ -23,13 +22,13 @@ from lookalike.checkpoint import (
     touched,
     write_recipe,
 )
-from lookalike.data.images import Pictures, subset
+from lookalike.data.images import Images, subset
 from lookalike.data.loader import Batch
 from lookalike.data.order import order_of
 from lookalike.data.passport import labels_digest, passport
 from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError, RunError
-from lookalike.evaluation.features import embed, extract
+from lookalike.evaluation.features import embedder, extract
 from lookalike.log import say
 from lookalike.methods import METHODS
 from lookalike.models import Architecture, Backbone, card, folder_files, make_backbone
@@ -47,12 +46,12 @@ VIEW = Choice(VIEWS)
 class Pretrain(Settings):
     """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many losses.
 
-    `micro_batch`: how many pictures, over all ranks, the backbone sees at once; the loss still spans the batch.
-    `knn_every_epochs`: how often kNN-20 of the backbone is logged (2,000 training, 1,000 test pictures with labels,
+    `micro_batch`: how many images, over all ranks, the backbone sees at once; the loss still spans the batch.
+    `knn_every_epochs`: how often kNN-20 of the backbone is logged (2,000 training, 1,000 test images with labels,
     which training never sees); 0 for never.
     """
 
-    method: Annotated[Spec, Choice(METHODS, given={"backbone"})]
+    method: Annotated[Spec, Choice(METHODS, supplied={"backbone"})]
     batch: Count
     accumulate: Count = 1
     micro_batch: Count | None = None
@@ -64,7 +63,7 @@ class Pretrain(Settings):
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not divide into accumulate: {self.accumulate} micro-batches")
         if self.batch // self.accumulate < 2:
-            raise ValueError("a micro-batch of one picture has no statistics: raise batch or lower accumulate")
+            raise ValueError("a micro-batch of one image has no statistics: raise batch or lower accumulate")
         if self.batch // self.accumulate % (self.micro_batch or 1):
             raise ValueError(f"batch {self.batch} / accumulate does not divide into micro_batch {self.micro_batch}")
         problem = views_problem(self.method.make, self.views.build())
@@ -91,7 +90,7 @@ def pretrain(
     """Runs or resumes the recipe's `pretrain` section in the run folder `out`; returns the backbone folder.
 
     `method`: a class of your own in place of the recipe's, called as method(backbone); `accept_changes`: resume
-    even where recipe or pictures are no longer what the run began with.
+    even where recipe or images are no longer what the run began with.
     """
     settings, seed = recipe.section(Pretrain), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
@@ -107,30 +106,30 @@ def pretrain(
         return target
     module, views = make_method(recipe, method), settings.views.build()
     size = module.backbone.architecture.size
-    pictures = source.split("train", size)
-    order = order_of(pictures, settings.batch, settings.accumulate, seed)
+    images = source.split("train", size)
+    order = order_of(images, settings.batch, settings.accumulate, seed)
     if problem := views_problem(module, views):
         raise RecipeError(f"{recipe.name}: pretrain.{problem}")
-    labels_N = labels_for(module, pictures)
+    labels_N = labels_for(module, images)
     inputs = partial(make_inputs, partial(views, dtype=settings.dtype), module.backbone.architecture, seed, labels_N)
-    fixed = {**made_of, "batch": settings.batch, "method": about["method"] if method else None}
+    must_match = {**made_of, "batch": settings.batch, "method": about["method"] if method else None}
     every = settings.knn_every_epochs * order.steps_per_epoch
-    judge = make_judge(module.backbone, pictures, source.split("test", size), seed) if every else dict
+    monitor = make_monitor(module.backbone, images, source.split("test", size), seed) if every else dict
     job = Job(
         "pretrain",
         folder,
         module,
-        pictures,
+        images,
         order,
         inputs,
-        fixed,
+        must_match,
         pieces=settings.pieces,
-        cuts=settings.cuts(views, size),
-        judge=judge,
-        judge_every=every,
+        host_crops=settings.host_crops(views, size),
+        monitor=monitor,
+        monitor_every=every,
         accept_changes=accept_changes,
-        changed=comm.from_first(changes(folder, recipe) if comm.rank() == 0 else []),
-        resumed=partial(write_recipe, folder, recipe),
+        changed=comm.broadcast_object(changes(folder, recipe) if comm.rank() == 0 else []),
+        on_resume=partial(write_recipe, folder, recipe),
         kept=partial(keep_run, folder, recipe),
     )
     train(job, settings)
@@ -143,12 +142,10 @@ def pretrain(
     return target
 
 
-def learned_from(pictures: Pictures, method: Any) -> dict[str, Any]:
+def learned_from(images: Images, method: Any) -> dict[str, Any]:
     """What a backbone is made of: the images, and their labels where the method learns from them."""
-    labels = (
-        {"labels": labels_digest(pictures.labels, pictures.classes)} if getattr(method, "needs_labels", False) else {}
-    )
-    return {**passport(pictures), **labels}
+    labels = {"labels": labels_digest(images.labels, images.classes)} if getattr(method, "needs_labels", False) else {}
+    return {**passport(images), **labels}
 
 
 def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any], accept_changes: bool) -> bool:
@@ -189,38 +186,38 @@ def check(recipe: Recipe, out: Path, accept_changes: bool = False) -> None:
         return
     module, size = build_method(recipe), recipe.values["backbone"].size
     settings.optimizer.build(parameter_groups(module))
-    pictures = source.split("train", size)
-    labels_for(module, pictures)
-    fixed = {**made_of, "batch": settings.batch, "method": None}
-    steps = settings.epochs * order_of(pictures, settings.batch, settings.accumulate, 0).steps_per_epoch
+    images = source.split("train", size)
+    labels_for(module, images)
+    must_match = {**made_of, "batch": settings.batch, "method": None}
+    steps = settings.epochs * order_of(images, settings.batch, settings.accumulate, 0).steps_per_epoch
     earlier = newest_manifest(out / "checkpoints")
-    if earlier and not accept_changes and (changed := differences(earlier, fixed)):
+    if earlier and not accept_changes and (changed := differences(earlier, must_match)):
         raise RunError(f"{out}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}")
     if earlier:
-        changed = [*changes(out, recipe), *differences(earlier, fixed)]
+        changed = [*changes(out, recipe), *differences(earlier, must_match)]
         refuse_nothing(out, "pretrain", earlier["step"], steps, changed)
     if settings.knn_every_epochs:
-        make_judge(module.backbone, pictures, source.split("test", size), recipe.values["seed"])
+        make_monitor(module.backbone, images, source.split("test", size), recipe.values["seed"])
 
 
 def refuse_more_ranks(recipe: Recipe, ranks: int) -> None:
-    """Raises RecipeError unless every rank has a picture of all that the backbone sees at once."""
+    """Raises RecipeError unless every rank has an image of all that the backbone sees at once."""
     settings = recipe.section(Pretrain)
-    key, pictures = "micro_batch", settings.micro_batch
-    if pictures is None:
-        key, pictures = (
+    key, images = "micro_batch", settings.micro_batch
+    if images is None:
+        key, images = (
             "batch" if settings.accumulate == 1 else "batch / accumulate",
             settings.batch // settings.accumulate,
         )
-    if pictures < ranks:
+    if images < ranks:
         raise RecipeError(
-            f"{recipe.name}: pretrain.{key}: {pictures} pictures for {ranks} ranks: raise it, every rank needs one"
+            f"{recipe.name}: pretrain.{key}: {images} images for {ranks} ranks: raise it, every rank needs one"
         )
 
 
 def build_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
     """The recipe's method on its backbone, with weights that only the seed decides."""
-    torch.manual_seed(draw.seed(recipe.values["seed"], "weights"))
+    torch.manual_seed(rng.seed(recipe.values["seed"], "weights"))
     backbone = make_backbone(recipe.values["backbone"])
     if method:
         return method(backbone)
@@ -247,34 +244,34 @@ def views_problem(method: Any, views: Any) -> str:
     if made == needed or (made > needed and getattr(method, "more_views", False)):
         return ""
     name = method.__name__ if isinstance(method, type) else type(method).__name__
-    return f"views: {made} of each picture, but {name} compares {needed}: set views.views: {needed}"
+    return f"views: {made} of each image, but {name} compares {needed}: set views.views: {needed}"
 
 
-def labels_for(method: Any, pictures: Pictures) -> Tensor | None:
-    """The class of each picture, for the one kind of method that asks for it. Raises DataError without labels."""
+def labels_for(method: Any, images: Images) -> Tensor | None:
+    """The class of each image, for the one kind of method that asks for it. Raises DataError without labels."""
     if not getattr(method, "needs_labels", False):
         return None
-    if pictures.labels is None:
+    if images.labels is None:
         raise DataError(f"data: no labels, which {type(method).__name__} learns from: use class folders")
-    return torch.as_tensor(pictures.labels)
+    return torch.as_tensor(images.labels)
 
 
-def make_judge(backbone: Backbone, train: Pictures, test: Pictures, seed: int) -> Callable[[], dict[str, float]]:
-    """kNN-20 of the backbone as it stands, on some pictures with labels. Raises DataError where there are none."""
+def make_monitor(backbone: Backbone, train: Images, test: Images, seed: int) -> Callable[[], dict[str, float]]:
+    """kNN-20 of the backbone as it stands, on some images with labels. Raises DataError where there are none."""
     if train.labels is None or test.labels is None:
         raise DataError("data: no labels, which knn_every_epochs needs: use class folders, or set it to 0")
     some = [
-        subset(pictures, draw.permutation(len(pictures), seed, "judge", split)[:most].tolist())
-        for split, (pictures, most) in enumerate(((train, 2000), (test, 1000)))
+        subset(images, rng.permutation(len(images), seed, "judge", split)[:most].tolist())
+        for split, (images, most) in enumerate(((train, 2000), (test, 1000)))
     ]
 
-    def judge() -> dict[str, float]:
-        function = embed(backbone, backbone.architecture)
-        bank, asked = (extract(function, pictures) for pictures in some)
+    def monitor() -> dict[str, float]:
+        function = embedder(backbone, backbone.architecture)
+        bank, asked = (extract(function, images) for images in some)
         backbone.train()
         return {"knn20/top1": knn.accuracy(bank.x_ND, bank.labels_N, asked.x_ND, asked.labels_N)["top1"]}
 
-    return judge
+    return monitor
 
 
 def make_inputs(

@@ -1,4 +1,4 @@
-"""Some pictures with the views that a run would train on, as one PNG or one HTML page, and what was drawn for them."""
+"""Some images with the views that a run would train on, as one PNG or one HTML page, and what was drawn for them."""
 
 import html
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lookalike.data.images import Pictures
+from lookalike.data.images import Images
 from lookalike.data.order import order_of
-from lookalike.data.reader import Cuts, Reader
+from lookalike.data.reader import HostCrops, Reader
 from lookalike.errors import RecipeError, printable
 from lookalike.folder import refuse_unwritable, write_file
 from lookalike.recipe import Recipe
@@ -16,8 +16,8 @@ from lookalike.report import page
 from lookalike.views.colour import OPERATIONS
 
 
-def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 0) -> list[str]:
-    """Writes the first `pictures` of an epoch and their views to `out`, .png or .html; returns lines of what was drawn.
+def preview(recipe: Recipe, out: str | Path, *, images: int = 8, epoch: int = 0) -> list[str]:
+    """Writes the first `images` of an epoch and their views to `out`, .png or .html; returns lines of what was drawn.
 
     Exactly the views of the run: same order, same draws, same cuts, before they are normalised. Raises RecipeError
     without `pretrain`, or for another ending.
@@ -30,14 +30,14 @@ def preview(recipe: Recipe, out: str | Path, *, pictures: int = 8, epoch: int = 
     seed, size = recipe.values["seed"], recipe.values["backbone"].size
     train, law = recipe.values["data"].build().split("train", size), settings.views.build()
     order = order_of(train, settings.batch, settings.accumulate, seed)
-    ids_B = order.ids(epoch, 0)[:pictures]
+    ids_B = order.ids(epoch, 0)[:images]
     canvas_BCHW = read(Reader(train, seed), epoch, ids_B)[0]
-    cuts = settings.cuts(law, size)
-    pixels = read(Reader(train, seed, cuts), epoch, ids_B) if cuts else canvas_BCHW
+    host_crops = settings.host_crops(law, size)
+    pixels = read(Reader(train, seed, host_crops), epoch, ids_B) if host_crops else canvas_BCHW
     channels = canvas_BCHW.shape[1]
     plain = {"mean": [0.0] * channels, "std": [1.0] * channels}
     views = law(pixels, ids_B, seed=seed, epoch=epoch, size=size, **plain)
-    every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, cuts))
+    every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, host_crops))
     said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
     names = [f"{i} {printable(train.name(i))}" for i in ids_B.tolist()]
     rows = [[page.tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))] for b in range(len(ids_B))]
@@ -57,9 +57,9 @@ def read(reader: Reader, epoch: int, ids_B: Tensor) -> list[Tensor]:
     return parts
 
 
-def sides(train: Pictures, ids_B: Tensor, cuts: Cuts | None) -> dict[str, Tensor]:
-    """Height and width of what the views are cut from: each picture itself on the host, else the canvas."""
-    if cuts is None:
+def sides(train: Images, ids_B: Tensor, host_crops: HostCrops | None) -> dict[str, Tensor]:
+    """Height and width of what the views are cut from: each image itself on the host, else the canvas."""
+    if host_crops is None:
         heights, widths = ([side] * len(ids_B) for side in train.shape[1:])
     else:
         opened = [train.open(i) for i in ids_B.tolist()]
@@ -87,11 +87,11 @@ def to_bytes(view_CHW: Tensor) -> Tensor:
 
 
 def listing(title: str, names: list[str], rows: list[list[Tensor]], said: list[list[str]]) -> str:
-    """The pictures, their views and what was drawn for each, as one HTML page."""
+    """The images, their views and what was drawn for each, as one HTML page."""
     lines = []
     for name, row, texts in zip(names, rows, said, strict=True):
         captions = [html.escape(name), *map(html.escape, texts)]
         cells = (f"<td>{page.image(x)}<small>{caption}</small></td>" for x, caption in zip(row, captions, strict=True))
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{head}</th>" for head in ("picture", *(f"view {v}" for v in range(len(said[0])))))
+    heads = "".join(f"<th>{head}</th>" for head in ("image", *(f"view {v}" for v in range(len(said[0])))))
     return page.document(title, f"<table><tr>{heads}</tr>{''.join(lines)}</table>")

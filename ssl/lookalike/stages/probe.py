@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from lookalike import comm
-from lookalike import rng as draw
+from lookalike import comm, rng
 from lookalike.checkpoint import differences, read_or_set_aside, visit_run
-from lookalike.data.images import Pictures
+from lookalike.data.images import Images
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
-from lookalike.evaluation.features import Embed, Features, cached, embed, extract, identity, pixels
+from lookalike.evaluation.features import Embed, Features, cache_key, cached, embedder, extract, pixels
 from lookalike.folder import write_file
 from lookalike.log import note, say
 from lookalike.models import Backbone, card, open_backbone
@@ -58,13 +57,13 @@ def probe(
     sets = [source.split(split, opened.architecture.size) for split in ("train", "test")]
     if folder and not isinstance(backbone, Backbone) and Path(backbone) == folder / "backbone":
         tell_other(Path(backbone), sets[0])
-    identities = [identity(pictures) for pictures in sets]
+    identities = [cache_key(images) for images in sets]
     scores: dict[str, Any] = {}
     for prefix, (key, function) in _models(opened, settings, seed).items():
         features = []
-        for pictures, known in zip(sets, identities, strict=True):
-            workers = workers_for(pictures, settings.workers)
-            make = lambda f=function, p=pictures, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
+        for images, known in zip(sets, identities, strict=True):
+            workers = workers_for(images, settings.workers)
+            make = lambda f=function, p=images, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
             keep = folder / "features" if folder and function is not pixels else None
             features.append(cached(keep, (key, *known), make))
         scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
@@ -75,7 +74,7 @@ def probe(
     return scores
 
 
-def tell_other(backbone: Path, train: Pictures) -> None:
+def tell_other(backbone: Path, train: Images) -> None:
     """Warns where the run's backbone was pretrained on other images than those it is now judged on."""
     if changed := differences(card.read(backbone), passport(train)):
         warnings.warn(f"{backbone}: was pretrained on other images ({'; '.join(changed)})", stacklevel=3)
@@ -121,9 +120,9 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
     """Prefix -> (a name that stands for the weights and the view, how to embed)."""
     named = {"": backbone}
     if settings.baselines:
-        torch.manual_seed(draw.seed(seed, "weights"))
+        torch.manual_seed(rng.seed(seed, "weights"))
         named["untrained/"] = Backbone(replace(backbone.architecture, pretrained=False))
-    found = {prefix: (weights_digest(b), embed(b.to(comm.device()), b.architecture)) for prefix, b in named.items()}
+    found = {prefix: (weights_digest(b), embedder(b.to(comm.device()), b.architecture)) for prefix, b in named.items()}
     return found | ({"pixels/": ("pixels", pixels)} if settings.baselines else {})
 
 

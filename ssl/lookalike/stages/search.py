@@ -1,4 +1,4 @@
-"""Search: pictures embedded once into an index, which is brought up to date when they or the model change."""
+"""Search: images embedded once into an index, which is brought up to date when they or the model change."""
 
 import hashlib
 import json
@@ -12,59 +12,59 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
-from lookalike.data.decode import BadPicture
-from lookalike.data.images import FilePictures, Pictures, file_states, subset
+from lookalike.data.decode import BadImage
+from lookalike.data.images import FileImages, Images, file_states, subset
 from lookalike.data.index import SUFFIXES, scan
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
 from lookalike.data.sources import Source, canvas_for, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
-from lookalike.evaluation.features import embed, embedded_in_order
+from lookalike.evaluation.features import embedded_in_order, embedder
 from lookalike.folder import recover, refuse_unwritable
 from lookalike.log import note, progress
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import open_model
-from lookalike.scoring.cells import find_cells
+from lookalike.scoring.ivf import train_ivf
 from lookalike.search.index import SEEN, Model, SearchIndex, Seen, open_index, read_seen, write_index
 
 BATCH = 256
 SAID = 5
-"""Of so many bad pictures the terminal hears; the index names them all."""
+"""Of so many bad images the terminal hears; the index names them all."""
 
 
 class Found(NamedTuple):
-    """Pictures to be embedded, set after set, with a name and a state (see `Seen`) of each; `root` as of the index."""
+    """Images to be embedded, set after set, with a name and a state (see `Seen`) of each; `root` as of the index."""
 
-    sets: list[Pictures]
+    sets: list[Images]
     names: list[str]
     states: list[str]
     root: str
 
 
 def in_folder(folder: Path, architecture: Architecture) -> Found:
-    """Every picture file below a folder; its state is its bytes and mtime. Raises DataError where there is none."""
-    root = os.path.abspath(folder_at(folder, "give the folder that holds the pictures"))  # noqa: PTH100 (as it is named)
+    """Every image file below a folder; its state is its bytes and mtime. Raises DataError where there is none."""
+    root = os.path.abspath(folder_at(folder, "give the folder that holds the images"))  # noqa: PTH100 (as it is named)
     paths = scan(Path(root), Path(root))
     if not paths:
-        raise DataError(f"{printable(folder)}: no pictures in it or below; looked for {b' '.join(SUFFIXES).decode()}")
+        raise DataError(f"{printable(folder)}: no images in it or below; looked for {b' '.join(SUFFIXES).decode()}")
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
-    pictures = FilePictures(root, paths, None, (), canvas_for(architecture.size), architecture.channels)
-    return Found([pictures], [os.fsdecode(path) for path in paths], states, root)
+    images = FileImages(root, paths, None, (), canvas_for(architecture.size), architecture.channels)
+    return Found([images], [os.fsdecode(path) for path in paths], states, root)
 
 
 def in_source(source: Source, architecture: Architecture) -> Found:
-    """Train and test pictures of a recipe's `data`; their state is that of their whole set."""
+    """Train and test images of a recipe's `data`; their state is that of their whole set."""
     if source.channels != architecture.channels:
-        raise Error(f"data: pictures of {source.channels} channels, the model takes {architecture.channels}")
+        raise Error(f"data: images of {source.channels} channels, the model takes {architecture.channels}")
     sets = [source.split(name, architecture.size) for name in ("train", "test")]
-    names = [pictures.name(i) for pictures in sets for i in range(len(pictures))]
-    return Found(sets, names, [state for pictures in sets for state in [set_state(pictures)] * len(pictures)], "")
+    names = [images.name(i) for images in sets for i in range(len(images))]
+    return Found(sets, names, [state for images in sets for state in [set_state(images)] * len(images)], "")
 
 
-def set_state(pictures: Pictures) -> str:
+def set_state(images: Images) -> str:
     """A word that changes when an image of the set does, or which of them are read."""
-    marks = [*passport(pictures).values(), getattr(pictures, "max_pixels", None)]
+    marks = [*passport(images).values(), getattr(images, "max_pixels", None)]
     return hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
 
 
@@ -76,10 +76,10 @@ def search_index(
     like: Architecture | None = None,
     approximate: bool = False,
 ) -> SearchIndex:
-    """The index in `folder`; with `find` made, or brought up to date with the pictures found and with the model.
+    """The index in `folder`; with `find` made, or brought up to date with the images found and with the model.
 
     Only what is new or changed is embedded, all where the model is another. `like`: see open_backbone. `approximate`:
-    with cells. Raises what open_index raises, DataError when no picture can be read, Error when there is no model.
+    with cells. Raises what open_index raises, DataError when no image can be read, Error when there is no model.
     """
     folder = Path(folder)
     recover(folder)
@@ -88,7 +88,7 @@ def search_index(
     old = open_index(folder) if folder.exists() or find is None else None
     if old is None and model is None:
         raise Error(
-            f"{printable(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the pictures"
+            f"{printable(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the images"
         )
     opened = old.model if old and model is None else open_model(str(model), like)
     digest = old.digest if old and model is None else weights_digest(opened)
@@ -104,7 +104,7 @@ def search_index(
 
 def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
     """The same index, its cells found and kept."""
-    index.cells = find_cells(index.x_ND, index.unit)
+    index.cells = train_ivf(index.x_ND, index.unit)
     write_index(folder, index, read_seen(folder, len(index)))
     return index
 
@@ -112,7 +112,7 @@ def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
 def update(
     folder: Path, old: SearchIndex | None, found: Found, model: Model, digest: str, approximate: bool
 ) -> SearchIndex:
-    """The index of what was found: rows of `old` that still hold, and the other pictures embedded."""
+    """The index of what was found: rows of `old` that still hold, and the other images embedded."""
     (_, height, width), fit = found.sets[0].shape, getattr(found.sets[0], "fit", "crop")
     form: dict[str, Any] = {"canvas": (height, width), "fit": fit}
     usable = old is not None and (old.digest, old.canvas, old.fit) == (digest, (height, width), fit)
@@ -125,20 +125,20 @@ def update(
     bad = {name: before.bad[name] for name, state in wanted if before.bad.get(name, ("",))[0] == state}
     asked = [i for i, (name, _) in enumerate(wanted) if i not in kept and name not in bad]
     if old and usable and not asked and (len(kept), len(bad), found.root) == (len(old), len(before.bad), old.root):
-        note(f"{printable(folder)}: {len(old)} pictures, as before")
+        note(f"{printable(folder)}: {len(old)} images, as before")
         return with_cells(folder, old) if approximate and old.cells is None else old
     fresh, x_MD = embedded(model, found.sets, asked)
     bad |= {found.names[i]: (found.states[i], reason(found.sets, i)) for i in sorted(set(asked).difference(fresh))}
     ids = sorted([*kept, *fresh])
     if not ids:
         first, (_, why) = next(iter(bad.items()))
-        raise DataError(f"{printable(first)}: {why}; not one of {len(bad)} pictures could be read")
+        raise DataError(f"{printable(first)}: {why}; not one of {len(bad)} images could be read")
     place, x_ND = {i: n for n, i in enumerate(ids)}, torch.empty(len(ids), model.dim)
     x_ND[[place[i] for i in fresh]] = x_MD
     if old and kept:
         x_ND[[place[i] for i in kept]] = old.x_ND[list(kept.values())]
     index = SearchIndex(model, x_ND, [found.names[i] for i in ids], root=found.root, digest=digest, **form)
-    index.cells = find_cells(x_ND, index.unit) if approximate else None
+    index.cells = train_ivf(x_ND, index.unit) if approximate else None
     write_index(folder, index, Seen([found.states[i] for i in ids], bad))
     if old is None:
         what = "embedded"
@@ -150,17 +150,17 @@ def update(
     return open_index(folder)
 
 
-def embedded(model: Model, sets: Sequence[Pictures], asked: list[int]) -> tuple[list[int], Tensor]:
-    """Which of the pictures asked for could be read, ascending, and their embeddings, float32 (M, D).
+def embedded(model: Model, sets: Sequence[Images], asked: list[int]) -> tuple[list[int], Tensor]:
+    """Which of the images asked for could be read, ascending, and their embeddings, float32 (M, D).
 
     Raises Error where an embedding is no number.
     """
     ids, parts, start = [], [torch.empty(0, model.dim)], 0
-    function = embed(model.to(comm.device()), model.architecture)
+    function = embedder(model.to(comm.device()), model.architecture)
     with progress("embedding", len(asked)) as tell_done:
-        for pictures in sets:
-            here = [i - start for i in asked if start <= i < start + len(pictures)]
-            some = subset(pictures, here)
+        for images in sets:
+            here = [i - start for i in asked if start <= i < start + len(images)]
+            some = subset(images, here)
             workers = workers_for(some, 0 if len(some) <= BATCH else None)
             for read, x_BD in embedded_in_order(function, some, BATCH, workers):
                 if not bool(x_BD.isfinite().all()):
@@ -170,26 +170,26 @@ def embedded(model: Model, sets: Sequence[Pictures], asked: list[int]) -> tuple[
                 parts.append(x_BD)
                 ids += [start + here[i] for i in read]
                 tell_done(len(ids))
-            start += len(pictures)
+            start += len(images)
     return ids, torch.cat(parts)
 
 
-def reason(sets: Sequence[Pictures], i: int) -> str:
-    """Why the i-th picture cannot be read."""
-    for pictures in sets:
-        if i < len(pictures):
+def reason(sets: Sequence[Images], i: int) -> str:
+    """Why the i-th image cannot be read."""
+    for images in sets:
+        if i < len(images):
             try:
-                pictures.read(i)
-            except BadPicture as error:
+                images.read(i)
+            except BadImage as error:
                 return error.reason
             return "could not be read a moment ago"
-        i -= len(pictures)
+        i -= len(images)
     raise IndexError(i)
 
 
 def tell(folder: Path, count: int, what: str, bad: dict[str, tuple[str, str]]) -> None:
-    """What was done, and which pictures could not be read."""
-    note(f"{printable(folder)}: {count} pictures, {what}")
+    """What was done, and which images could not be read."""
+    note(f"{printable(folder)}: {count} images, {what}")
     for name, (_, why) in islice(bad.items(), SAID):
         note(f"  cannot be read: {printable(name)}: {why}")
     if len(bad) > SAID:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike.errors import DataError
-from lookalike.folder import appearing
+from lookalike.folder import atomic_write
 from lookalike.training.metrics import append
 
 
@@ -24,12 +24,12 @@ def keep_first(path: Path, count: int) -> None:
     with contextlib.suppress(OSError):
         lines = path.read_bytes().splitlines(keepends=True)
         if len(lines) > count:
-            with appearing(path) as file:
+            with atomic_write(path) as file:
                 file.writelines(lines[:count])
 
 
 class BadSamples:
-    """`bad_samples.jsonl`: each bad picture once, with path, reason and replacement; more than `limit` stop the run.
+    """`bad_samples.jsonl`: each bad image once, with path, reason and replacement; more than `limit` stop the run.
 
     `count`: of so many an earlier part of the run knew; by default of all that are listed.
     """
@@ -61,6 +61,6 @@ class BadSamples:
         self.count += new
         if self.count > self.limit:
             raise DataError(
-                f"data: {self.count} pictures could not be read, more than the {self.limit} allowed: "
+                f"data: {self.count} images could not be read, more than the {self.limit} allowed: "
                 f"see {self.path}, mend them or raise max_bad"
             )

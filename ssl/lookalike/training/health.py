@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from lookalike import comm
 from lookalike.nn.batchnorm import standardize
-from lookalike.nn.correlation import energy
-from lookalike.nn.numerics import precise, unit
+from lookalike.nn.correlation import gram_energy
+from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.nn.queue import Queue
 
 _ROWS = 256
@@ -21,12 +21,12 @@ def measure(embeddings: Sequence[Tensor]) -> dict[str, float]:
     `health/std`: mean deviation of a dimension of the unit rows, times √D: 1 when they fill all directions alike,
     0 when they are one point (SimSiam, arXiv 2011.10566, section 4.1). `health/rank`: effective rank of the centred
     rows (RankMe, arXiv 2210.02885, equation 1), `health/rank_share`: that over the largest it could be.
-    `health/alignment`: mean squared distance of a picture's two views, `health/uniformity`: log mean exp(-2 d²)
-    over pairs of pictures (Wang & Isola, arXiv 2005.10242, equations 1 and 2), both of unit rows.
+    `health/alignment`: mean squared distance of an image's two views, `health/uniformity`: log mean exp(-2 d²)
+    over pairs of images (Wang & Isola, arXiv 2005.10242, equations 1 and 2), both of unit rows.
     `health/off_diagonal`: mean squared correlation of two dimensions. At most 256 rows enter the costly ones.
     """
-    first, *others = (precise(z_BD) for z_BD in embeddings)
-    rows_ND = comm.cat(unit(first))
+    first, *others = (at_least_fp32(z_BD) for z_BD in embeddings)
+    rows_ND = comm.cat(l2_normalize(first))
     few_ND = rows_ND[:_ROWS]
     centred_ND = few_ND - few_ND.mean(dim=0)
     rank = _effective_rank(centred_ND)
@@ -38,7 +38,7 @@ def measure(embeddings: Sequence[Tensor]) -> dict[str, float]:
         "health/off_diagonal": _off_diagonal(first),
     }
     if others:
-        found["health/alignment"] = comm.mean((unit(first) - unit(others[0])).square().sum(dim=1))
+        found["health/alignment"] = comm.mean((l2_normalize(first) - l2_normalize(others[0])).square().sum(dim=1))
     return {name: float(value) for name, value in found.items()}
 
 
@@ -65,7 +65,7 @@ def _off_diagonal(z_BD: Tensor) -> Tensor:
     x_BD, n = standardize(z_BD), comm.count(z_BD)
     d = x_BD.shape[1]
     diagonal_D = comm.sum(x_BD.square().sum(dim=0)) / n
-    return (energy(x_BD) / n**2 - diagonal_D.square().sum()) / max(1, d * (d - 1))
+    return (gram_energy(x_BD) / n**2 - diagonal_D.square().sum()) / max(1, d * (d - 1))
 
 
 def queue_ages(module: nn.Module, batch: int) -> dict[str, float]:
@@ -74,7 +74,7 @@ def queue_ages(module: nn.Module, batch: int) -> dict[str, float]:
     return {f"health/{name}_age": min(float(q.written), len(q.rows_QD)) / batch for name, q in queues.items()}
 
 
-class Alarm:
+class CollapseDetector:
     """Tells collapse from learning: three measurements in a row that no healthy run shows.
 
     Seen while setting the limits, in the first 240 steps of each method on small data: `health/std` of healthy runs
@@ -87,7 +87,7 @@ class Alarm:
     def __init__(self, bad: int = 0) -> None:
         self.bad = bad
 
-    def hear(self, values: Mapping[str, float]) -> str:
+    def update(self, values: Mapping[str, float]) -> str:
         """One measurement; what is wrong, at the third bad one in a row and at no other, else nothing."""
         seen = self._seen(values)
         self.bad = self.bad + 1 if seen else 0

@@ -10,32 +10,31 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from lookalike import comm
-from lookalike import rng as draw
+from lookalike import comm, rng
 from lookalike.checkpoint import Checkpoints, Saver, differences
-from lookalike.data.images import Pictures
+from lookalike.data.images import Images
 from lookalike.data.loader import Batch, batches, workers_for
-from lookalike.data.order import Plan
+from lookalike.data.order import BatchOrder
 from lookalike.data.prefetch import prefetch
-from lookalike.data.reader import Cuts
+from lookalike.data.reader import HostCrops
 from lookalike.engine import ENGINES, Engine, State
 from lookalike.errors import LostError, RunError
 from lookalike.log import Terminal, say
 from lookalike.models import Architecture
 from lookalike.nn.loss import Loss
-from lookalike.optim import OPTIMIZERS, Moment, parameter_groups, set_rates, set_weight_decay, warmup_cosine
+from lookalike.optim import OPTIMIZERS, Progress, parameter_groups, set_rates, set_weight_decay, warmup_cosine
 from lookalike.process import fault
 from lookalike.process.signals import Signals, Stopped
 from lookalike.process.watchdog import Watchdog
 from lookalike.recipe import Choice, Count, Fraction, Index, NonNegative, Positive, Size, Spec
 from lookalike.training.bad_samples import BadSamples, keep_first
-from lookalike.training.health import Alarm, measure, queue_ages
+from lookalike.training.health import CollapseDetector, measure, queue_ages
 from lookalike.training.meter import Meter
 from lookalike.training.metrics import Metrics
-from lookalike.training.nonfinite import Trouble
+from lookalike.training.nonfinite import NonFinitePolicy
 
-ENGINE = Choice(ENGINES, given={"module", "optimizer", "accumulate"})
-OPTIMIZER = Choice(OPTIMIZERS, given={"groups"})
+ENGINE = Choice(ENGINES, supplied={"module", "optimizer", "accumulate"})
+OPTIMIZER = Choice(OPTIMIZERS, supplied={"groups"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +42,11 @@ class Settings:
     """What every training asks for. Learning rates are final; `final_lr` is a share of the base rate.
 
     `final_weight_decay`: what the weight decay goes to by a half cosine, by default it stays;
-    `max_bad`: the share of pictures that may be unreadable (at least 100) before the run stops; `workers`:
-    loader processes of each rank, by default none for pictures in memory; `keep`: how many checkpoints stay;
+    `max_bad`: the share of images that may be unreadable (at least 100) before the run stops; `workers`:
+    loader processes of each rank, by default none for images in memory; `keep`: how many checkpoints stay;
     `health_every`: steps between measurements of the embeddings, 0 for none; `on_collapse`: what an alarm does;
     `crop_on`: where views are cut, on the `device` from a canvas decoded once, or on the `host` from the full-size
-    picture, as the papers do: sharper small crops for more work of the processor (benchmarks/crop.py);
+    image, as the papers do: sharper small crops for more work of the processor (benchmarks/crop.py);
     `timeout`: seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
     """
 
@@ -73,16 +72,16 @@ class Settings:
         precision = self.engine.args.get("precision", "fp32") if self.engine else "fp32"
         return torch.bfloat16 if precision == "bf16" else torch.float32
 
-    def cuts(self, views: Any, size: Size) -> Cuts | None:
+    def host_crops(self, views: Any, size: Size) -> HostCrops | None:
         """How the host crops views of `size`, or None where the device does."""
-        return Cuts(views, size) if self.crop_on == "host" else None
+        return HostCrops(views, size) if self.crop_on == "host" else None
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is longer than epochs {self.epochs}: lower it")
 
 
-class Order(Plan, Protocol):
+class Order(BatchOrder, Protocol):
     """Which samples make which global micro-batch, and how many steps that is; here and in metric/sampler.py."""
 
     @property
@@ -104,17 +103,17 @@ class Job:
     title: str
     folder: Path
     module: nn.Module
-    pictures: Pictures
+    images: Images
     order: Order
     inputs: Callable[[Batch], tuple[Any, ...]]
-    fixed: dict[str, Any]
+    must_match: dict[str, Any]
     pieces: int = 1
-    cuts: Cuts | None = None
-    judge: Callable[[], dict[str, float]] = dict
-    judge_every: int = 0
+    host_crops: HostCrops | None = None
+    monitor: Callable[[], dict[str, float]] = dict
+    monitor_every: int = 0
     accept_changes: bool = False
     changed: Sequence[str] = ()
-    resumed: Callable[[], None] = lambda: None
+    on_resume: Callable[[], None] = lambda: None
     kept: Callable[[], None] = lambda: None
 
 
@@ -129,17 +128,17 @@ def train(job: Job, settings: Settings) -> None:
     engine = make_engine(settings, job.module, order.accumulate)
     saver = Saver(Checkpoints(job.folder / "checkpoints", settings.keep))
     done, told = resume(engine, saver.checkpoints, job, steps)
-    job.resumed()
+    job.on_resume()
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
     bad = known_bad(job, settings, told)
     stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate, told.meter)
     terminal = Terminal(job.title, steps, order.steps_per_epoch, done, active=comm.rank() == 0)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), done)
-    alarm, trouble = Alarm(told.alarm), Trouble(job.folder, job.title, told.trouble)
+    alarm, trouble = CollapseDetector(told.alarm), NonFinitePolicy(job.folder, job.title, told.trouble)
     with metrics, terminal, saver, Signals() as signals, watchdog:
         while done < steps:
-            fault.strike(done + 1)
-            moment = Moment(done, steps, done / order.steps_per_epoch)
+            fault.inject(done + 1)
+            moment = Progress(done, steps, done / order.steps_per_epoch)
             rate = begin(engine, settings, factor(done), moment, order.seed)
             loss, new_bad = gradients(engine, job, stream, meter, bad)
             broken = not bool(engine.finite() & loss.value.isfinite())
@@ -147,14 +146,18 @@ def train(job: Job, settings: Settings) -> None:
             engine.step(skip=skip > 0)
             done += 1
             bad.check(found)
-            trouble.unsaved(saver, failures)
+            trouble.on_failed_save(saver, failures)
             if not skip:
                 engine.follow()
-                trouble.over()
-            elif trouble.again(engine, order, done):
+                trouble.reset()
+            elif trouble.on_bad_step(engine, order, done):
                 saver.wait()
                 step, told = resume(engine, saver.checkpoints, job, steps)
-                done, alarm, bad = trouble.go_back(done, step), Alarm(told.alarm), known_bad(job, settings, told)
+                done, alarm, bad = (
+                    trouble.rollback(done, step),
+                    CollapseDetector(told.alarm),
+                    known_bad(job, settings, told),
+                )
                 stream.close()
                 stream, meter = read(job, settings, done, steps), Meter(meter.images, told.meter)
                 metrics.cut(done)
@@ -163,9 +166,9 @@ def train(job: Job, settings: Settings) -> None:
                 meter.drop(order.accumulate)
             if every(done, settings.health_every) and not skip:
                 watch(engine, loss, alarm, meter, settings, order.batch, done)
-            if every(done, job.judge_every):
-                meter.note(job.judge())
-            if meter.heard and (every(done, settings.log_every) or done in (1, steps)):
+            if every(done, job.monitor_every):
+                meter.record(job.monitor())
+            if meter.has_values and (every(done, settings.log_every) or done in (1, steps)):
                 values = {**meter.values(), "lr": rate, "bad_samples": bad.count, "skipped": trouble.skipped}
                 metrics.write(done, values)
                 terminal.show(done, values)
@@ -181,12 +184,12 @@ def train(job: Job, settings: Settings) -> None:
 
 
 def gradients(engine: Engine, job: Job, stream: Iterator[Batch], meter: Meter, bad: BadSamples) -> tuple[Loss, int]:
-    """Adds up the gradients of one step's micro-batches; returns the last one's loss and how many pictures were bad."""
+    """Adds up the gradients of one step's micro-batches; returns the last one's loss and how many images were bad."""
     new_bad = 0
     for micro in range(job.order.accumulate):
         if micro:
             engine.step()
-        with meter.waiting():
+        with meter.timing_data():
             batch = next(stream)
         loss: Loss = engine(*job.inputs(batch))
         engine.backward(loss.value)
@@ -205,12 +208,12 @@ def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) 
     return made
 
 
-def begin(engine: Engine, settings: Settings, factor: float, moment: Moment, seed: int) -> float:
+def begin(engine: Engine, settings: Settings, factor: float, moment: Progress, seed: int) -> float:
     """Seeds the step; sets its rates and weight decay; tells every module that asks where the training stands.
 
     Returns the largest rate.
     """
-    torch.manual_seed(draw.seed(seed, "step", moment.step, comm.rank()))
+    torch.manual_seed(rng.seed(seed, "step", moment.step, comm.rank()))
     rates = set_rates(engine.optimizer, factor, moment.epoch)
     if settings.final_weight_decay is not None:
         set_weight_decay(engine.optimizer, settings.final_weight_decay, moment.progress)
@@ -223,7 +226,7 @@ def begin(engine: Engine, settings: Settings, factor: float, moment: Moment, see
 
 def agree(*counts: int) -> list[int]:
     """The sum of each over ranks: what one rank met, all do something about."""
-    return [int(n) for n in comm.together(torch.tensor(counts, dtype=torch.int64)).tolist()]
+    return [int(n) for n in comm.all_sum(torch.tensor(counts, dtype=torch.int64)).tolist()]
 
 
 def every(done: int, n: int) -> bool:
@@ -253,15 +256,15 @@ class Told(NamedTuple):
 
 def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tuple[int, Told]:
     """Loads the newest checkpoint, if there is one; returns how many steps are done, and what is still to be told."""
-    found = checkpoints.newest(job.fixed, job.accept_changes)
+    found = checkpoints.newest(job.must_match, job.accept_changes)
     if found is None:
         return 0, Told({}, 0, (), 0)
-    changed = [*job.changed, *differences(found.about, job.fixed)]
+    changed = [*job.changed, *differences(found.about, job.must_match)]
     refuse_nothing(job.folder, job.title, found.step, steps, changed)
     try:
         engine.load(State(found.tensors["model"], found.tensors["optim"]))
     except (RuntimeError, ValueError, RunError) as error:
-        if isinstance(error, LostError) or comm.lost(error):
+        if isinstance(error, LostError) or comm.is_peer_failure(error):
             raise
         raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
     # A checkpoint of an earlier release tells nothing.
@@ -274,7 +277,7 @@ def known_bad(job: Job, settings: Settings, told: Told) -> BadSamples:
     if comm.rank() == 0 and told.bad is not None:
         keep_first(path, told.bad)
     comm.barrier()
-    return BadSamples(path, max(100, round(settings.max_bad * len(job.pictures))), told.bad)
+    return BadSamples(path, max(100, round(settings.max_bad * len(job.images))), told.bad)
 
 
 def refuse_nothing(folder: Path, title: str, done: int, steps: int, changed: Sequence[str]) -> None:
@@ -292,30 +295,32 @@ def save(engine: Engine, saver: Saver, done: int, job: Job, told: Told) -> None:
     state = engine.save()
     job.kept()
     if comm.rank() == 0:
-        saver.save(done, state._asdict(), {**job.fixed, "world": comm.world_size(), "told": told._asdict()})
+        saver.save(done, state._asdict(), {**job.must_match, "world": comm.world_size(), "told": told._asdict()})
 
 
 def settle(saver: Saver) -> None:
     """Waits until the last save has ended. Raises RunError on every rank when it failed."""
     saver.wait()
-    reason = comm.from_first(saver.reason if saver.failures else "")
+    reason = comm.broadcast_object(saver.reason if saver.failures else "")
     if reason:
         raise RunError(reason)
 
 
 def tell(job: Job, bad: BadSamples) -> None:
-    """Says, once, how many pictures could not be read."""
+    """Says, once, how many images could not be read."""
     if bad.count and comm.rank() == 0:
-        say(f"{job.title}: {bad.count} of {len(job.pictures)} pictures could not be read, see {bad.path}")
+        say(f"{job.title}: {bad.count} of {len(job.images)} images could not be read, see {bad.path}")
 
 
-def watch(engine: Engine, loss: Loss, alarm: Alarm, meter: Meter, settings: Settings, batch: int, done: int) -> None:
+def watch(
+    engine: Engine, loss: Loss, alarm: CollapseDetector, meter: Meter, settings: Settings, batch: int, done: int
+) -> None:
     """Measures the embeddings' health for the log. Raises RunError on collapse, if the recipe asks for that."""
     if not loss.embeddings:
         return
     values = {**measure(loss.embeddings), **queue_ages(engine.module, batch)}
-    meter.note(values)
-    text = alarm.hear({**values, "loss": float(loss.value.detach())})
+    meter.record(values)
+    text = alarm.update({**values, "loss": float(loss.value.detach())})
     if text and settings.on_collapse == "stop":
         raise RunError(f"step {done}: {text}; on_collapse: warn goes on all the same")
     if text and comm.rank() == 0:
@@ -325,8 +330,10 @@ def watch(engine: Engine, loss: Loss, alarm: Alarm, meter: Meter, settings: Sett
 def read(job: Job, settings: Settings, done: int, steps: int) -> Generator[Batch, None, None]:
     """This rank's micro-batches from step `done` on, their pixels on its device."""
     world = comm.world_size()
-    workers = workers_for(job.pictures, settings.workers, world)
+    workers = workers_for(job.images, settings.workers, world)
     span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world, "pieces": job.pieces}
     device = comm.device()
-    found = batches(job.pictures, job.order, **span, workers=workers, pin=device.type == "cuda", cuts=job.cuts)
+    found = batches(
+        job.images, job.order, **span, workers=workers, pin=device.type == "cuda", host_crops=job.host_crops
+    )
     return prefetch(found, device)

@@ -12,7 +12,7 @@ class Meter:
     """What the steps reported since it was last asked; tensors stay on the device until then."""
 
     def __init__(self, images: float, earlier: Mapping[str, Any] | None = None) -> None:
-        """`images`: how many pictures of all ranks make one micro-batch; `earlier`: a `state` to go on from."""
+        """`images`: how many images of all ranks make one micro-batch; `earlier`: a `state` to go on from."""
         self.images = images
         self._reset()
         self._earlier: dict[str, list[float]] = dict((earlier or {}).get("means", {}))
@@ -25,13 +25,13 @@ class Meter:
         self._waited, self._since = 0.0, time.monotonic()
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def timing_data(self) -> Iterator[None]:
         """A context whose time counts as waiting for data."""
         entered = time.monotonic()
         yield
         self._waited += time.monotonic() - entered
 
-    def note(self, values: Mapping[str, float]) -> None:
+    def record(self, values: Mapping[str, float]) -> None:
         """Measurements that were not made at every step; the newest stands in the next values."""
         self._noted |= values
 
@@ -46,7 +46,7 @@ class Meter:
             del parts[-count:]
 
     @property
-    def heard(self) -> bool:
+    def has_values(self) -> bool:
         """Whether there is anything to tell."""
         return bool(self._parts["loss"] or self._earlier.get("loss"))
 

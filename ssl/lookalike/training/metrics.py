@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lookalike.folder import appearing
+from lookalike.folder import atomic_write
 
 
 class Metrics:
@@ -134,7 +134,7 @@ def _cut(path: Path, step: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith(b"\n") and _step(line) <= step]
     if len(kept) < len(lines):
-        with appearing(path) as file:
+        with atomic_write(path) as file:
             file.writelines(kept)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.checkpoint import Saver
-from lookalike.data.order import Plan
+from lookalike.data.order import BatchOrder
 from lookalike.engine import Engine
 from lookalike.errors import RunError
 from lookalike.folder import write_folder
@@ -18,7 +18,7 @@ from lookalike.folder import write_folder
 _PATIENCE = 3
 
 
-class Trouble:
+class NonFinitePolicy:
     """Counts what went wrong; alike on all ranks, because all hear of the same. `skipped`: steps without an update.
 
     `earlier`: the `state` of a training that is resumed.
@@ -32,11 +32,11 @@ class Trouble:
         """The counts, as JSON data."""
         return self.skipped, self._row, self._reached
 
-    def over(self) -> None:
+    def reset(self) -> None:
         """A good step ends what was before."""
         self._row = 0
 
-    def again(self, engine: Engine, order: Plan, done: int) -> bool:
+    def on_bad_step(self, engine: Engine, order: BatchOrder, done: int) -> bool:
         """Step `done` was skipped on every rank: whether that is the third in a row, which leaves a bundle."""
         self.skipped, self._row = self.skipped + 1, self._row + 1
         if comm.rank() == 0:
@@ -47,7 +47,7 @@ class Trouble:
         self._bundle(engine, order, done)
         return True
 
-    def go_back(self, done: int, step: int) -> int:
+    def rollback(self, done: int, step: int) -> int:
         """From `done` back to the checkpoint of `step`. Raises RunError at the second time, or without any."""
         bundle = self.folder / "nonfinite"
         if step == 0 or self._reached >= step:
@@ -61,7 +61,7 @@ class Trouble:
             warnings.warn(f"step {done}: goes back to the checkpoint of step {step}; see {bundle}", stacklevel=2)
         return step
 
-    def _bundle(self, engine: Engine, order: Plan, done: int) -> None:
+    def _bundle(self, engine: Engine, order: BatchOrder, done: int) -> None:
         """State and samples of the three steps, which reproduce them: everything else follows from the recipe."""
         state = engine.save()
         steps = [
@@ -78,10 +78,10 @@ class Trouble:
             except RunError as error:  # it is there to look at, and no reason to stop
                 warnings.warn(f"{error}; training goes on", stacklevel=4)
 
-    def unsaved(self, saver: Saver, failures: int) -> None:
+    def on_failed_save(self, saver: Saver, failures: int) -> None:
         """Warns of each save that failed. Raises RunError on every rank at the third in a row."""
         for reason in saver.news():
             warnings.warn(f"{reason}; training goes on", stacklevel=2)
         if failures >= _PATIENCE:
-            reason = comm.from_first(saver.reason)
+            reason = comm.broadcast_object(saver.reason)
             raise RunError(f"{reason}; {_PATIENCE} saves in a row have failed")

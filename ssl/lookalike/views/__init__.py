@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike import rng as draw
+from lookalike import rng
 from lookalike.recipe import Count, Fraction, Positive, Share, Size, sides
 from lookalike.views import fused
-from lookalike.views.fused import Form, channels_last
+from lookalike.views.fused import ViewFormat, channels_last
 from lookalike.views.resample import ATTEMPTS, Interpolation, crop_boxes, resize_crop
 
 __all__ = ["VIEWS", "Asymmetric", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
@@ -29,11 +29,11 @@ _MANY = {"area": ATTEMPTS, "aspect": ATTEMPTS, "order": 4, "factors": 4}
 def _uniforms(ids_B: Tensor, seed: int, epoch: int, views: range) -> dict[str, Tensor]:
     """Numbers in [0, 1), (V, B) or (V, B, n) a purpose: draw.uniform(seed, epoch, view, purpose, sample[, k])."""
     view_V11 = torch.tensor(list(views), device=ids_B.device)[:, None, None]
-    words = torch.tensor([draw.word(name) for name in _ONCE], device=ids_B.device)
-    found = dict(zip(_ONCE, draw.uniform(seed, epoch, view_V11, words[:, None], ids_B).unbind(1), strict=True))
-    words = torch.tensor([draw.word(name) for name, n in _MANY.items() for _ in range(n)], device=ids_B.device)
+    words = torch.tensor([rng.tag(name) for name in _ONCE], device=ids_B.device)
+    found = dict(zip(_ONCE, rng.uniform(seed, epoch, view_V11, words[:, None], ids_B).unbind(1), strict=True))
+    words = torch.tensor([rng.tag(name) for name, n in _MANY.items() for _ in range(n)], device=ids_B.device)
     k = torch.tensor([k for n in _MANY.values() for k in range(n)], device=ids_B.device)
-    many_VBK = draw.uniform(seed, epoch, view_V11, words, ids_B[:, None], k)
+    many_VBK = rng.uniform(seed, epoch, view_V11, words, ids_B[:, None], k)
     return found | dict(zip(_MANY, torch.split(many_VBK, list(_MANY.values()), dim=-1), strict=True))
 
 
@@ -45,7 +45,7 @@ def _named(like: Tensor) -> Tensor:
 class Symmetric:
     """Views that all follow one law (SimCLR, arXiv 2002.05709, appendix A); no solarization.
 
-    `order`: of brightness, contrast, saturation and hue, drawn for each picture (torchvision) or as they are named;
+    `order`: of brightness, contrast, saturation and hue, drawn for each image (torchvision) or as they are named;
     `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++ compiler).
     """
 
@@ -78,12 +78,12 @@ class Symmetric:
 
     @property
     def total(self) -> int:
-        """How many views of each picture are made."""
+        """How many views of each image are made."""
         return self.views
 
     def __call__(
         self,
-        pictures: Tensor | Sequence[Tensor],
+        images: Tensor | Sequence[Tensor],
         ids_B: Tensor,
         *,
         seed: int,
@@ -97,12 +97,14 @@ class Symmetric:
 
         Instead of one canvas V uint8 crops (B, C, *size) may come, already cut by `boxes`.
         """
-        first = pictures if isinstance(pictures, Tensor) else pictures[0]
+        first = images if isinstance(images, Tensor) else images[0]
         draws = self.draws(ids_B, seed, epoch, range(self.views), *first.shape[2:])
-        return self._plan(pictures, draws, Form(sides(size), self.interpolation, self.blur_sigma[1], mean, std, dtype))
+        return self._plan(
+            images, draws, ViewFormat(sides(size), self.interpolation, self.blur_sigma[1], mean, std, dtype)
+        )
 
     @property
-    def _plan(self) -> Callable[[Tensor | Sequence[Tensor], fused.Draws, Form], list[Tensor]]:
+    def _plan(self) -> Callable[[Tensor | Sequence[Tensor], fused.Draws, ViewFormat], list[Tensor]]:
         return fused.make_compiled if self.compile else fused.make
 
     def draws(
@@ -110,7 +112,7 @@ class Symmetric:
     ) -> dict[str, Tensor]:
         """What is drawn for each sample of each view, (V, B, …) each, on the device of ids_B.
 
-        box (4: top, left, height, width, of pictures of that height and width, numbers or (B,)), flip, jitter,
+        box (4: top, left, height, width, of images of that height and width, numbers or (B,)), flip, jitter,
         factors (4), order (4), grey, blur, sigma, solarize.
         """
         u = _uniforms(ids_B, seed, epoch, views)
@@ -141,12 +143,12 @@ class Symmetric:
     def each(
         self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
     ) -> list[dict[str, Tensor]]:
-        """All that `draws` names, of each view in turn, (B, …), for pictures of these heights and widths."""
+        """All that `draws` names, of each view in turn, (B, …), for images of these heights and widths."""
         drawn = self.draws(ids_B, seed, epoch, range(self.views), heights_B, widths_B)
         return [{name: value[v] for name, value in drawn.items()} for v in range(self.views)]
 
     def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
-        """What each view cuts from pictures of these sides: int64 (B, 4), top, left, height, width, per view."""
+        """What each view cuts from images of these sides: int64 (B, 4), top, left, height, width, per view."""
         every = self.each(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
         return [drawn["box"] for drawn in every]
 
@@ -181,18 +183,18 @@ class MultiCrop(Asymmetric):
 
     @property
     def total(self) -> int:
-        """How many views of each picture are made."""
+        """How many views of each image are made."""
         return self.views + self.small
 
     def __call__(
-        self, pictures: Tensor | Sequence[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: Size, **how: Any
+        self, images: Tensor | Sequence[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: Size, **how: Any
     ) -> list[Tensor]:
         """As Symmetric; the small views follow the large ones."""
-        large, small = (pictures, pictures) if isinstance(pictures, Tensor) else (pictures[:2], pictures[2:])
+        large, small = (images, images) if isinstance(images, Tensor) else (images[:2], images[2:])
         made = super().__call__(large, ids_B, seed=seed, epoch=epoch, size=size, **how)
         law, first = self._small(), small if isinstance(small, Tensor) else small[0]
         draws = law.draws(ids_B, seed, epoch, range(self.views, self.total), *first.shape[2:])
-        form = Form(sides(self.small_size), self.interpolation, self.blur_sigma[1], **how)
+        form = ViewFormat(sides(self.small_size), self.interpolation, self.blur_sigma[1], **how)
         return made + self._plan(small, draws, form)
 
     def sizes(self, size: Size) -> list[tuple[int, int]]:

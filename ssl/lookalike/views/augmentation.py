@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lookalike.recipe import Size, sides
 from lookalike.views import Symmetric, fused
-from lookalike.views.fused import Form
+from lookalike.views.fused import ViewFormat
 
 
 class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
@@ -24,7 +24,7 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
         self.flags = {"size": self.sides}
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """What is drawn for each picture, by names of `Symmetric.draws`."""
+        """What is drawn for each image, by names of `Symmetric.draws`."""
         batch, _, height, width = batch_shape
         ids_B = torch.randint(2**62, (batch,))
         drawn = self.law.draws(ids_B, 0, 0, range(self.view, self.view + 1), height, width)
@@ -33,7 +33,7 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
         return {"output_size": size_B2} | {name: value[0] for name, value in drawn.items()}
 
     def compute_transformation(self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]) -> Tensor:
-        """(B, 3, 3): from a pixel's place in the picture to its place in the view."""
+        """(B, 3, 3): from a pixel's place in the image to its place in the view."""
         top, left, height, width = params["box"].to(input).unbind(1)
         x, y = self.sides[1] / width, self.sides[0] / height
         matrix_B33 = torch.zeros(len(top), 3, 3, dtype=input.dtype, device=input.device)
@@ -49,5 +49,5 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
     ) -> Tensor:
         """The view, not normalised."""
         draws = {name: value[None].cpu() for name, value in params.items() if name in fused.DRAWN}
-        form = Form(self.sides, self.law.interpolation, self.law.blur_sigma[1], (0.0,), (1.0,), input.dtype)
+        form = ViewFormat(self.sides, self.law.interpolation, self.law.blur_sigma[1], (0.0,), (1.0,), input.dtype)
         return fused.make(input, draws, form)[0]

@@ -1,8 +1,8 @@
-"""Colour operations of the papers on floats in [0, 1], each with parameters of every picture's own, few passes each.
+"""Colour operations of the papers on floats in [0, 1], each with parameters of every image's own, few passes each.
 
 The operations are torchvision's of the same names. Brightness, contrast, saturation and grey are one form, `blend`;
 hue is its rotation in HSV, written without branches or selections (a selection costs ten times a product on a CPU).
-All write into their argument. Pictures that have not three channels have no colour: saturation, hue and grey leave
+All write into their argument. Images that have not three channels have no colour: saturation, hue and grey leave
 them as they are, as torchvision does.
 """
 
@@ -19,7 +19,7 @@ GREY, AS_IT_IS = (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)
 
 
 def coefficients(factor_N4: Tensor, order_N4: Tensor, channels: int) -> Tensor:
-    """(N, 4, 3): `blend`'s three numbers for each turn of each picture's jitter; at the hue's turn 1 0 0, nothing.
+    """(N, 4, 3): `blend`'s three numbers for each turn of each image's jitter; at the hue's turn 1 0 0, nothing.
 
     factor_N4: one factor for each of OPERATIONS; order_N4: which operation comes at each turn.
     """
@@ -51,8 +51,8 @@ def luma(x_NCHW: Tensor) -> Tensor:
     return found
 
 
-def hue(x_NCHW: Tensor, turn_N: Tensor) -> Tensor:
-    """Turns the hue of three-channel pictures by `turn_N` (whole turns; 0 is nothing), value and saturation unchanged.
+def hue(x_NCHW: Tensor, angle_N: Tensor) -> Tensor:
+    """Turns the hue of three-channel images by `turn_N` (whole turns; 0 is nothing), value and saturation unchanged.
 
     With h of HSV from 0 to 6, red is min + (max - min) clamp(|h - 3| - 1, 0, 1), green has 2 - |h - 2| there and
     blue 2 - |h - 4|.
@@ -64,7 +64,7 @@ def hue(x_NCHW: Tensor, turn_N: Tensor) -> Tensor:
     h = (red - green).add_(chroma, alpha=4)
     h.lerp_((blue - red).add_(chroma, alpha=2), is_green).lerp_(green - blue, is_red)
     # Where a pixel is grey any hue gives it back. The added turn keeps what frac cuts positive.
-    h.div_((chroma * 6).clamp_(min=1e-12)).add_(turn_N[:, None, None, None] + 1).frac_().mul_(6)
+    h.div_((chroma * 6).clamp_(min=1e-12)).add_(angle_N[:, None, None, None] + 1).frac_().mul_(6)
     red.copy_(low).addcmul_(chroma, (h - 3).abs_().sub_(1).clamp_(0, 1))
     green.copy_(low).addcmul_(chroma, torch.rsub((h - 2).abs_(), 2).clamp_(0, 1))
     blue.copy_(low).addcmul_(chroma, torch.rsub(h.sub_(4).abs_(), 2).clamp_(0, 1))
@@ -79,13 +79,13 @@ def taps(sigma_N: Tensor, radius: int) -> Tensor:
     return weight_NK / weight_NK.sum(dim=1, keepdim=True)
 
 
-def reach(sigma_max: float, side: int) -> int:
-    """The radius of the largest kernel: 3 σ, and a reflected border is shorter than its picture."""
+def kernel_radius(sigma_max: float, side: int) -> int:
+    """The radius of the largest kernel: 3 σ, and a reflected border is shorter than its image."""
     return min(math.ceil(3 * sigma_max), side - 1)
 
 
 def blur(x_NCHW: Tensor, taps_NK: Tensor) -> Tensor:
-    """Each picture blurred by its own row of weights along both axes, borders reflected."""
+    """Each image blurred by its own row of weights along both axes, borders reflected."""
     r, (height, width) = taps_NK.shape[1] // 2, x_NCHW.shape[2:]
     wide = F.pad(x_NCHW, (r, r, 0, 0), mode="reflect")
     y_NCHW = _weighted([wide[..., k : k + width] for k in range(2 * r + 1)], taps_NK)

@@ -1,6 +1,6 @@
 """All views of a batch in one go: crop, resize and flip in one resampling, then few passes over the colours.
 
-Two plans of the same operations. `make` sorts the pictures by what was drawn for them, so that a group shares the
+Two plans of the same operations. `make` sorts the images by what was drawn for them, so that a group shares the
 turn of its hue and only what was drawn is computed, on the CPU in groups that fit its cache; nothing is asked of a
 device, for the draws are known on the host. `make_compiled` has no groups: one fixed graph for torch.compile, in which
 what was not drawn is computed as nothing.
@@ -25,7 +25,7 @@ _CACHED = 1 << 18
 _NEVER = 4  # the turn of the hue where there is no jitter
 
 
-class Form(NamedTuple):
+class ViewFormat(NamedTuple):
     """What the views are besides what is drawn for them; `sides`: height and width."""
 
     sides: tuple[int, int]
@@ -36,14 +36,14 @@ class Form(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
-def make(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> list[Tensor]:
+def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
     """V views (B, C, *sides), normalised, channels-last, of `form.dtype`.
 
-    pictures: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8 tensors
+    images: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8 tensors
     (B, C, *sides) already cut.
     draws_VB: each (V, B, …), on the host.
     """
-    first = pictures if isinstance(pictures, Tensor) else pictures[0]
+    first = images if isinstance(images, Tensor) else images[0]
     (views, batch), channels, device = draws_VB["flip"].shape, first.shape[1], first.device
     draws = flat(draws_VB, channels)
     shape = (views * batch, *form.sides, channels)
@@ -52,7 +52,7 @@ def make(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> li
     limit = views * batch if device.type != "cpu" else max(1, cached() // (channels * math.prod(form.sides)))
     for rows in groups(draws, limit):
         chosen = {name: value[rows] for name, value in draws.items()}
-        x = colours(cut(pictures, rows, chosen, form), chosen, form.sigma_max).sub_(mean_C11).div_(std_C11)
+        x = colours(cut(images, rows, chosen, form), chosen, form.sigma_max).sub_(mean_C11).div_(std_C11)
         put(out_MCHW, rows, x)
     return list(torch.split(out_MCHW, batch))
 
@@ -64,7 +64,7 @@ def cached() -> int:
 
 
 def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
-    """The draws of M = V · B views, row view · B + picture, with the blends and the hue's turn that follow."""
+    """The draws of M = V · B views, row view · B + image, with the blends and the hue's turn that follow."""
     draws = {name: value.flatten(0, 1) for name, value in draws_VB.items()}
     draws["blends"] = colour.coefficients(draws["factors"], draws["order"], channels)
     draws["hue_turn"] = hue_turns(draws, channels)
@@ -72,7 +72,7 @@ def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
 
 
 def hue_turns(draws: Draws, channels: int) -> Tensor:
-    """(M,): at which of the four turns each picture's hue is turned; _NEVER without jitter or without colour."""
+    """(M,): at which of the four turns each image's hue is turned; _NEVER without jitter or without colour."""
     turn = draws["order"].eq(colour.OPERATIONS.index("hue")).int().argmax(dim=1)
     return torch.where(draws["jitter"], turn if channels == 3 else _NEVER - 1, _NEVER)
 
@@ -87,35 +87,35 @@ def groups(draws: Draws, limit: int) -> Iterator[Tensor]:
 
 
 def put(out_MCHW: Tensor, rows: Tensor, x: Tensor) -> None:
-    """Writes pictures to their rows; one at a time on a CPU, where that takes a third of an indexed copy's time."""
+    """Writes images to their rows; one at a time on a CPU, where that takes a third of an indexed copy's time."""
     if x.device.type != "cpu":
         out_MCHW[send(rows, x.device)] = x.to(out_MCHW.dtype)
         return
-    for row, picture in zip(rows.tolist(), x, strict=True):
-        out_MCHW[row].copy_(picture)
+    for row, image in zip(rows.tolist(), x, strict=True):
+        out_MCHW[row].copy_(image)
 
 
-def cut(pictures: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: Form) -> Tensor:
-    """(n, C, *sides) floats in [0, 1] of the views `rows` (view · batch + picture), flipped where drawn."""
-    if not isinstance(pictures, Tensor):
-        return _ready(pictures, rows, chosen["flip"])
-    picture = rows % len(pictures)
-    if pictures.device.type == "cpu" and pictures.dtype == torch.uint8:
-        return _native(pictures, picture.tolist(), chosen["box"].tolist(), chosen["flip"].tolist(), form)
-    box, flip, picture = (
-        send(chosen["box"], pictures.device),
-        send(chosen["flip"], pictures.device),
-        send(picture, pictures.device),
+def cut(images: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: ViewFormat) -> Tensor:
+    """(n, C, *sides) floats in [0, 1] of the views `rows` (view · batch + image), flipped where drawn."""
+    if not isinstance(images, Tensor):
+        return _ready(images, rows, chosen["flip"])
+    image = rows % len(images)
+    if images.device.type == "cpu" and images.dtype == torch.uint8:
+        return _native(images, image.tolist(), chosen["box"].tolist(), chosen["flip"].tolist(), form)
+    box, flip, image = (
+        send(chosen["box"], images.device),
+        send(chosen["flip"], images.device),
+        send(image, images.device),
     )
-    x = pictures.index_select(0, picture)
+    x = images.index_select(0, image)
     x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
     return crop_resize(x, box, form.sides, flip_B=flip, interpolation=form.interpolation)
 
 
-def _native(canvas_BCHW: Tensor, picture: list[int], box: list[list[int]], flip: list[bool], form: Form) -> Tensor:
+def _native(canvas_BCHW: Tensor, image: list[int], box: list[list[int]], flip: list[bool], form: ViewFormat) -> Tensor:
     """By torch's own antialiased resampling of bytes, which reads each box once and is the fastest on a CPU."""
-    x_NCHW = torch.empty(len(picture), canvas_BCHW.shape[1], *form.sides)
-    for x, i, (top, left, height, width), mirrored in zip(x_NCHW, picture, box, flip, strict=True):
+    x_NCHW = torch.empty(len(image), canvas_BCHW.shape[1], *form.sides)
+    for x, i, (top, left, height, width), mirrored in zip(x_NCHW, image, box, flip, strict=True):
         cut = canvas_BCHW[i : i + 1, :, top : top + height, left : left + width]
         made = F.interpolate(cut, form.sides, mode=form.interpolation, antialias=True)
         x.copy_(made[0].flip(2) if mirrored else made[0])
@@ -134,7 +134,7 @@ def _ready(crops: Sequence[Tensor], rows: Tensor, flip: Tensor) -> Tensor:
 
 
 def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
-    """Jitter of a group, then grey, blur and solarization of the pictures for which they were drawn; in place."""
+    """Jitter of a group, then grey, blur and solarization of the images for which they were drawn; in place."""
     turn, device = int(chosen["hue_turn"][0]), x.device
     if turn != _NEVER:
         blends = send(chosen["blends"], device)
@@ -147,12 +147,12 @@ def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
     if x.shape[1] == 3:
         x = _on(x, chosen["grey"], lambda y: y.copy_(colour.luma(y)))
     if chosen["blur"].any():
-        x = _blurred(x, chosen["blur"], chosen["sigma"], colour.reach(sigma_max, min(x.shape[2:])))
+        x = _blurred(x, chosen["blur"], chosen["sigma"], colour.kernel_radius(sigma_max, min(x.shape[2:])))
     return _on(x, chosen["solarize"], colour.solarize)
 
 
 def _blurred(x: Tensor, on: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Without the neighbours that count for nothing in any of these pictures."""
+    """Without the neighbours that count for nothing in any of these images."""
     weights = colour.taps(sigma[on], radius)
     idle = int((weights.sum(dim=0) == 0)[:radius].sum())
     weights = send(weights[:, idle : weights.shape[1] - idle], x.device)
@@ -160,7 +160,7 @@ def _blurred(x: Tensor, on: Tensor, sigma: Tensor, radius: int) -> Tensor:
 
 
 def _on(x: Tensor, on: Tensor, operation) -> Tensor:  # type: ignore[no-untyped-def]
-    """The operation on the marked pictures only; `on` lies on the host."""
+    """The operation on the marked images only; `on` lies on the host."""
     if on.all():
         made: Tensor = operation(x)
         return made
@@ -182,15 +182,15 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
-def make_compiled(pictures: Tensor | Sequence[Tensor], draws_VB: Draws, form: Form) -> list[Tensor]:
+def make_compiled(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
     """As `make`, by one graph that torch.compile has made."""
-    first = pictures if isinstance(pictures, Tensor) else pictures[0]
+    first = images if isinstance(images, Tensor) else images[0]
     draws = flat(draws_VB, first.shape[1])
-    radius = colour.reach(form.sigma_max, min(form.sides))
+    radius = colour.kernel_radius(form.sigma_max, min(form.sides))
     draws["taps"] = colour.taps(torch.where(draws["blur"], draws["sigma"], 1e-3), radius)
     sent = {name: send(value, first.device) for name, value in draws.items()}
-    x_MCHW = torch.cat(list(pictures)) if not isinstance(pictures, Tensor) else pictures
-    made = channels_last(_compiled()(x_MCHW, sent, form, isinstance(pictures, Tensor)))
+    x_MCHW = torch.cat(list(images)) if not isinstance(images, Tensor) else images
+    made = channels_last(_compiled()(x_MCHW, sent, form, isinstance(images, Tensor)))
     return list(torch.split(made, len(first)))
 
 
@@ -199,9 +199,9 @@ def _compiled() -> Any:
     return torch.compile(graph, fullgraph=True, dynamic=False)
 
 
-def graph(pictures: Tensor, draws: Draws, form: Form, uncut: bool) -> Tensor:
+def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor:
     """(M, C, *sides): every operation on every view, with numbers that mean nothing where it was not drawn."""
-    x, n = pictures.float().div(255), len(draws["flip"])
+    x, n = images.float().div(255), len(draws["flip"])
     if uncut:
         x = x.repeat(n // len(x), 1, 1, 1)
         x = crop_resize(x, draws["box"], form.sides, flip_B=draws["flip"], interpolation=form.interpolation)

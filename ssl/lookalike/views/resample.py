@@ -1,6 +1,6 @@
-"""Crop, flip and antialiased resize as one linear map per picture: out = Y · picture · Xᵀ.
+"""Crop, flip and antialiased resize as one linear map per image: out = Y · image · Xᵀ.
 
-Resampling a rectangle is separable, so two small matrices a picture do all three at once and exactly as
+Resampling a rectangle is separable, so two small matrices an image do all three at once and exactly as
 torchvision's antialiased resize of the cut-out rectangle does (support widened by the shrinking factor, weights
 cut at the rectangle's edge and normalised; cubic with a = -1/2, as in Pillow).
 """
@@ -50,7 +50,7 @@ def crop_resize(
     flip_B: Tensor | None = None,
     interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """Cuts box (top, left, height, width; whole pixels) from each picture, resizes it to `size`, flips it.
+    """Cuts box (top, left, height, width; whole pixels) from each image, resizes it to `size`, flips it.
 
     x_BCHW: float in [0, 1]; returns (B, C, *size) in [0, 1]: the cubic overshoots and is
     clamped after each axis, width first, as Pillow and torch's resampling of bytes do.
@@ -78,7 +78,7 @@ def crop_boxes(
     """(…, 4) int64 boxes (top, left, height, width): torchvision's RandomResizedCrop, from numbers in [0, 1).
 
     Ten attempts at an area share in `scale` and a log-uniform aspect in `ratio`; if none fits, the largest centred
-    box whose aspect is allowed. area_A, aspect_A: (…, ATTEMPTS); top, left: (…); height and width of the pictures:
+    box whose aspect is allowed. area_A, aspect_A: (…, ATTEMPTS); top, left: (…); height and width of the images:
     numbers, or of a shape that broadcasts with top.
     """
     height, width = (torch.as_tensor(side, device=top.device).expand(top.shape) for side in (height, width))
@@ -111,7 +111,7 @@ def _central(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tenso
 
 
 def central(height: int, width: int, like: Size, share: float = 1.0) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a picture's middle: `share` of the sides of the largest box shaped as `like`."""
+    """(top, left, height, width) of an image's middle: `share` of the sides of the largest box shaped as `like`."""
     rows, columns = sides(like)
     whole = min(height, width * rows / columns)
     h, w = max(1, round(whole * share)), max(1, round(whole * columns / rows * share))

@@ -83,7 +83,7 @@ def check(header: Header, max_pixels: int | None) -> None:
     """Raises ValueError when the image is empty, or larger than `max_pixels`, or where that is None than the limits."""
     width, height = header.width, header.height
     if min(width, height) < 1:
-        raise ValueError(f"{width} x {height} pixels: an empty picture")
+        raise ValueError(f"{width} x {height} pixels: an empty image")
     if max_pixels is None and max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height} pixels, a side of more than {MAX_SIDE}: data.max_pixels allows more")
     if width * height > (header.limit if max_pixels is None else max_pixels):

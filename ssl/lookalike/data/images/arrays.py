@@ -1,4 +1,4 @@
-"""Pictures that lie in memory, in one tensor."""
+"""Images that lie in memory, in one tensor."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,26 +7,26 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lookalike.data.images.contract import Pairs, Roles
+from lookalike.data.images.contract import Pairs, QueryGallery
 
 
-class Held:
-    """A picture that lies in memory already."""
+class DecodedImage:
+    """An image that lies in memory already."""
 
-    def __init__(self, picture_CHW: Tensor) -> None:
-        self._picture_CHW = picture_CHW
-        self.height, self.width = picture_CHW.shape[1:]
+    def __init__(self, image_CHW: Tensor) -> None:
+        self._image_CHW = image_CHW
+        self.height, self.width = image_CHW.shape[1:]
 
     def pixels(self, shrink: int = 1) -> Tensor:
-        """The picture itself, uint8 (C, H, W), to be read only."""
-        return self._picture_CHW
+        """The image itself, uint8 (C, H, W), to be read only."""
+        return self._image_CHW
 
 
-class ArrayPictures:
-    """Pictures held in one tensor; `rows` (int64, N of M) chooses among the M images without copying."""
+class ArrayImages:
+    """Images held in one tensor; `rows` (int64, N of M) chooses among the M images without copying."""
 
     cameras: Tensor | None = None
-    roles: Roles | None = None
+    roles: QueryGallery | None = None
     pairs: Pairs | None = None
 
     def __init__(
@@ -55,7 +55,7 @@ class ArrayPictures:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of shape, labels and picture bytes, in the order of the rows."""
+        """sha256 of shape, labels and image bytes, in the order of the rows."""
         digest = hashlib.sha256(repr((len(self), self.shape)).encode())
         if self.labels is not None:
             digest.update(b"labels" + self.labels.numpy().tobytes())
@@ -67,20 +67,20 @@ class ArrayPictures:
         return f"{self._name}/{int(self._rows_N[i])}"
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
-        picture_CHW = self._images_MCHW[self._rows_N[i]]
-        return picture_CHW.clone() if out_CHW is None else out_CHW.copy_(picture_CHW)
+        image_CHW = self._images_MCHW[self._rows_N[i]]
+        return image_CHW.clone() if out_CHW is None else out_CHW.copy_(image_CHW)
 
-    def open(self, i: int) -> Held:
-        return Held(self._images_MCHW[self._rows_N[i]])
+    def open(self, i: int) -> DecodedImage:
+        return DecodedImage(self._images_MCHW[self._rows_N[i]])
 
     def read_many(self, ids: Sequence[int] | Tensor, out_BCHW: Tensor | None = None) -> Tensor:
-        """Pictures uint8 (B, C, H, W) in the order of `ids`, in `out_BCHW` if given."""
+        """Images uint8 (B, C, H, W) in the order of `ids`, in `out_BCHW` if given."""
         rows_B = self._rows_N[torch.as_tensor(ids, dtype=torch.int64)]
         return torch.index_select(self._images_MCHW, 0, rows_B, out=out_BCHW)
 
-    def rows(self, ids_K: Tensor) -> "ArrayPictures":
+    def rows(self, ids_K: Tensor) -> "ArrayImages":
         rows_K = self._rows_N[ids_K]
-        found = ArrayPictures(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
+        found = ArrayImages(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
         found.cameras = None if self.cameras is None else self.cameras[ids_K]
         found.roles = None if self.roles is None else self.roles.of(ids_K)
         found.pairs = None if self.pairs is None else self.pairs.of(ids_K)

@@ -1,4 +1,4 @@
-"""Pictures kept as the bytes of picture files, decoded when they are read; and some rows of them."""
+"""Images kept as the bytes of image files, decoded when they are read; and some rows of them."""
 
 import hashlib
 import itertools
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lookalike.data.decode import Opened
-from lookalike.data.images.contract import Fit, Pairs, Roles
+from lookalike.data.images.contract import Fit, Pairs, QueryGallery
 
 
-class Encoded(ABC):
-    """Pictures kept as the bytes of picture files, decoded to canvases of `shape`, by `fit`, when they are read.
+class EncodedImages(ABC):
+    """Images kept as the bytes of image files, decoded to canvases of `shape`, by `fit`, when they are read.
 
     `max_pixels`: how many one may have; None for what is safe (see Opened).
     """
@@ -27,7 +27,7 @@ class Encoded(ABC):
     fit: Fit = "crop"
     max_pixels: int | None = None
     cameras: Tensor | None = None
-    roles: Roles | None = None
+    roles: QueryGallery | None = None
     pairs: Pairs | None = None
 
     @abstractmethod
@@ -37,34 +37,34 @@ class Encoded(ABC):
     def fingerprint(self) -> str: ...
     @abstractmethod
     def name(self, i: int) -> str:
-        """Where the picture lies, for people: a path, or a shard and the member in it."""
+        """Where the image lies, for people: a path, or a shard and the member in it."""
 
     @abstractmethod
     def contents(self, i: int) -> bytes:
-        """The encoded picture as it is kept. Raises BadPicture when it cannot be had."""
+        """The encoded image as it is kept. Raises BadImage when it cannot be had."""
 
     def open(self, i: int) -> Opened:
-        """The picture with its header judged. Raises BadPicture."""
+        """The image with its header judged. Raises BadImage."""
         return Opened(self.contents(i), self.name(i), self.shape[0], self.max_pixels)
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
-        """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadPicture."""
+        """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadImage."""
         out_CHW = torch.empty(self.shape, dtype=torch.uint8) if out_CHW is None else out_CHW
         return self.open(i).canvas(out_CHW, whole=self.fit == "squash")
 
 
-class Rows(Encoded):
-    """Some rows of other encoded pictures, under their own names and labels."""
+class Subset(EncodedImages):
+    """Some rows of other encoded images, under their own names and labels."""
 
-    def __init__(self, pictures: Encoded, ids_N: Tensor) -> None:
-        self._pictures = pictures
+    def __init__(self, images: EncodedImages, ids_N: Tensor) -> None:
+        self._images = images
         self._ids_N = ids_N
-        self.labels = None if pictures.labels is None else pictures.labels[ids_N]
-        self.cameras = None if pictures.cameras is None else pictures.cameras[ids_N]
-        self.roles = None if pictures.roles is None else pictures.roles.of(ids_N)
-        self.pairs = None if pictures.pairs is None else pictures.pairs.of(ids_N)
-        self.classes = pictures.classes
-        self.shape, self.fit, self.max_pixels = pictures.shape, pictures.fit, pictures.max_pixels
+        self.labels = None if images.labels is None else images.labels[ids_N]
+        self.cameras = None if images.cameras is None else images.cameras[ids_N]
+        self.roles = None if images.roles is None else images.roles.of(ids_N)
+        self.pairs = None if images.pairs is None else images.pairs.of(ids_N)
+        self.classes = images.classes
+        self.shape, self.fit, self.max_pixels = images.shape, images.fit, images.max_pixels
 
     def __len__(self) -> int:
         return len(self._ids_N)
@@ -72,23 +72,23 @@ class Rows(Encoded):
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the whole set's fingerprint and the row numbers."""
-        digest = hashlib.sha256(self._pictures.fingerprint.encode())
+        digest = hashlib.sha256(self._images.fingerprint.encode())
         digest.update(self._ids_N.numpy().tobytes())
         return digest.hexdigest()
 
     @property
-    def whole(self) -> Encoded:
+    def whole(self) -> EncodedImages:
         """The images of which these are some."""
-        return self._pictures.whole if isinstance(self._pictures, Rows) else self._pictures
+        return self._images.whole if isinstance(self._images, Subset) else self._images
 
     def name(self, i: int) -> str:
-        return self._pictures.name(int(self._ids_N[i]))
+        return self._images.name(int(self._ids_N[i]))
 
     def contents(self, i: int) -> bytes:
-        return self._pictures.contents(int(self._ids_N[i]))
+        return self._images.contents(int(self._ids_N[i]))
 
 
-class Names(Sequence[bytes]):
+class PackedNames(Sequence[bytes]):
     """Many byte strings as one buffer and one array of offsets, so that forked workers share them."""
 
     def __init__(self, names: Sequence[bytes]) -> None:

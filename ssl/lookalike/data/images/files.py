@@ -1,4 +1,4 @@
-"""Pictures in files, and the state of many files at once."""
+"""Images in files, and the state of many files at once."""
 
 import hashlib
 import itertools
@@ -12,9 +12,9 @@ from functools import cached_property, partial
 import numpy as np
 from torch import Tensor
 
-from lookalike.data.decode import BadPicture, contents
-from lookalike.data.images.contract import Fit, Pairs, Roles
-from lookalike.data.images.encoded import Encoded, Names
+from lookalike.data.decode import BadImage, contents
+from lookalike.data.images.contract import Fit, Pairs, QueryGallery
+from lookalike.data.images.encoded import EncodedImages, PackedNames
 from lookalike.folder import without_waiting
 from lookalike.recipe import Size, sides
 
@@ -29,8 +29,8 @@ FILES = 1024
 """Of so many files of a set, evenly spread, some bytes are read for its `content`."""
 
 
-class FilePictures(Encoded):
-    """Pictures in files under `root`; with `within`, a file that links lead out of that folder is a bad one."""
+class FileImages(EncodedImages):
+    """Images in files under `root`; with `within`, a file that links lead out of that folder is a bad one."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class FilePictures(Encoded):
         cameras: Tensor | None = None,
         within: str | os.PathLike[str] | None = None,
         *,
-        roles: Roles | None = None,
+        roles: QueryGallery | None = None,
         pairs: Pairs | None = None,
         fit: Fit = "crop",
         max_pixels: int | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
-        self._paths = Names([os.fsencode(path) for path in paths])
+        self._paths = PackedNames([os.fsencode(path) for path in paths])
         self.labels = labels
         self.classes = classes
         self.shape, self.fit, self.max_pixels = (channels, *sides(size)), fit, max_pixels
@@ -108,7 +108,7 @@ class FilePictures(Encoded):
     def contents(self, i: int) -> bytes:
         name = self.name(i)
         if self._within and os.path.commonpath((os.path.realpath(name), self._within)) != self._within:
-            raise BadPicture(name, f"a link out of {self._within}")
+            raise BadImage(name, f"a link out of {self._within}")
         return contents(name)
 
 

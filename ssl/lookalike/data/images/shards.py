@@ -1,4 +1,4 @@
-"""Pictures in tar shards, read at random by offset, each held against its checksum."""
+"""Images in tar shards, read at random by offset, each held against its checksum."""
 
 import contextlib
 import hashlib
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lookalike.data import remote
-from lookalike.data.decode import MAX_BYTES, BadPicture
-from lookalike.data.images.encoded import Encoded, Names
+from lookalike.data.decode import MAX_BYTES, BadImage
+from lookalike.data.images.encoded import EncodedImages, PackedNames
 from lookalike.data.index import chosen
 from lookalike.data.listing import Shard
 from lookalike.data.order import Windows
@@ -26,8 +26,8 @@ from lookalike.recipe import Size, sides
 _OPEN = 64
 
 
-class ShardPictures(Encoded):
-    """Pictures at offsets of shards; each read is held against the crc32 of the index.
+class ShardImages(EncodedImages):
+    """Images at offsets of shards; each read is held against the crc32 of the index.
 
     `numbers_N`: the label of each sample in its shard, or NO_LABEL. `windows`: how to shuffle, None for all.
     """
@@ -37,7 +37,7 @@ class ShardPictures(Encoded):
     ) -> None:
         self.shards = list(shards)
         self._files = files
-        self._names = Names(list(itertools.chain.from_iterable(samples.names for samples in found)))
+        self._names = PackedNames(list(itertools.chain.from_iterable(samples.names for samples in found)))
         counts = [len(samples.names) for samples in found]
         self._shard_N = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         columns = [np.concatenate([samples[k] for samples in found] or [np.zeros(0, np.int64)]) for k in range(1, 5)]
@@ -47,18 +47,18 @@ class ShardPictures(Encoded):
         self._open: OrderedDict[int, _Open] = OrderedDict()
 
     def keys(self) -> list[bytes]:
-        """`shard/member` of each picture, without the folder of the shards."""
+        """`shard/member` of each image, without the folder of the shards."""
         homes = [os.fsencode(posixpath.basename(shard.place)) + b"/" for shard in self.shards]
         return [homes[s] + name for s, name in zip(self._shard_N.tolist(), self._names, strict=True)]
 
     def keep(self, mask_N: np.ndarray) -> None:
-        """Forgets the pictures where the mask is False."""
-        self._names = Names(chosen(list(self._names), mask_N))
+        """Forgets the images where the mask is False."""
+        self._names = PackedNames(chosen(list(self._names), mask_N))
         for column in ("_shard_N", "_offsets_N", "_sizes_N", "_crcs_N", "numbers_N"):
             setattr(self, column, getattr(self, column)[mask_N])
 
     def sizes_of_shards(self) -> np.ndarray:
-        """How many pictures each shard holds, int64."""
+        """How many images each shard holds, int64."""
         return np.bincount(self._shard_N, minlength=len(self.shards)).astype(np.int64)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class ShardPictures(Encoded):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of shard names, member names, sizes, crc32 sums and labels: no picture is read."""
+        """sha256 of shard names, member names, sizes, crc32 sums and labels: no image is read."""
         digest = hashlib.sha256()
         for shard in self.shards:
             digest.update(os.fsencode(posixpath.basename(shard.place)) + b"\0")
@@ -84,15 +84,15 @@ class ShardPictures(Encoded):
         offset, size = int(self._offsets_N[i]), int(self._sizes_N[i])
         where = f"at byte {offset} of its shard"
         if size > MAX_BYTES:
-            raise BadPicture(self.name(i), f"{size} bytes {where}, more than the {MAX_BYTES} allowed")
+            raise BadImage(self.name(i), f"{size} bytes {where}, more than the {MAX_BYTES} allowed")
         try:
             data = self._handle(int(self._shard_N[i])).read(size, offset)
         except OSError as error:
-            raise BadPicture(self.name(i), f"{error.strerror or error} {where}") from None
+            raise BadImage(self.name(i), f"{error.strerror or error} {where}") from None
         if len(data) < size:
-            raise BadPicture(self.name(i), f"{len(data)} of {size} bytes {where}: cut short")
+            raise BadImage(self.name(i), f"{len(data)} of {size} bytes {where}: cut short")
         if zlib.crc32(data) != self._crcs_N[i]:
-            raise BadPicture(self.name(i), f"damaged: wrong crc32 of {size} bytes {where}")
+            raise BadImage(self.name(i), f"damaged: wrong crc32 of {size} bytes {where}")
         return data
 
     def _handle(self, s: int) -> "_Open":

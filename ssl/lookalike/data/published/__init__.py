@@ -1,7 +1,7 @@
-"""Data sets in the layouts in which they were published: lists of pictures -> sets with one numbering of classes.
+"""Data sets in the layouts in which they were published: lists of images -> sets with one numbering of classes.
 
 Each has the parts `train`, and `test` or else `query` and `gallery`. What differs from the published counts is said in
-one line and used all the same. A listed picture that is not there is a bad one when it is read.
+one line and used all the same. A listed image that is not there is a bad one when it is read.
 """
 
 import os
@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lookalike.data.images import FilePictures, Fit, Pairs, Pictures, Roles
-from lookalike.data.index import below, refusing
+from lookalike.data.images import FileImages, Fit, Images, Pairs, QueryGallery
+from lookalike.data.index import below, os_errors_as
 from lookalike.data.outside import lines, opened
 from lookalike.data.repeats import normal
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
@@ -27,9 +27,9 @@ AGAIN = "mend the line, or fetch the file again"
 
 
 class Layout(NamedTuple):
-    """Title, page and counts (`train pictures`, `train classes`, …) of a data set as it was published.
+    """Title, page and counts (`train images`, `train classes`, …) of a data set as it was published.
 
-    `fit`: what its protocol does to pictures of another shape than the model's.
+    `fit`: what its protocol does to images of another shape than the model's.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A picture: its path below the root, its class (a number or a word), its camera."""
+    """An image: its path below the root, its class (a number or a word), its camera."""
 
     path: bytes
     key: Key
@@ -72,7 +72,7 @@ class Listing:
         self._places: dict[bytes, str] = {}
 
     def add(self, part: str, folder: str, path: str, key: Key, place: str, camera: int | None = None) -> bytes:
-        """A picture `path` below `folder`, as the line `place` has it -> its path below the root.
+        """An image `path` below `folder`, as the line `place` has it -> its path below the root.
 
         Raises DataError for a path that leaves the folder, or that is listed before.
         """
@@ -87,7 +87,7 @@ class Listing:
         self.parts[part].append(Row(relative, key, camera))
         return relative
 
-    def pictures(self, layout: Layout, wanted: Split, canvas: Size) -> Pictures:
+    def images(self, layout: Layout, wanted: Split, canvas: Size) -> Images:
         """The train or the test set: part by part, each by its paths, so that the order of the lists is of no matter.
 
         The classes of both are numbered together, those of `train` first. Raises DataError where a part is empty.
@@ -95,7 +95,7 @@ class Listing:
         parts = {part: rows for part, rows in self.parts.items() if (part == "train") == (wanted == "train")}
         for part, part_rows in parts.items():
             if not part_rows:
-                raise DataError(f"{printable(self.root)}: no {part} pictures in it; {layout.remedy}")
+                raise DataError(f"{printable(self.root)}: no {part} images in it; {layout.remedy}")
         self._compare(layout, parts)
         seen = {row.key for row in self.parts["train"]}
         others = {row.key for rows in self.parts.values() for row in rows} - seen
@@ -103,7 +103,7 @@ class Listing:
         number = {key: label for label, key in enumerate(order)}
         rows = [row for part_rows in parts.values() for row in sorted(part_rows)]
         cameras = [row.camera for row in rows if row.camera is not None]
-        return FilePictures(
+        return FileImages(
             self.root,
             [row.path for row in rows],
             torch.tensor([number[row.key] for row in rows]),
@@ -120,7 +120,7 @@ class Listing:
     def _compare(self, layout: Layout, parts: Mapping[str, list[Row]]) -> None:
         found = dict(self.counts)
         for part, rows in parts.items():
-            found |= {f"{part} pictures": len(rows), f"{part} classes": len({row.key for row in rows})}
+            found |= {f"{part} images": len(rows), f"{part} classes": len({row.key for row in rows})}
         differing = [
             f"{found[what]:,} {what} where the published set has {count:,}"
             for what, count in layout.counts.items()
@@ -129,10 +129,10 @@ class Listing:
         if differing:
             warnings.warn(f"{printable(self.root)}: {', '.join(differing)}: scores are not comparable", stacklevel=4)
 
-    def _roles(self) -> Roles:
+    def _roles(self) -> QueryGallery:
         asks, searched = len(self.parts["query"]), len(self.parts["gallery"])
         query_N = torch.arange(asks + searched) < asks
-        return Roles(query_N, ~query_N)
+        return QueryGallery(query_N, ~query_N)
 
     def _pairs(self, rows: list[Row]) -> Pairs:
         place = {row.path: i for i, row in enumerate(rows)}
@@ -157,11 +157,11 @@ class Published(ABC):
     def listing(self, root: Path) -> Listing:
         """What the data set lists. Raises DataError where a list is missing or wrong."""
 
-    def split(self, name: Split, size: Size | None = None) -> Pictures:
+    def split(self, name: Split, size: Size | None = None) -> Images:
         wanted = checked(name)
         root = folder_at(self._path, self.layout.remedy)
         self._known = self._known or self.listing(root)
-        return self._known.pictures(self.layout, wanted, self._canvas or canvas_for(size or 224))
+        return self._known.images(self.layout, wanted, self._canvas or canvas_for(size or 224))
 
 
 class Divided(Published):
@@ -224,7 +224,7 @@ def whole(word: str, what: str, place: str, low: int, high: int) -> int:
 
 def file_in(root: Path, layout: Layout, *names: str) -> Path:
     """The first of these files that is there. Raises DataError, naming them, when there is none."""
-    with refusing(root):
+    with os_errors_as(root):
         for name in names:
             if (root / name).is_file():
                 return root / name

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from lookalike.data.index import refusing
+from lookalike.data.index import os_errors_as
 from lookalike.data.published import Divided, Layout, Listing, file_in
 from lookalike.data.published.matlab import variable
 from lookalike.errors import DataError, printable
 
-ZERO_SHOT = {"train pictures": 8054, "train classes": 98, "test pictures": 8131, "test classes": 98}
-CLOSED_SET = {"train pictures": 8144, "train classes": 196, "test pictures": 8041, "test classes": 196}
+ZERO_SHOT = {"train images": 8054, "train classes": 98, "test images": 8131, "test classes": 98}
+CLOSED_SET = {"train images": 8144, "train classes": 196, "test images": 8041, "test classes": 196}
 TRAIN, TEST = "devkit/cars_train_annos.mat", "devkit/cars_test_annos_withlabels.mat"
 
 
@@ -38,7 +38,7 @@ class Cars196(Divided):
                 zero_shot = "train" if number <= 98 else "test"
                 listing.add(part if self._closed else zero_shot, folder, name, int(number), place)
         meta = root / "devkit" / "cars_meta.mat"
-        with refusing(root):
+        with os_errors_as(root):
             named = meta.is_file()
         if named:
             names = enumerate(variable(meta, "class_names"), 1)

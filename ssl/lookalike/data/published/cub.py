@@ -5,8 +5,8 @@ from pathlib import Path
 from lookalike.data.published import AGAIN, Divided, Layout, Line, Listing, file_in, read, whole
 from lookalike.errors import DataError, printable
 
-ZERO_SHOT = {"train pictures": 5864, "train classes": 100, "test pictures": 5924, "test classes": 100}
-CLOSED_SET = {"train pictures": 5994, "train classes": 200, "test pictures": 5794, "test classes": 200}
+ZERO_SHOT = {"train images": 5864, "train classes": 100, "test images": 5924, "test classes": 100}
+CLOSED_SET = {"train images": 5994, "train classes": 200, "test images": 5794, "test classes": 200}
 
 
 class Cub(Divided):
@@ -43,12 +43,12 @@ class Cub(Divided):
         for line in read(file_in(root, self.layout, name)):
             image, _ = line.fields(columns)
             if image in found:
-                raise DataError(f"{line.place}: picture {printable(image)[:40]} again: delete one")
+                raise DataError(f"{line.place}: image {printable(image)[:40]} again: delete one")
             found[image] = line
         return found
 
 
 def _of(lines: dict[str, Line], image: str, place: str, name: str) -> Line:
     if image not in lines:
-        raise DataError(f"{place}: picture {printable(image)[:40]} is not in {name}: fetch both files again")
+        raise DataError(f"{place}: image {printable(image)[:40]} is not in {name}: fetch both files again")
     return lines[image]

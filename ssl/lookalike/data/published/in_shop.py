@@ -1,19 +1,19 @@
-"""In-Shop Clothes Retrieval, of DeepFashion: clothes in a shop's pictures (Liu et al., CVPR 2016)."""
+"""In-Shop Clothes Retrieval, of DeepFashion: clothes in a shop's images (Liu et al., CVPR 2016)."""
 
 from pathlib import Path
 
-from lookalike.data.index import refusing
+from lookalike.data.index import os_errors_as
 from lookalike.data.published import AGAIN, Layout, Listing, Published, file_in, read
 from lookalike.errors import DataError, printable
 
 LIST = "list_eval_partition.txt"
 COLUMNS = "image_name item_id evaluation_status"
 COUNTS = {
-    "train pictures": 25882,
+    "train images": 25882,
     "train classes": 3997,
-    "query pictures": 14218,
+    "query images": 14218,
     "query classes": 3985,
-    "gallery pictures": 12612,
+    "gallery images": 12612,
     "gallery classes": 3985,
 }
 
@@ -27,7 +27,7 @@ class InShop(Published):
 
     def listing(self, root: Path) -> Listing:
         listing = Listing(root, ("train", "query", "gallery"))
-        with refusing(root):
+        with os_errors_as(root):
             folder = "Img" if (root / "Img" / "img").is_dir() else ""
         for line in read(file_in(root, self.layout, f"Eval/{LIST}", LIST), header=f"#\n{COLUMNS}"):
             path, item, part = line.fields(COLUMNS)

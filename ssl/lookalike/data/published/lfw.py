@@ -16,14 +16,14 @@ class LFW(Published):
     """`Name/Name_0001.jpg` (`lfw`, `lfw_funneled`, `lfw-deepfunneled`) and `pairs.txt` in the folder, beside it, or
     where `pairs` says.
 
-    Test: the pictures that are compared, with the pairs, in folds by the order of the file. Train: all pictures of
+    Test: the images that are compared, with the pairs, in folds by the order of the file. Train: all images of
     persons who are in no pair; what else there is of the others is in neither set.
     """
 
     layout = Layout(
         "Labeled Faces in the Wild",
         "vis-www.cs.umass.edu/lfw",
-        {"pictures": 13233, "classes": 5749, "pairs": 6000, "test pictures": 7701},
+        {"images": 13233, "classes": 5749, "pairs": 6000, "test images": 7701},
     )
 
     def __init__(
@@ -46,7 +46,7 @@ class LFW(Published):
         for line, names, numbers, fold in _pairs(file):
             sides = []
             for name, word in zip((names[0], names[-1]), numbers, strict=True):
-                path = f"{name}/{name}_{whole(word, 'picture', line.place, 1, 9999):04d}.jpg"
+                path = f"{name}/{name}_{whole(word, 'image', line.place, 1, 9999):04d}.jpg"
                 if path not in compared:
                     compared[path] = listing.add("test", "", path, name, line.place)
                 sides.append(compared[path])
@@ -65,11 +65,11 @@ class LFW(Published):
             persons.add(name)
             if name not in compared:
                 listing.add("train", "", path, name, printable(listing.root))
-        listing.counts |= {"pictures": len(paths), "classes": len(persons), "pairs": len(listing.pairs)}
+        listing.counts |= {"images": len(paths), "classes": len(persons), "pairs": len(listing.pairs)}
 
 
 def _pairs(file: Path) -> Iterator[tuple[Line, list[str], list[str], int]]:
-    """Line, names (one or two), picture numbers (two) and fold of each pair.
+    """Line, names (one or two), image numbers (two) and fold of each pair.
 
     The first line is `folds  n`, or `n` where there is one fold; a fold is n pairs of one person each (`name i j`),
     then n of two (`name i other j`). Raises DataError for what is not so.

@@ -12,7 +12,7 @@ from lookalike.errors import DataError, printable
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,3})", re.ASCII)
 JUNK = "-1"
-"""The identity of pictures that are no one in particular: they are left out. 0000, the distractors, stays."""
+"""The identity of images that are no one in particular: they are left out. 0000, the distractors, stays."""
 
 
 class Market1501(Published):
@@ -25,11 +25,11 @@ class Market1501(Published):
         "Market-1501",
         "Scalable Person Re-identification: A Benchmark, ICCV 2015",
         {
-            "train pictures": 12936,
+            "train images": 12936,
             "train classes": 751,
-            "query pictures": 3368,
+            "query images": 3368,
             "query classes": 750,
-            "gallery pictures": 15913,
+            "gallery images": 15913,
             "gallery classes": 751,
         },
         fit="squash",
@@ -57,11 +57,11 @@ class DukeMTMC(Market1501):
         "DukeMTMC-reID",
         "withdrawn by its authors in 2019",
         {
-            "train pictures": 16522,
+            "train images": 16522,
             "train classes": 702,
-            "query pictures": 2228,
+            "query images": 2228,
             "query classes": 702,
-            "gallery pictures": 17661,
+            "gallery images": 17661,
             "gallery classes": 1110,
         },
         fit="squash",

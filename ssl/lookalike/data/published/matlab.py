@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.data.index import refusing
+from lookalike.data.index import os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import read_regular
 
@@ -37,7 +37,7 @@ def variable(file: Path, name: str, *fields: str) -> list[Any]:
     Raises DataError when the file cannot be read, or has no such array.
     """
     try:
-        with refusing(file):
+        with os_errors_as(file):
             data = read_regular(file, MAX_BYTES)
     except ValueError as error:
         raise DataError(f"{printable(file)}: {error}: fetch the file again") from error

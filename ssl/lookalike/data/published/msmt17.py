@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from lookalike.data.index import refusing
+from lookalike.data.index import os_errors_as
 from lookalike.data.published import Layout, Listing, Published, file_in, read, whole
 from lookalike.errors import DataError, printable
 
 COUNTS = {
-    "train pictures": 30248,
+    "train images": 30248,
     "train classes": 1041,
-    "query pictures": 11659,
+    "query images": 11659,
     "query classes": 3060,
-    "gallery pictures": 82161,
+    "gallery images": 82161,
     "gallery classes": 3060,
 }
 # The first release, and the second, whose faces are masked.
@@ -30,7 +30,7 @@ class MSMT17(Published):
 
     def listing(self, root: Path) -> Listing:
         listing = Listing(root, ("train", "query", "gallery"))
-        with refusing(root):
+        with os_errors_as(root):
             folders = next((pair for pair in FOLDERS if all((root / each).is_dir() for each in pair)), None)
         if folders is None:
             wanted = " nor ".join(" and ".join(pair) for pair in FOLDERS)
@@ -41,6 +41,6 @@ class MSMT17(Published):
                 path, word = line.fields("path pid")
                 identity = f"{split}/{whole(word, 'pid', line.place, 0, 9999):04d}"
                 third = [*path.rpartition("/")[2].split("_"), "", ""][2]
-                camera = whole(third, "the camera, third in the picture's name,", line.place, 1, 99)
+                camera = whole(third, "the camera, third in the image's name,", line.place, 1, 99)
                 listing.add(part, folders[split == "test"], path, identity, line.place, camera)
         return listing

@@ -5,7 +5,7 @@ from pathlib import Path
 from lookalike.data.published import Layout, Listing, Published, file_in, read, whole
 
 COLUMNS = "image_id class_id super_class_id path"
-COUNTS = {"train pictures": 59551, "train classes": 11318, "test pictures": 60502, "test classes": 11316}
+COUNTS = {"train images": 59551, "train classes": 11318, "test images": 60502, "test classes": 11316}
 
 
 class StanfordOnlineProducts(Published):

@@ -22,7 +22,7 @@ _ROWS = 65_536
 _SAMPLE = 256  # rows a centre that k-means sees
 
 
-class Cells(NamedTuple):
+class InvertedLists(NamedTuple):
     """Centres, float32; all rows, cell by cell; where each cell begins in them and where the last ends, int64."""
 
     centre_CD: Tensor
@@ -30,7 +30,7 @@ class Cells(NamedTuple):
     start_C1: Tensor
 
 
-def find_cells(x_ND: Tensor, normalize: bool) -> Cells:
+def train_ivf(x_ND: Tensor, normalize: bool) -> InvertedLists:
     """√N cells by k-means, spherical for cosine similarity; the same for the same rows. Raises Error without faiss."""
     try:
         import faiss
@@ -44,15 +44,15 @@ def find_cells(x_ND: Tensor, normalize: bool) -> Cells:
     parts = [means.index.search(_rows(part_BD, normalize), 1)[1][:, 0] for part_BD in torch.split(x_ND, _ROWS)]
     cell_N = torch.from_numpy(np.concatenate(parts))
     start_C1 = torch.cat((torch.zeros(1, dtype=torch.int64), torch.bincount(cell_N, minlength=count).cumsum(0)))
-    return Cells(torch.from_numpy(means.centroids), cell_N.argsort(stable=True), start_C1)
+    return InvertedLists(torch.from_numpy(means.centroids), cell_N.argsort(stable=True), start_C1)
 
 
 def _rows(x_BD: Tensor, normalize: bool) -> np.ndarray:
     return (F.normalize(x_BD) if normalize else x_BD).contiguous().numpy()
 
 
-def nearest_in_cells(
-    query_QD: Tensor, x_ND: Tensor, k: int, cells: Cells, *, normalize: bool = True
+def nearest_in_lists(
+    query_QD: Tensor, x_ND: Tensor, k: int, cells: InvertedLists, *, normalize: bool = True
 ) -> tuple[Tensor, Tensor]:
     """As `nearest` gives, among the rows of the nearest cells: at least k, and one in `SHARE`."""
     wanted = min(len(x_ND), max(k, -(-len(x_ND) // SHARE)))
@@ -65,7 +65,7 @@ def nearest_in_cells(
     return row_Qk, near_Qk
 
 
-def _looked_at(query_1D: Tensor, cells: Cells, wanted: int, normalize: bool) -> Tensor:
+def _looked_at(query_1D: Tensor, cells: InvertedLists, wanted: int, normalize: bool) -> Tensor:
     """Rows of the nearest cells, ascending: so many cells that they hold `wanted`."""
     order_C = nearest(query_1D, cells.centre_CD, len(cells.centre_CD), normalize=normalize)[0][0]
     size_C = (cells.start_C1[1:] - cells.start_C1[:-1])[order_C]

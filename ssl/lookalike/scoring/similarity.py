@@ -1,7 +1,7 @@
 """How near a gallery's rows are to a query's, as whole numbers, so that what is noise apart is equally near.
 
 Cosine similarity or Euclidean distance in float64, rounded to steps of `STEP`, far above the rounding noise of the
-product and far below what two pictures differ by. Ranked lists are then ranked by whole numbers: no sum's order, no
+product and far below what two images differ by. Ranked lists are then ranked by whole numbers: no sum's order, no
 library and no chunk decides who comes first.
 """
 

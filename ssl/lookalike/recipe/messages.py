@@ -14,11 +14,11 @@ from lookalike.recipe.nodes import Node
 
 def join(path: str, name: str) -> str:
     """`path.name`, the name in quotes where it is odd."""
-    step = name if re.fullmatch(r"[\w-]{1,60}", name) else shown(name)
+    step = name if re.fullmatch(r"[\w-]{1,60}", name) else quoted(name)
     return f"{path}.{step}" if path else step
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """The value as JSON, fit for a terminal, cut after 60 characters."""
     text = printable(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -10,10 +10,10 @@ from lookalike.metric.objectives import Objective
 from lookalike.models import Backbone, layers
 from lookalike.models.embedding import Embedding
 from lookalike.nn.loss import Loss
-from lookalike.optim import Moment, Pace
+from lookalike.optim import LrScale, Progress
 
 
-class System(nn.Module):
+class FinetuneModule(nn.Module):
     """The embedding model and its objective, which may own parameters (proxies, classifiers, A).
 
     `train_blocks`: how many of the backbone's last blocks are trained, with what follows them; None: all of it, 0: none
@@ -46,7 +46,7 @@ class System(nn.Module):
                 norm.requires_grad_(False)
 
     def forward(self, view_BCHW: Tensor, labels_B: Tensor) -> Loss:
-        """One view of each picture and its class -> the loss over all ranks."""
+        """One view of each image and its class -> the loss over all ranks."""
         loss: Loss = self.objective(self.model.raw(view_BCHW), labels_B)
         return loss
 
@@ -59,21 +59,23 @@ class System(nn.Module):
                 part.eval()
         return self
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Progress) -> None:
         """Lets the backbone rest, or ends that."""
         resting = moment.epoch < self.head_epochs
         if resting != self.resting:
             self.resting = resting
             self.train(self.training)
 
-    def paces(self) -> dict[str, Pace]:
+    def lr_scales(self) -> dict[str, LrScale]:
         """The rates of the backbone's layers and of what the objective owns."""
         backbone, owned = self.model.backbone, [name for name, _ in self.objective.named_parameters()]
         depth, blocks = ({}, 0) if self.layer_decay == 1 else layers(backbone)
         powers = {name: blocks + 1 - depth.get(name, blocks + 1) for name, _ in backbone.named_parameters()}
         return {
-            **{f"model.backbone.{n}": Pace(self.layer_decay**power, self.head_epochs) for n, power in powers.items()},
-            **{f"objective.{name}": Pace(self.proxy_lr_factor) for name in owned},
+            **{
+                f"model.backbone.{n}": LrScale(self.layer_decay**power, self.head_epochs) for n, power in powers.items()
+            },
+            **{f"objective.{name}": LrScale(self.proxy_lr_factor) for name in owned},
         }
 
 

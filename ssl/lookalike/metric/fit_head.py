@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lookalike import rng as draw
+from lookalike import rng
 from lookalike.errors import RecipeError, RunError
 from lookalike.log import say
 from lookalike.models import Backbone
@@ -22,12 +22,12 @@ def table() -> Mapping[str, Any]:
     return found
 
 
-ESTIMATOR = Choice(table, given={"random_state"})
+ESTIMATOR = Choice(table, supplied={"random_state"})
 
 
 def build(estimator: Spec, seed: int) -> Any:
     """The estimator; one that draws does so by the seed."""
-    drawn = draw.seed(seed, "finetune", "estimator") % 2**32
+    drawn = rng.seed(seed, "finetune", "estimator") % 2**32
     return estimator.build(**({"random_state": drawn} if "random_state" in estimator.make().get_params() else {}))
 
 

@@ -1,4 +1,4 @@
-"""Pictures ask an index: the answers as lines, as JSON, as one HTML page or one PNG."""
+"""Images ask an index: the answers as lines, as JSON, as one HTML page or one PNG."""
 
 import html
 import json
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lookalike.data.decode import BadPicture, Opened, contents
+from lookalike.data.decode import BadImage, Opened, contents
 from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
 from lookalike.log import note, say
@@ -22,26 +22,26 @@ AT_ONCE = 64
 """Queries that go through the model together."""
 
 SIDE = 128
-"""Pixels of a picture on a page."""
+"""Pixels of an image on a page."""
 
 
 class Answer(NamedTuple):
-    """The rows nearest to a picture, nearest first, and how near: cosine similarity or Euclidean distance."""
+    """The rows nearest to an image, nearest first, and how near: cosine similarity or Euclidean distance."""
 
     query: str
     rows: list[int]
     near: list[float]
 
 
-def ask(index: SearchIndex, queries: Iterable[str], k: int = 10, *, approximate: bool = False) -> Iterator[Answer]:
-    """The k nearest of each picture file. Raises DataError for one that is no picture, Error for k below 1."""
+def query(index: SearchIndex, queries: Iterable[str], k: int = 10, *, approximate: bool = False) -> Iterator[Answer]:
+    """The k nearest of each image file. Raises DataError for one that is no image, Error for k below 1."""
     waiting = iter(queries)
     while some := list(islice(waiting, AT_ONCE)):
         row_Qk, near_Qk = index.nearest(index.embed(some), k, approximate=approximate)
         yield from (Answer(*each) for each in zip(some, row_Qk.tolist(), near_Qk.tolist(), strict=True))
 
 
-def ask_lines(
+def query_lines(
     index: SearchIndex, lines: Iterable[bytes], k: int = 10, *, approximate: bool = False
 ) -> Iterator[Answer]:
     """The same for paths that come one a line, each answered at once. Raises DataError at the end if one was none."""
@@ -49,7 +49,7 @@ def ask_lines(
     for path in (os.fsdecode(line.rstrip(b"\r\n")) for line in lines):
         count += 1
         try:
-            yield from ask(index, [path], k, approximate=approximate)
+            yield from query(index, [path], k, approximate=approximate)
         except DataError as error:
             failed += 1
             note(f"lookalike: {error}")
@@ -60,7 +60,7 @@ def ask_lines(
 def refuse(k: int, show: Path | None, asked: bool) -> None:
     """Raises Error, before any work, for what `report` could not say. `asked`: there are queries."""
     if show and not asked:
-        raise Error(f"--show {printable(show)}: there is no QUERY, so nothing to show: name a picture")
+        raise Error(f"--show {printable(show)}: there is no QUERY, so nothing to show: name an image")
     if k < 1:
         raise Error(f"-k {k}: ask for at least 1")
     if show and show.suffix.lower() not in (".png", ".html"):
@@ -80,7 +80,7 @@ def report(index: SearchIndex, answers: Iterable[Answer], as_json: bool = False,
 
 
 def listing(index: SearchIndex, answer: Answer) -> str:
-    """The query, and a line for each picture: place, similarity or distance, path; tabs between."""
+    """The query, and a line for each image: place, similarity or distance, path; tabs between."""
     pairs = zip(answer.near, answer.rows, strict=True)
     lines = [f"{n}\t{near:.4f}\t{printable(index.path(row))}" for n, (near, row) in enumerate(pairs, 1)]
     return "\n".join([printable(answer.query), *lines])
@@ -96,17 +96,17 @@ def line_of_json(index: SearchIndex, answer: Answer) -> str:
 
 
 def look(path: str) -> Tensor | str:
-    """What the model sees of a picture file, uint8 (3, H, W), small; or why it cannot be shown."""
+    """What the model sees of an image file, uint8 (3, H, W), small; or why it cannot be shown."""
     try:
         opened = Opened(contents(path), path, 3)
         side = min(SIDE, opened.height, opened.width)
         return page.tile(opened.canvas(torch.empty(3, side, side, dtype=torch.uint8)))
-    except BadPicture as error:
+    except BadImage as error:
         return error.reason
 
 
 def sheet(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
-    """A PNG, a row an answer: the query, then the nearest; grey where a picture cannot be shown."""
+    """A PNG, a row an answer: the query, then the nearest; grey where an image cannot be shown."""
     width = max(len(answer.rows) for answer in answers)
     grey, white = (torch.full((3, SIDE, SIDE), value, dtype=torch.uint8) for value in (200, 255))
     rows = []
@@ -131,12 +131,12 @@ def document(index: SearchIndex, answers: Sequence[Answer]) -> str:
         cells += [figure(index.path(row), f"{near:.4f}") for near, row in pairs]
         parts.append(f"<section>{''.join(cells)}</section>")
     what = "cosine similarity" if index.unit else "Euclidean distance"
-    return page.document(f"The nearest of {len(index)} pictures, by {what}", "".join(parts), style)
+    return page.document(f"The nearest of {len(index)} images, by {what}", "".join(parts), style)
 
 
 def figure(path: str, caption: str, kind: str = "") -> str:
-    """One picture with its caption and the end of its path; all of it on the mouse."""
+    """One image with its caption and the end of its path; all of it on the mouse."""
     seen, name = look(path), printable(path)
-    picture = f'<div class="none">{html.escape(seen)}</div>' if isinstance(seen, str) else page.image(seen, name)
+    image = f'<div class="none">{html.escape(seen)}</div>' if isinstance(seen, str) else page.image(seen, name)
     words = f"<b>{caption}</b><br>{html.escape(Path(name).name)}"
-    return f'<figure class="{kind}" title="{html.escape(name)}">{picture}<figcaption>{words}</figcaption></figure>'
+    return f'<figure class="{kind}" title="{html.escape(name)}">{image}<figcaption>{words}</figcaption></figure>'
