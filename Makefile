@@ -22,9 +22,9 @@ test-all: lint
 test-cluster: .venv/.installed
 	$(BIN)/python -m pytest -rs tests/cluster
 
-# Damaged files with new seeds for an hour, or LOOKALIKE_FUZZ_SECONDS; `python tests/test_fuzz.py KIND SEED` repeats one.
+# Damaged files with new seeds for an hour, or LOOKALIKE_FUZZ_SECONDS; `PYTHONPATH=tests python tests/data/test_fuzz.py KIND SEED` repeats one.
 fuzz: .venv/.installed
-	$(BIN)/python tests/test_fuzz.py
+	PYTHONPATH=tests $(BIN)/python tests/data/test_fuzz.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check ssl tests benchmarks

@@ -1,9 +1,10 @@
-"""What crops on the host cost the processor, and what crops from a canvas lose: pretrain.crop_on host against device.
+"""What crops on the host cost the processor, and what crops from a canvas lose: pretrain.crop_on
+host against device.
 
-Cost: processor time per image of a loader process, two views of 224 by Barlow Twins' law (and ten by DINO's), in
-turn. Loss: the same boxes of the central square cut from the canvas of 256 and from the full-size image; how sharp
-the first is beside the second (mean absolute difference of neighbouring pixels), and their distance, by the box's
-share of the area.
+Cost: processor time per image of a loader process, two views of 224 by Barlow Twins' law (and ten
+by DINO's), in turn. Loss: the same boxes of the central square cut from the canvas of 256 and from
+the full-size image; how sharp the first is beside the second (mean absolute difference of
+neighbouring pixels), and their distance, by the box's share of the area.
 
     python benchmarks/crop.py [IMAGES] [ROUNDS]
 """
@@ -64,15 +65,22 @@ def main(count: int, rounds: int) -> None:
         images = FileImages(folder, write(Path(folder), count), None, (), 256, 3)
         two, ten = HostCrops(Asymmetric(), 224), HostCrops(MultiCrop(), 224)
         sides = {"device": None, "host, 2 views": two, "host, 2 + 8 views": ten}
-        found = compare({name: filling(images, host_crops) for name, host_crops in sides.items()}, count, rounds)
+        found = compare(
+            {name: filling(images, host_crops) for name, host_crops in sides.items()}, count, rounds
+        )
         print(f"{count} JPEGs of 500 × 375; ms of processor time per image")
         for name, times in found.items():
             print(f"  {name:<18} {spread(times)}")
         for share in SHARES:
             views = pairs(images, share)
             sharp = statistics.median(sharpness(a) / sharpness(b) for a, b in views)
-            decibels = statistics.median(float(-10 * (a - b).square().mean().log10()) for a, b in views)
-            print(f"  boxes of {share[0]:.0%} to {share[1]:.0%}: sharpness × {sharp:.2f}, {decibels:.1f} dB apart")
+            decibels = statistics.median(
+                float(-10 * (a - b).square().mean().log10()) for a, b in views
+            )
+            print(
+                f"  boxes of {share[0]:.0%} to {share[1]:.0%}: sharpness × {sharp:.2f}, "
+                f"{decibels:.1f} dB apart"
+            )
     ratios = [b / a for a, b in zip(found["device"], found["host, 2 views"], strict=True)]
     print(f"host / device = {spread(ratios)}")
 

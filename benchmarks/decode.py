@@ -1,8 +1,10 @@
-"""Host work of one image and its two views: (the peer's loader) / (ours), processor time, in one run.
+"""Host work of one image and its two views: (the peer's loader) / (ours), processor time, in one
+run.
 
-Ours: open, decode once, resize to a canvas in a slot; the views are the device's work. The peer's, written from the
-description of Barlow Twins (arXiv 2103.03230, appendix A) with torchvision's classes: Pillow decodes, then two full
-augmentations on the processor, collated. The images are JPEGs of 500 × 375, made here.
+Ours: open, decode once, resize to a canvas in a slot; the views are the device's work. The peer's,
+written from the description of Barlow Twins (arXiv 2103.03230, appendix A) with torchvision's
+classes: Pillow decodes, then two full augmentations on the processor, collated. The images are
+JPEGs of 500 × 375, made here.
 
     python benchmarks/decode.py [IMAGES] [ROUNDS]
 """
@@ -35,7 +37,9 @@ def texture(height: int, width: int, seed: int) -> np.ndarray:
     for octave in range(2, 9):
         sides = [max(2, side * 2**octave // 512 + 2) for side in (height, width)]
         noise = torch.randn(1, 3, *sides, generator=generator) * 0.9**octave
-        total_3HW += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic", align_corners=True)
+        total_3HW += torch.nn.functional.interpolate(
+            noise, (height, width), mode="bicubic", align_corners=True
+        )
     total_3HW = (total_3HW - total_3HW.mean()) / total_3HW.std() * 55 + 120
     image: np.ndarray = total_3HW[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
     return image
@@ -55,7 +59,11 @@ class Blur:
         self.p = p
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2))) if random.random() < self.p else image
+        return (
+            image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2)))
+            if random.random() < self.p
+            else image
+        )
 
 
 class Solarize:
@@ -117,7 +125,9 @@ def bare(folder: Path, names: list[str]) -> Callable[[], None]:
     return work
 
 
-def compare(sides: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, list[float]]:
+def compare(
+    sides: dict[str, Callable[[], None]], images: int, rounds: int
+) -> dict[str, list[float]]:
     """Milliseconds of processor time per image, the sides in turn."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
@@ -144,9 +154,16 @@ def main(images: int, rounds: int) -> None:
         folder = Path(name)
         names = write(folder, images)
         size = sum((folder / name).stat().st_size for name in names) / images
-        sides = {"peer": peer(folder, names), "ours": ours(folder, names), "decoding alone": bare(folder, names)}
+        sides = {
+            "peer": peer(folder, names),
+            "ours": ours(folder, names),
+            "decoding alone": bare(folder, names),
+        }
         found = compare(sides, images, rounds)
-    print(f"{images} JPEGs of 500 × 375, {size / 1e3:.0f} kB each; ms of processor time per image, two views")
+    print(
+        f"{images} JPEGs of 500 × 375, {size / 1e3:.0f} kB each; ms of processor time per image, "
+        "two views"
+    )
     for side, times in found.items():
         print(f"  {side:<15} {spread(times)}")
     ratios = [a / b for a, b in zip(found["peer"], found["ours"], strict=True)]

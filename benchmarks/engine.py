@@ -1,7 +1,9 @@
-"""What an engine costs beside a plain loop: (step of the engine) / (forward, backward, optimizer by hand), one run.
+"""What an engine costs beside a plain loop: (step of the engine) / (forward, backward, optimizer by
+hand), one run.
 
-The method of a recipe on ready views; every engine and stage takes one step in turn, so that all see the same
-machine. On two processes the plain loop is torch's DistributedDataParallel. Ratios of steps that follow each other.
+The method of a recipe on ready views; every engine and stage takes one step in turn, so that all
+see the same machine. On two processes the plain loop is torch's DistributedDataParallel. Ratios of
+steps that follow each other.
 
     python benchmarks/engine.py [RECIPE] [STEPS]
 """
@@ -60,9 +62,14 @@ def competitors(recipe: Any) -> dict[str, Step]:
     """The plain loop first, then what is compared with it."""
     module, optimizer = made(recipe)
     if comm.world_size() == 1:
-        found = {"by hand": by_hand(module, optimizer), "plain": by_engine(ENGINES["plain"](*made(recipe)))}
+        found = {
+            "by hand": by_hand(module, optimizer),
+            "plain": by_engine(ENGINES["plain"](*made(recipe))),
+        }
     else:
-        found = {"by hand": by_hand(DistributedDataParallel(module, broadcast_buffers=False), optimizer)}
+        found = {
+            "by hand": by_hand(DistributedDataParallel(module, broadcast_buffers=False), optimizer)
+        }
     for stage in STAGES:
         found[f"zero, stage {stage}"] = by_engine(ENGINES["zero"](*made(recipe), stage=stage))
     return found
@@ -72,7 +79,10 @@ def measure(path: str, steps: int) -> None:
     """Trains all in turn and, on rank 0, prints each ratio with its quartiles."""
     comm.start()
     recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
-    architecture, batch = recipe.values["backbone"], recipe.section(Pretrain).batch // comm.world_size()
+    architecture, batch = (
+        recipe.values["backbone"],
+        recipe.section(Pretrain).batch // comm.world_size(),
+    )
     shape = (batch, architecture.channels, architecture.size, architecture.size)
     views = [torch.randn(shape, device=comm.device()) for _ in range(2)]
     steppers = competitors(recipe)
@@ -98,12 +108,17 @@ def report(path: str, batch: int, times: dict[str, list[float]]) -> None:
     """One line for each competitor."""
     base = times["by hand"]
     where = f"{torch.get_num_threads()} threads each, {comm.device()}"
-    print(f"{path}: {comm.world_size()} process(es), {batch} images each, {where}, {len(base)} rounds", flush=True)
+    print(
+        f"{path}: {comm.world_size()} process(es), {batch} images each, {where}, {len(base)} "
+        "rounds",
+        flush=True,
+    )
     for name, seconds in times.items():
         ratios = [a / b for a, b in zip(seconds, base, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{name:14} {1e3 * statistics.median(seconds):8.1f} ms = {middle:.3f} by hand ({low:.3f} to {high:.3f})",
+            f"{name:14} {1e3 * statistics.median(seconds):8.1f} ms = {middle:.3f} by hand "
+            f"({low:.3f} to {high:.3f})",
             flush=True,
         )
 

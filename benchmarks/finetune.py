@@ -1,9 +1,11 @@
-"""What pretraining is worth to fine-tuning: Recall@1 on classes never shown, before and after, of two backbones.
+"""What pretraining is worth to fine-tuning: Recall@1 on classes never shown, before and after, of
+two backbones.
 
     python benchmarks/finetune.py RECIPE [SEEDS] [FIRST] [key.path=value …]
 
-One is pretrained by the recipe, without labels; the other has the weights that the seed draws. Both are fine-tuned by
-the recipe on its first classes and scored on the others. Printed last: the means over seeds, with their spread.
+One is pretrained by the recipe, without labels; the other has the weights that the seed draws. Both
+are fine-tuned by the recipe on its first classes and scored on the others. Printed last: the means
+over seeds, with their spread.
 """
 
 import statistics
@@ -40,7 +42,11 @@ def main(path: str, seeds: int = 3, first: int = 0, overrides: tuple[str, ...] =
         recipe = lookalike.load_recipe(path, [*overrides, f"seed={seed}"])
         with tempfile.TemporaryDirectory() as folder:
             rows.append(scores(recipe, Path(folder)))
-        print(f"seed {seed}: " + ", ".join(f"{n} {v:.2f}" for n, v in zip(STATES, rows[-1], strict=True)), flush=True)
+        print(
+            f"seed {seed}: "
+            + ", ".join(f"{n} {v:.2f}" for n, v in zip(STATES, rows[-1], strict=True)),
+            flush=True,
+        )
     for name, column in zip(STATES, zip(*rows, strict=True), strict=True):
         spread = f" ± {statistics.stdev(column):.2f}" if len(column) > 1 else ""
         print(f"Recall@1, {name}: {statistics.mean(column):.2f}{spread} %")

@@ -1,10 +1,11 @@
-"""How long it takes to index a folder of a million images, beside torchvision's own listing of the same tree.
+"""How long it takes to index a folder of a million images, beside torchvision's own listing of the
+same tree.
 
     python benchmarks/index.py [FOLDERS FILES_IN_EACH [WHERE]]
 
-Makes the tree in a temporary folder (of WHERE), hard links of a few small files. Cold: after the kernel's caches
-were dropped, where this user may drop them; it is said. Printed last: torchvision / ours, both warm, ours without
-what an earlier run kept.
+Makes the tree in a temporary folder (of WHERE), hard links of a few small files. Cold: after the
+kernel's caches were dropped, where this user may drop them; it is said. Printed last: torchvision /
+ours, both warm, ours without what an earlier run kept.
 """
 
 import os

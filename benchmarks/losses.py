@@ -1,12 +1,13 @@
-"""Losses that do not grow, beside the dense forms they replace: time and peak memory of loss and gradient.
+"""Losses that do not grow, beside the dense forms they replace: time and peak memory of loss and
+gradient.
 
     python benchmarks/losses.py correlation [N] [D]      Barlow Twins: Gram form beside the D × D matrix
     python benchmarks/losses.py contrastive [N] [D]      SimCLR: tiles beside the 2N × 2N matrix
     python benchmarks/losses.py growth                   exponents of time in N and in D
     python benchmarks/losses.py bytes                    bytes sent per rank and step, 2 and 4 ranks
 
-Each form runs in a process of its own, alternating with the other; the peak is what the process held at most above
-what it held before the loss. Printed last: the medians of the pairs' ratios.
+Each form runs in a process of its own, alternating with the other; the peak is what the process
+held at most above what it held before the loss. Printed last: the medians of the pairs' ratios.
 """
 
 import math
@@ -34,7 +35,9 @@ PAIRS, TEMPERATURE = 3, 0.1
 
 
 def dense_correlation(za_ND: Tensor, zb_ND: Tensor) -> Tensor:
-    """The D × D cross-correlation, its diagonal and its copied off-diagonal, as the authors of Barlow Twins have it."""
+    """The D × D cross-correlation, its diagonal and its copied off-diagonal, as the authors of
+    Barlow Twins have it.
+    """
     sa, sb = (F.batch_norm(z, None, None, training=True) for z in (za_ND, zb_ND))
     c_DD = sa.T @ sb / len(sa)
     on = (torch.diagonal(c_DD) - 1).square().sum()
@@ -52,8 +55,14 @@ def dense_contrastive(za_ND: Tensor, zb_ND: Tensor) -> Tensor:
 
 
 FORMS: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "correlation": {"ours": lambda a, b: barlow_twins_loss(a, b, 0.0051).value, "dense": dense_correlation},
-    "contrastive": {"ours": lambda a, b: simclr_loss(a, b, TEMPERATURE).value, "dense": dense_contrastive},
+    "correlation": {
+        "ours": lambda a, b: barlow_twins_loss(a, b, 0.0051).value,
+        "dense": dense_correlation,
+    },
+    "contrastive": {
+        "ours": lambda a, b: simclr_loss(a, b, TEMPERATURE).value,
+        "dense": dense_contrastive,
+    },
 }
 
 
@@ -69,7 +78,9 @@ def inputs(n: int, d: int) -> list[Tensor]:
 
 
 def measure(kind: str, form: str, n: int, d: int, answer: Any) -> None:
-    """Value, seconds and bytes of one loss and gradient; a small one first, so that libraries have started."""
+    """Value, seconds and bytes of one loss and gradient; a small one first, so that libraries have
+    started.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.manual_seed(0)
     FORMS[kind][form](*inputs(64, 64)).backward()
@@ -100,13 +111,15 @@ def compare(kind: str, n: int, d: int) -> None:
         times.append(dense[1] / ours[1])
         memory.append(dense[2] / max(1, ours[2]))
         print(
-            f"{kind} N {n} D {d}: ours {ours[1]:.3f} s {ours[2] / 2**20:.0f} MiB, dense {dense[1]:.3f} s "
+            f"{kind} N {n} D {d}: ours {ours[1]:.3f} s {ours[2] / 2**20:.0f} MiB, dense "
+            f"{dense[1]:.3f} s "
             f"{dense[2] / 2**20:.0f} MiB, values {ours[0]:.6g} {dense[0]:.6g}",
             flush=True,
         )
     low, middle, high = statistics.quantiles(times, n=4)
     print(
-        f"dense / ours: time {middle:.2f} (quartiles {low:.2f} to {high:.2f}), memory {statistics.median(memory):.1f}"
+        f"dense / ours: time {middle:.2f} (quartiles {low:.2f} to {high:.2f}), memory "
+        f"{statistics.median(memory):.1f}"
     )
 
 
@@ -114,7 +127,9 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
     """The exponent e of seconds ~ size^e, by least squares on logarithms."""
     x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
     mx, my = statistics.mean(x), statistics.mean(y)
-    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mx) ** 2 for a in x
+    )
 
 
 def growth() -> None:
@@ -126,7 +141,10 @@ def growth() -> None:
         d, n = ds[len(ds) // 2], ns[len(ns) // 2]
         in_n = [min(alone(kind, "ours", size, d)[1] for _ in range(3)) for size in ns]
         in_d = [min(alone(kind, "ours", n, size)[1] for _ in range(3)) for size in ds]
-        print(f"{kind}: time ~ N^{slope(ns, in_n):.2f} at D {d}, ~ D^{slope(ds, in_d):.2f} at N {n}", flush=True)
+        print(
+            f"{kind}: time ~ N^{slope(ns, in_n):.2f} at D {d}, ~ D^{slope(ds, in_d):.2f} at N {n}",
+            flush=True,
+        )
 
 
 SENT = {
@@ -172,13 +190,19 @@ def sent() -> None:
         context = multiprocessing.get_context("forkserver")
         here, there = context.Pipe()
         port = 29500 + os.getpid() % 1000 + world
-        ranks = [context.Process(target=count, args=(r, world, port, n, d, there)) for r in range(world)]
+        ranks = [
+            context.Process(target=count, args=(r, world, port, n, d, there)) for r in range(world)
+        ]
         for rank in ranks:
             rank.start()
         found = here.recv()
         for rank in ranks:
             rank.join()
-        print(f"{world} ranks: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found.items()), flush=True)
+        print(
+            f"{world} ranks: "
+            + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in found.items()),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Every method for the same time on the same machine: kNN of the backbone beside its untrained self.
+"""Every method for the same time on the same machine: kNN of the backbone beside its untrained
+self.
 
     python benchmarks/methods.py DATA [--minutes 10] [--only simclr byol …]
 
-DATA: the folder of Fashion-MNIST's idx files. One backbone, one batch size and one law of views for all; heads and
-rates below. The number of steps is what fits into the time, as measured on the first steps; the schedule knows it.
+DATA: the folder of Fashion-MNIST's idx files. One backbone, one batch size and one law of views for
+all; heads and rates below. The number of steps is what fits into the time, as measured on the first
+steps; the schedule knows it.
 """
 
 import argparse
@@ -57,7 +59,7 @@ pretrain:
   epochs: 1
   warmup_epochs: 0.5
   batch: 128
-"""  # noqa: E501
+"""
 TRY = 10
 
 
@@ -72,7 +74,9 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
     module = make_method(made)
     optimizer = settings.optimizer.build(parameter_groups(module))
     order = EpochOrder(len(images), settings.batch, 1, 0)
-    stream = batches(images, order, first_step=0, last_step=10**6, rank=0, world=1, workers=0, pin=False)
+    stream = batches(
+        images, order, first_step=0, last_step=10**6, rank=0, world=1, workers=0, pin=False
+    )
     views = partial(make_views, settings.views.build(), module.backbone.architecture, 0)
     labels_N = labels_for(module, images)
     began, steps, done = time.monotonic(), 10**6, 0
@@ -83,7 +87,10 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
         for part in module.modules():
             if callable(begin := getattr(part, "begin", None)):
                 begin(Progress(done, steps, done / order.steps_per_epoch))
-        set_rates(optimizer, warmup_cosine(done, steps=steps, warmup=min(200, max(1, steps // 10)), final=0.001))
+        set_rates(
+            optimizer,
+            warmup_cosine(done, steps=steps, warmup=min(200, max(1, steps // 10)), final=0.001),
+        )
         x = views(batch)
         loss = module(x) if labels_N is None else module(x, labels_N[batch.ids_B])
         loss.value.backward()
@@ -98,14 +105,19 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
 
 def score(made: Recipe, module: Any) -> float:
     """Top-1 of kNN-20 on the test images, all training images as its memory."""
-    source, function = made.values["data"].build(), embedder(module.backbone, module.backbone.architecture)
+    source, function = (
+        made.values["data"].build(),
+        embedder(module.backbone, module.backbone.architecture),
+    )
     bank, test = (extract(function, source.split(split)) for split in ("train", "test"))
     return knn.accuracy(bank.x_ND, bank.labels_N, test.x_ND, test.labels_N)["top1"]
 
 
 def main() -> None:
     """Trains and scores one method after the other."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words.add_argument("data")
     words.add_argument("--minutes", type=float, default=10.0)
     words.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
@@ -118,7 +130,11 @@ def main() -> None:
         began = time.monotonic()
         module, images = train(made, 60 * chosen.minutes)
         minutes = (time.monotonic() - began) / 60
-        print(f"{name:14} {100 * score(made, module):6.2f} %  {images:9,} images in {minutes:.1f} min", flush=True)
+        print(
+            f"{name:14} {100 * score(made, module):6.2f} %  {images:9,} images in {minutes:.1f} "
+            "min",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/micro_batch.py [BATCH] [MICRO] [ROUNDS]
 
-Barlow Twins on a ViT without batch statistics at 64 pixels, so that both find the same gradient; each side runs in a
-process of its own, in turn, after a small step. Printed last: memory in one pass / in parts, and time the other way.
+Barlow Twins on a ViT without batch statistics at 64 pixels, so that both find the same gradient;
+each side runs in a process of its own, in turn, after a small step. Printed last: memory in one
+pass / in parts, and time the other way.
 """
 
 import multiprocessing
@@ -52,7 +53,9 @@ def measure(batch: int, micro: int, answer: Any) -> None:
 def alone(batch: int, micro: int) -> tuple[float, float, float, float]:
     """`measure` in a fresh process."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=measure, args=(batch, micro, there))
+    process = multiprocessing.get_context("spawn").Process(
+        target=measure, args=(batch, micro, there)
+    )
     process.start()
     found: tuple[float, float, float, float] = here.recv()
     process.join()
@@ -67,9 +70,14 @@ def main(batch: int = 512, micro: int = 32, rounds: int = 3) -> None:
         memory.append(whole[3] / parts[3])
         slower.append(parts[2] / whole[2])
         for name, (loss, norm, seconds, held) in (("in parts", parts), ("one pass", whole)):
-            print(f"{name}: loss {loss:.6g}, gradient {norm:.6g}, {seconds:.1f} s, {held / 2**20:.0f} MiB", flush=True)
+            print(
+                f"{name}: loss {loss:.6g}, gradient {norm:.6g}, {seconds:.1f} s, "
+                f"{held / 2**20:.0f} MiB",
+                flush=True,
+            )
     print(
-        f"batch {batch} by {micro}: memory / {statistics.median(memory):.1f} ({min(memory):.1f} to {max(memory):.1f}), "
+        f"batch {batch} by {micro}: memory / {statistics.median(memory):.1f} ({min(memory):.1f} to "
+        f"{max(memory):.1f}), "
         f"time × {statistics.median(slower):.2f} ({min(slower):.2f} to {max(slower):.2f})"
     )
 

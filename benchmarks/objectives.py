@@ -1,9 +1,11 @@
-"""Quadruplet and constellation beside the library's triplet loss with batch-hard mining: time and memory at B = 1,024.
+"""Quadruplet and constellation beside the library's triplet loss with batch-hard mining: time and
+memory at B = 1,024.
 
     python benchmarks/objectives.py [B] [D] [ROUNDS]
 
-Loss and gradient of each form in turn, one of each a round, 8 images a class; memory is what a fresh process holds
-at most above what it held with the inputs made and the libraries warm. Printed last: the medians of the rounds' ratios.
+Loss and gradient of each form in turn, one of each a round, 8 images a class; memory is what a
+fresh process holds at most above what it held with the inputs made and the libraries warm. Printed
+last: the medians of the rounds' ratios.
 """
 
 import multiprocessing
@@ -36,7 +38,9 @@ def form(name: str, b: int, d: int) -> Callable[[Tensor, Tensor], Tensor]:
     """The objective of that name, as fine-tuning runs it."""
     objective, arguments, miner = FORMS[name]
     spec = OBJECTIVE.spec(objective, **arguments)
-    made = Objective(spec, MINER.spec(miner) if miner else None, num_classes=b // 8, embedding_size=d)
+    made = Objective(
+        spec, MINER.spec(miner) if miner else None, num_classes=b // 8, embedding_size=d
+    )
     return lambda z, labels: made(z, labels).value
 
 
@@ -82,7 +86,10 @@ def main(b: int = 1024, d: int = 128, rounds: int = 11) -> None:
                 seconds[name].append(time.process_time() - began)
     held = {name: alone(name, b, d) for name in FORMS}
     for name in FORMS:
-        print(f"{name}: {1e3 * statistics.median(seconds[name]):.1f} ms of a processor, {held[name]:.0f} MiB")
+        print(
+            f"{name}: {1e3 * statistics.median(seconds[name]):.1f} ms of a processor, "
+            f"{held[name]:.0f} MiB"
+        )
     print(f"B {b}, D {d}: (form) / ({PEER}), medians of {rounds} rounds and quartiles")
     for name in [name for name in FORMS if name != PEER]:
         ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds[PEER], strict=True)]

@@ -1,10 +1,12 @@
-"""Does it matter who makes the views? The same pretraining with ours, kornia's and torchvision's views, several seeds.
+"""Does it matter who makes the views? The same pretraining with ours, kornia's and torchvision's
+views, several seeds.
 
     python benchmarks/parity.py DATA [STEPS] [SEEDS] [FIRST]
 
-DATA: the folder of Fashion-MNIST's idx files. Its images are tinted, each in two colours of its own, so that colours
-are a nuisance that the views must teach the backbone to ignore. SimCLR, a small ResNet at 32 pixels; kNN-20 of 10,000
-training and 5,000 test images. Printed last: the mean of each maker's views, with the spread over seeds.
+DATA: the folder of Fashion-MNIST's idx files. Its images are tinted, each in two colours of its
+own, so that colours are a nuisance that the views must teach the backbone to ignore. SimCLR, a
+small ResNet at 32 pixels; kNN-20 of 10,000 training and 5,000 test images. Printed last: the mean
+of each maker's views, with the spread over seeds.
 """
 
 import statistics
@@ -18,7 +20,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import views as makers
-
 from lookalike.data import Idx
 from lookalike.data.images import ArrayImages
 from lookalike.evaluation.features import embedder, extract
@@ -39,7 +40,7 @@ pretrain:
   epochs: 1
   warmup_epochs: 0.5
   batch: 128
-"""  # noqa: E501
+"""
 MAKERS = {"ours": makers.ours, "kornia": makers.kornia, "torchvision": makers.torchvision}
 
 
@@ -81,9 +82,14 @@ def main(data: str, steps: int = 400, seeds: int = 3, first: int = 0) -> None:
             module = train(maker, seed, canvas_NCHW, steps)
             function = embedder(module.backbone, module.backbone.architecture)
             memory, asked = extract(function, bank), extract(function, test)
-            top1 = 100 * knn.accuracy(memory.x_ND, memory.labels_N, asked.x_ND, asked.labels_N)["top1"]
+            top1 = (
+                100 * knn.accuracy(memory.x_ND, memory.labels_N, asked.x_ND, asked.labels_N)["top1"]
+            )
             found[maker].append(top1)
-            print(f"seed {seed} {maker:12} kNN-20 {top1:.2f} %, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"seed {seed} {maker:12} kNN-20 {top1:.2f} %, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
     for maker, values in found.items():
         print(f"{maker:12} {statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} %")
 

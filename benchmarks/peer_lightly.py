@@ -1,12 +1,14 @@
-"""The same pretraining by lookalike and by lightly (pip install lightly), end to end: images a second, and kNN.
+"""The same pretraining by lookalike and by lightly (pip install lightly), end to end: images a
+second, and kNN.
 
     python benchmarks/peer_lightly.py DATA [EPOCHS] [ROUNDS] [WORKERS]
 
-DATA: the folder of Fashion-MNIST's idx files; 4,000 of its images, mildly tinted, become JPEG files of 96 × 96. Both
-train SimCLR on the same small CNN at 64 pixels with the same heads, optimizer, schedule, batch and law of views, with
-as many loader processes: lightly by its own transform, data set, head and loss in the loop of its documentation.
-Timed is all of a training but building the network; kNN-20 is of 2,000 test images, 4,000 in its memory. Printed
-last: the median of the rounds' ratios.
+DATA: the folder of Fashion-MNIST's idx files; 4,000 of its images, mildly tinted, become JPEG files
+of 96 × 96. Both train SimCLR on the same small CNN at 64 pixels with the same heads, optimizer,
+schedule, batch and law of views, with as many loader processes: lightly by its own transform, data
+set, head and loss in the loop of its documentation. Timed is all of a training but building the
+network; kNN-20 is of 2,000 test images, 4,000 in its memory. Printed last: the median of the
+rounds' ratios.
 """
 
 import statistics
@@ -57,12 +59,18 @@ def write(source: Idx, folder: Path) -> None:
     for split, n in (("train", TRAIN), ("test", TEST)):
         images = source.split(split)  # type: ignore[arg-type]
         for i in range(n):
-            grey = torch.nn.functional.interpolate(images.read(i)[None].float() / 255, (96, 96), mode="bicubic")[0]
+            grey = torch.nn.functional.interpolate(
+                images.read(i)[None].float() / 255, (96, 96), mode="bicubic"
+            )[0]
             front, back = (torch.rand(3, 1, 1, generator=generator) for _ in range(2))
             colour = grey * (0.8 + 0.2 * front) + (1 - grey) * 0.1 * back
             target = folder / split / str(int(images.labels[i]))
             target.mkdir(parents=True, exist_ok=True)
-            write_jpeg((colour.clamp(0, 1) * 255).round().to(torch.uint8), str(target / f"{i}.jpg"), quality=90)
+            write_jpeg(
+                (colour.clamp(0, 1) * 255).round().to(torch.uint8),
+                str(target / f"{i}.jpg"),
+                quality=90,
+            )
 
 
 def ours(recipe: Recipe, folder: Path) -> tuple[Any, float]:
@@ -88,7 +96,9 @@ def lightly(recipe: Recipe, folder: Path) -> tuple[Any, float]:
     step, steps = 0, settings.epochs * len(loader)
     for _ in range(settings.epochs):
         for (first, second), _, _ in loader:
-            set_rates(optimizer, warmup_cosine(step, steps=steps, warmup=len(loader) // 2, final=0.001))
+            set_rates(
+                optimizer, warmup_cosine(step, steps=steps, warmup=len(loader) // 2, final=0.001)
+            )
             loss = criterion(module(first), module(second))
             loss.backward()
             optimizer.step()
@@ -114,7 +124,10 @@ def main(data: str, epochs: int = 4, rounds: int = 3, workers: int = 0) -> None:
         folder = Path(made)
         write(Idx(data), folder / "images")
         where = f"{torch.get_num_threads()} threads, {workers} loader processes"
-        print(f"{TRAIN} JPEG files, {epochs} epochs, batch {BATCH}, {SIZE} pixels, {where}", flush=True)
+        print(
+            f"{TRAIN} JPEG files, {epochs} epochs, batch {BATCH}, {SIZE} pixels, {where}",
+            flush=True,
+        )
         for seed in range(rounds):
             text = TEXT.format(seed=seed, data=folder / "images", epochs=epochs, workers=workers)
             recipe = from_text(text, "peer", [], SECTIONS)
@@ -125,12 +138,15 @@ def main(data: str, epochs: int = 4, rounds: int = 3, workers: int = 0) -> None:
             theirs, longer = lightly(recipe, folder / "images")
             ratios.append(longer / seconds)
             print(
-                f"seed {seed}: lookalike {seen / seconds:.1f} images/s, kNN {score(mine, *sets):.2f} %; "
+                f"seed {seed}: lookalike {seen / seconds:.1f} images/s, kNN "
+                f"{score(mine, *sets):.2f} %; "
                 f"lightly {seen / longer:.1f} images/s, kNN {score(theirs, *sets):.2f} %",
                 flush=True,
             )
     low, high = min(ratios), max(ratios)
-    print(f"lightly / lookalike, seconds: {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})")
+    print(
+        f"lightly / lookalike, seconds: {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
+    )
 
 
 if __name__ == "__main__":

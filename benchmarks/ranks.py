@@ -1,9 +1,11 @@
-"""The gradient of every method on 2 and 4 ranks beside that of one process on the whole batch: norm and cosine.
+"""The gradient of every method on 2 and 4 ranks beside that of one process on the whole batch: norm
+and cosine.
 
     python benchmarks/ranks.py [BATCH]
 
-A small ResNet with batch statistics and each method's heads, fp64, uneven shares. 1 and 1 is exact; a loss that sees
-only its own rank's rows, or that averages a sum, shows up here (the last line: SimCLR on each rank alone).
+A small ResNet with batch statistics and each method's heads, fp64, uneven shares. 1 and 1 is exact;
+a loss that sees only its own rank's rows, or that averages a sum, shows up here (the last line:
+SimCLR on each rank alone).
 """
 
 import os
@@ -46,15 +48,22 @@ def shares(batch: int, world: int) -> list[int]:
 
 
 def gradient(name: str, batch: int, alone: bool = False) -> Tensor:
-    """All parameters' gradient in one row, as an engine averages it; `alone`: each rank's loss knows its own rows."""
+    """All parameters' gradient in one row, as an engine averages it; `alone`: each rank's loss
+    knows its own rows.
+    """
     torch.manual_seed(0)
-    module = METHODS[name](Architecture("resnet18", size=16, channels=1, args=TINY).build(), **HEADS[name])
+    module = METHODS[name](
+        Architecture("resnet18", size=16, channels=1, args=TINY).build(), **HEADS[name]
+    )
     module = module.train().double()
     if not alone:
         module = global_batchnorm(module)
     generator = torch.Generator().manual_seed(1)
     common = torch.randn(batch, 1, 16, 16, generator=generator, dtype=torch.float64)
-    views = [common + 0.3 * torch.randn(common.shape, generator=generator, dtype=torch.float64) for _ in range(2)]
+    views = [
+        common + 0.3 * torch.randn(common.shape, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    ]
     cut, rank, world = shares(batch, comm.world_size()), comm.rank(), comm.world_size()
     given: list[Any] = [[view.split(cut)[rank] for view in views]]
     if name == "supcon":
@@ -96,7 +105,9 @@ def on_ranks(world: int, batch: int) -> dict[str, Tensor]:
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
-    ranks = [context.Process(target=serve, args=(r, world, port, batch, answer)) for r in range(world)]
+    ranks = [
+        context.Process(target=serve, args=(r, world, port, batch, answer)) for r in range(world)
+    ]
     for rank in ranks:
         rank.start()
     found = {name: torch.from_numpy(row) for name, row in answer.get().items()}
@@ -112,7 +123,9 @@ def main() -> None:
     whole = {name: gradient(name, batch) for name in METHODS}
     whole["simclr, each rank alone"] = whole["simclr"]
     found = {world: on_ranks(world, batch) for world in (2, 4)}
-    print(f"{'method':26}" + "".join(f"{f'{w} ranks: norm ×':>22}{'1 - cosine':>14}" for w in found))
+    print(
+        f"{'method':26}" + "".join(f"{f'{w} ranks: norm ×':>22}{'1 - cosine':>14}" for w in found)
+    )
     for name, one in whole.items():
         line = f"{name:26}"
         for many in found.values():

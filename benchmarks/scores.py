@@ -5,9 +5,10 @@
     python benchmarks/scores.py once [N]        ours alone: seconds and memory
     python benchmarks/scores.py rerank [N]      re-ranking alone: seconds and memory; 3,368 queries, N in the gallery
 
-N rows of 512, five of each class, as in Stanford Online Products; cosine similarity, queries = gallery. Each side runs
-in a process of its own, alternating; the peak is what the process held at most above its inputs. Its CustomKNN takes
-256 rows at a time. Printed last: the medians of the pairs' ratios.
+N rows of 512, five of each class, as in Stanford Online Products; cosine similarity, queries =
+gallery. Each side runs in a process of its own, alternating; the peak is what the process held at
+most above its inputs. Its CustomKNN takes 256 rows at a time. Printed last: the medians of the
+pairs' ratios.
 """
 
 import multiprocessing
@@ -71,7 +72,9 @@ def theirs(x_ND: Tensor, labels_N: Tensor, short: bool) -> list[float]:
 def reranked(x_ND: Tensor, _labels_N: Tensor, _short: bool) -> list[float]:
     """Re-ranked distances of shuffled rows, the first being the queries."""
     order_N = torch.randperm(len(x_ND), generator=torch.Generator().manual_seed(1))
-    query_Q, gallery_N = order_N.split([min(3368, len(x_ND) // 2), len(x_ND) - min(3368, len(x_ND) // 2)])
+    query_Q, gallery_N = order_N.split(
+        [min(3368, len(x_ND) // 2), len(x_ND) - min(3368, len(x_ND) // 2)]
+    )
     return [float(rerank.distances(x_ND[query_Q], x_ND[gallery_N]).mean())]
 
 
@@ -81,7 +84,9 @@ def peak() -> int:
 
 
 def measure(side: Callable[..., list[float]], n: int, short: bool, answer: Any) -> None:
-    """Values, seconds of a processor and bytes; a small one first, so that libraries have started."""
+    """Values, seconds of a processor and bytes; a small one first, so that libraries have
+    started.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     side(*rows(200), short)
     data = rows(n)
@@ -90,7 +95,9 @@ def measure(side: Callable[..., list[float]], n: int, short: bool, answer: Any) 
     answer.send((values, time.process_time() - began, peak() - before))
 
 
-def alone(side: Callable[..., list[float]], n: int, short: bool) -> tuple[list[float], float, float]:
+def alone(
+    side: Callable[..., list[float]], n: int, short: bool
+) -> tuple[list[float], float, float]:
     """`measure` in a fresh process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__"])
@@ -111,14 +118,16 @@ def compare(n: int, pairs: int, short: bool) -> None:
         times.append(them[1] / us[1])
         memory.append(them[2] / max(1, us[2]))
         print(
-            f"N {n}: ours {us[1]:.2f} s {us[2] / 2**20:.0f} MiB, theirs {them[1]:.2f} s {them[2] / 2**20:.0f} MiB, "
+            f"N {n}: ours {us[1]:.2f} s {us[2] / 2**20:.0f} MiB, theirs {them[1]:.2f} s "
+            f"{them[2] / 2**20:.0f} MiB, "
             f"values {max(abs(a - b) for a, b in zip(us[0], them[0], strict=True)):.1e} apart: "
             + " ".join(f"{value:.6f}" for value in us[0]),
             flush=True,
         )
     low, middle, high = statistics.quantiles(times, n=4)
     print(
-        f"theirs / ours: time {middle:.2f} (quartiles {low:.2f} to {high:.2f}), memory {statistics.median(memory):.1f}"
+        f"theirs / ours: time {middle:.2f} (quartiles {low:.2f} to {high:.2f}), memory "
+        f"{statistics.median(memory):.1f}"
     )
 
 
@@ -133,9 +142,14 @@ def main(arguments: list[str]) -> None:
     if word == "rerank":
         n = 3368 + (int(arguments[0]) if arguments else 15_913)
         _, seconds, held = alone(reranked, n, False)
-        print(f"{n} rows: {seconds:.1f} s, {held / 2**20:.0f} MiB above the inputs; n × n: {4 * n * n / 2**20:.0f} MiB")
+        print(
+            f"{n} rows: {seconds:.1f} s, {held / 2**20:.0f} MiB above the inputs; n × n: "
+            f"{4 * n * n / 2**20:.0f} MiB"
+        )
         return
-    n, pairs = (int(arguments[i]) if i < len(arguments) else default for i, default in ((0, 6000), (1, 3)))
+    n, pairs = (
+        int(arguments[i]) if i < len(arguments) else default for i, default in ((0, 6000), (1, 3))
+    )
     compare(n, pairs, word == "short")
 
 

@@ -1,12 +1,13 @@
-"""One image's nearest among 50,000: the search alone beside others, and the whole command from the shell.
+"""One image's nearest among 50,000: the search alone beside others, and the whole command from the
+shell.
 
     python benchmarks/search.py [N] [ROUNDS]
 
-Rows of 512 round a tenth as many centres. The search: ours over the mapped file (float64, ties by order),
-scikit-learn's NearestNeighbors (brute force, cosine), pytorch-metric-learning's CustomKNN, and where it is installed
-faiss, flat and by our cells; in turn, for 1 and for 100 queries, processor time. The command: a ResNet-18 (512
-features) that nobody trained, a JPEG, seconds of a core; beside it the imports alone. Printed last: scikit-learn's
-time / ours for one query.
+Rows of 512 round a tenth as many centres. The search: ours over the mapped file (float64, ties by
+order), scikit-learn's NearestNeighbors (brute force, cosine), pytorch-metric-learning's CustomKNN,
+and where it is installed faiss, flat and by our cells; in turn, for 1 and for 100 queries,
+processor time. The command: a ResNet-18 (512 features) that nobody trained, a JPEG, seconds of a
+core; beside it the imports alone. Printed last: scikit-learn's time / ours for one query.
 """
 
 import importlib.util
@@ -61,8 +62,12 @@ def sides(index: SearchIndex) -> dict[str, Callable[[Tensor], object]]:
         flat.add(torch.nn.functional.normalize(x_ND).numpy())
         began = time.process_time()
         index.cells = train_ivf(index.x_ND, True)
-        print(f"cells: {len(index.cells.centre_CD)} by faiss in {time.process_time() - began:.1f} s")
-        found["faiss flat"] = lambda query_QD: flat.search(torch.nn.functional.normalize(query_QD).numpy(), K)[1]
+        print(
+            f"cells: {len(index.cells.centre_CD)} by faiss in {time.process_time() - began:.1f} s"
+        )
+        found["faiss flat"] = lambda query_QD: flat.search(
+            torch.nn.functional.normalize(query_QD).numpy(), K
+        )[1]
         found["ours, cells"] = lambda query_QD: index.nearest(query_QD, K, approximate=True)[0]
     return found
 
@@ -90,8 +95,13 @@ def alone(index: SearchIndex, rounds: int) -> float:
         for name, each in times.items():
             low, middle, high = statistics.quantiles(each, n=4)
             same = 100 * agreement(answers[name], answers["ours"])
-            print(f"{count:>4} queries, {name}: {middle:.1f} ms ({low:.1f} to {high:.1f}), {same:.1f} % of ours")
-        pairs = [theirs / ours for theirs, ours in zip(times["scikit-learn"], times["ours"], strict=True)]
+            print(
+                f"{count:>4} queries, {name}: {middle:.1f} ms ({low:.1f} to {high:.1f}), "
+                f"{same:.1f} % of ours"
+            )
+        pairs = [
+            theirs / ours for theirs, ours in zip(times["scikit-learn"], times["ours"], strict=True)
+        ]
         ratio = statistics.median(pairs)
     return ratio
 
@@ -106,14 +116,20 @@ def seconds(words: list[str]) -> float:
 
 def main() -> None:
     """The uses above."""
-    n, rounds = (int(sys.argv[i]) if i < len(sys.argv) else default for i, default in ((1, 50_000), (2, 9)))
+    n, rounds = (
+        int(sys.argv[i]) if i < len(sys.argv) else default for i, default in ((1, 50_000), (2, 9))
+    )
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder, image = Path(place) / "index", Path(place) / "query.jpg"
         torch.manual_seed(0)
         model = Architecture("resnet18").build().eval()
         names = [f"folder/image{i:07d}.jpg" for i in range(n)]
-        write_index(folder, SearchIndex(model, rows(n), names, canvas=256, root="/nowhere"), Seen([""] * n, {}))
+        write_index(
+            folder,
+            SearchIndex(model, rows(n), names, canvas=256, root="/nowhere"),
+            Seen([""] * n, {}),
+        )
         pixels_HWC = np.random.default_rng(0).integers(0, 255, (375, 500, 3), dtype=np.uint8)
         Image.fromarray(pixels_HWC).save(image)
         mine = time.process_time()

@@ -1,9 +1,11 @@
-"""How fast a shard is indexed, beside Python's tarfile on the same shard, and what random reads cost.
+"""How fast a shard is indexed, beside Python's tarfile on the same shard, and what random reads
+cost.
 
     python benchmarks/shards.py [SAMPLES [BYTES]]
 
-A sample is an image of BYTES random bytes and a .cls, so two members. Ours also computes every image's crc32.
-Printed last: members a second, and tarfile / ours, medians of five rounds in turn; the shard lies in the page cache.
+A sample is an image of BYTES random bytes and a .cls, so two members. Ours also computes every
+image's crc32. Printed last: members a second, and tarfile / ours, medians of five rounds in turn;
+the shard lies in the page cache.
 """
 
 import os
@@ -35,7 +37,10 @@ def main() -> None:
         path = Path(folder) / "shard.tar"
         with path.open("wb") as file:
             for i in range(samples):
-                file.write(member(f"{i:09d}.jpg", os.urandom(size)) + member(f"{i:09d}.cls", b"%d" % (i % 1000)))
+                file.write(
+                    member(f"{i:09d}.jpg", os.urandom(size))
+                    + member(f"{i:09d}.cls", b"%d" % (i % 1000))
+                )
             file.write(bytes(1024))
 
         def peer() -> None:

@@ -1,7 +1,9 @@
-"""What a whole training step costs beside the bare network: (whole step) / (forward + backward + optimizer), one run.
+"""What a whole training step costs beside the bare network: (whole step) / (forward + backward +
+optimizer), one run.
 
-The real loop trains; before each of its steps one bare step on ready views is taken on the same engine, so that
-both see the same machine. A whole step is everything from one batch to the next: reading, views, network, log.
+The real loop trains; before each of its steps one bare step on ready views is taken on the same
+engine, so that both see the same machine. A whole step is everything from one batch to the next:
+reading, views, network, log.
 
     python benchmarks/step.py RECIPE [STEPS]
     python benchmarks/step.py resnet18 [STEPS]     a ResNet-18 at 64 pixels on JPEG files of 500 × 375, made here
@@ -50,7 +52,9 @@ class Alternation:
         self.bare: list[float] = []
         self.left: float | None = None
         self.bare_module: Any = copy.deepcopy(module)
-        self.optimizer: Any = recipe.section(Pretrain).optimizer.build(parameter_groups(self.bare_module))
+        self.optimizer: Any = recipe.section(Pretrain).optimizer.build(
+            parameter_groups(self.bare_module)
+        )
 
     def __call__(self, batch: Any) -> Any:
         now = wait()
@@ -91,21 +95,28 @@ def main(path: str, steps: int) -> None:
     order = EpochOrder(len(images), settings.batch, 1, recipe.values["seed"])
     module = make_method(recipe)
     inputs = Alternation(recipe, module)
-    # The loop trains the module, the bare side a copy of it with an optimizer of its own; they take turns.
+    # The loop trains the module, the bare side a copy of it with an optimizer of its own; they take
+    # turns.
     with tempfile.TemporaryDirectory() as folder:
         job = loop.Job("step", Path(folder), module, images, order, inputs, {})
         epochs = max(1, steps // order.steps_per_epoch)
         shorter = type(settings)(**{**vars(settings), "epochs": epochs, "warmup_epochs": 0.0})
         loop.train(job, shorter)
-    # A whole step begins after the views of its own batch: the wait for the next batch and its views belong to it.
+    # A whole step begins after the views of its own batch: the wait for the next batch and its
+    # views belong to it.
     whole, bare = inputs.whole[5:], inputs.bare[6 : 6 + len(inputs.whole[5:])]
     ratios = [w / b for w, b in zip(whole, bare, strict=False)]
     low, _, high = statistics.quantiles(ratios, n=4)
     where = f"{torch.get_num_threads()} threads, {comm.device()}"
     print(f"{path}: batch {settings.batch}, {where}, {len(ratios)} pairs of steps")
-    print(f"bare {1e3 * statistics.median(bare):.1f} ms, whole {1e3 * statistics.median(whole):.1f} ms")
+    print(
+        f"bare {1e3 * statistics.median(bare):.1f} ms, whole {1e3 * statistics.median(whole):.1f} "
+        "ms"
+    )
     ratio = statistics.median(whole) / statistics.median(bare)
-    print(f"whole step / bare network = {ratio:.3f} (quartiles of the pairs {low:.3f} to {high:.3f})")
+    print(
+        f"whole step / bare network = {ratio:.3f} (quartiles of the pairs {low:.3f} to {high:.3f})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Fused views beside kornia's sequential and torchvision's transforms, same operations, one process.
+"""Fused views beside kornia's sequential and torchvision's transforms, same operations, one
+process.
 
     python benchmarks/views.py kornia|torchvision [size] [batch] [rounds]
 
-Both make the two views of Barlow Twins (Asymmetric) of a uint8 canvas 8/7 as large, normalised, float32. A round is
-one batch by each, in alternation; the last line is the median of the rounds' ratios.
+Both make the two views of Barlow Twins (Asymmetric) of a uint8 canvas 8/7 as large, normalised,
+float32. A round is one batch by each, in alternation; the last line is the median of the rounds'
+ratios.
 """
 
 import statistics
@@ -63,7 +65,9 @@ def torchvision(size: int) -> Callable[[Tensor, int], list[Tensor]]:
     laws = [
         v2.Compose(
             [
-                v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomResizedCrop(
+                    size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC
+                ),
                 v2.RandomHorizontalFlip(),
                 v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
                 v2.RandomGrayscale(p=0.2),

@@ -1,4 +1,6 @@
-"""torch's own launcher, ending with the code of the first cause instead of a traceback; for launch/torchrun.sh."""
+"""torch's own launcher, ending with the code of the first cause instead of a traceback; for
+launch/torchrun.sh.
+"""
 
 import sys
 
@@ -11,7 +13,9 @@ LOST = 200
 
 
 def main() -> int:
-    """Runs torchrun with this command line; the exit code of the first rank that was not merely left alone."""
+    """Runs torchrun with this command line; the exit code of the first rank that was not merely
+    left alone.
+    """
     try:
         run.main(sys.argv[1:])
     except ChildFailedError as error:

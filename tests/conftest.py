@@ -1,4 +1,6 @@
-"""Ranks for the tests: forked once a session from a process that has imported everything, then handed functions."""
+"""Ranks for the tests: forked once a session from a process that has imported everything, then
+handed functions.
+"""
 
 import multiprocessing
 import os
@@ -43,7 +45,9 @@ def _answer(calls: Connection) -> tuple[bool, Any]:
 
 
 class Ranks:
-    """`run(function, *arguments, world=2)` calls a module-level function on every rank; returns what each gave."""
+    """`run(function, *arguments, world=2)` calls a module-level function on every rank; returns
+    what each gave.
+    """
 
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
@@ -70,7 +74,9 @@ class Ranks:
         group = []
         for rank in range(world):
             here, there = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(rank, world, port, there), daemon=True)
+            process = self._context.Process(
+                target=_serve, args=(rank, world, port, there), daemon=True
+            )
             process.start()
             group.append((process, here))
         return group
@@ -99,7 +105,9 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the toy recipe, trained without a break; tests that spoil it take a copy."""
+    """The run folder of the toy recipe, trained without a break; tests that spoil it take a
+    copy.
+    """
     import toy
     from lookalike.stages.pretrain import pretrain
 

@@ -1,4 +1,6 @@
-"""A function called in a forked child: what it gave, how long it took, by how much its memory grew at most."""
+"""A function called in a forked child: what it gave, how long it took, by how much its memory grew
+at most.
+"""
 
 import ctypes
 import faulthandler

@@ -1,4 +1,6 @@
-"""Small whole files of every kind that is read, and damaged copies of them: the same seed, the same damage."""
+"""Small whole files of every kind that is read, and damaged copies of them: the same seed, the same
+damage.
+"""
 
 import io
 import itertools
@@ -94,13 +96,17 @@ def mended(data: bytes) -> bytes:
 def colours(height: int = 40, width: int = 56) -> np.ndarray:
     """RGB uint8 (H, W, 3)."""
     y, x = np.mgrid[0:height, 0:width]
-    return np.stack([255 * x / width, 255 * y / height, 255 * np.sin((x + y) / 9) ** 2], axis=-1).astype(np.uint8)
+    return np.stack(
+        [255 * x / width, 255 * y / height, 255 * np.sin((x + y) / 9) ** 2], axis=-1
+    ).astype(np.uint8)
 
 
 def encoded(image: np.ndarray | Image.Image, form: str, **options: object) -> bytes:
     """The bytes of an image file."""
     file = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        file, form, **options
+    )
     return file.getvalue()
 
 
@@ -125,10 +131,14 @@ def jpegs() -> dict[str, bytes]:
         "progressive.jpg": encoded(rgb, "JPEG", progressive=True),
         "grey.jpg": encoded(grey, "JPEG"),
         "cmyk.jpg": encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG"),
-        "cmyk progressive.jpg": encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG", progressive=True),
+        "cmyk progressive.jpg": encoded(
+            Image.fromarray(rgb).convert("CMYK"), "JPEG", progressive=True
+        ),
         "exif.jpg": encoded(rgb, "JPEG", exif=orientation()),
         "xmp.jpg": encoded(rgb, "JPEG", xmp=XMP),
-        "told.jpg": encoded(rgb, "JPEG", exif=orientation(8), icc_profile=bytes(3000), comment=b"words"),
+        "told.jpg": encoded(
+            rgb, "JPEG", exif=orientation(8), icc_profile=bytes(3000), comment=b"words"
+        ),
         "padded.jpg": whole[:2] + b"\xff" * 20 + comment + whole[2:],
         "mpo.jpg": encoded(rgb, "MPO", save_all=True, append_images=[Image.fromarray(rgb[::-1])]),
     }
@@ -147,7 +157,12 @@ def pngs() -> dict[str, bytes]:
     deep = np.repeat(grey[..., None], 3, -1).astype(">u2") * 257
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     header = struct.pack(">IIBBBBB", 56, 40, 16, 2, 0, 0, 0)
-    sixteen = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    sixteen = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     laced = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 56, 40, 8, 2, 0, 0, 1))
     laced += chunk(b"IDAT", zlib.compress(bytes(40 * 56 * 3 + 200))) + chunk(b"IEND", b"")
     return {
@@ -164,7 +179,9 @@ def pngs() -> dict[str, bytes]:
         "raw exif.png": encoded(rgb, "PNG", pnginfo=raw),
         "exif.png": encoded(rgb, "PNG", exif=orientation(7)),
         "keyed.png": encoded(rgb, "PNG", transparency=(250, 10, 30)),
-        "animated.png": encoded(rgb, "PNG", save_all=True, append_images=[Image.fromarray(rgb[::-1])]),
+        "animated.png": encoded(
+            rgb, "PNG", save_all=True, append_images=[Image.fromarray(rgb[::-1])]
+        ),
     }
 
 
@@ -185,7 +202,11 @@ def webps() -> dict[str, bytes]:
 
 def gifs() -> dict[str, bytes]:
     image = Image.fromarray(colours()).convert("P")
-    moving = {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)], "loop": 0}
+    moving = {
+        "save_all": True,
+        "append_images": [image.transpose(Image.Transpose.ROTATE_180)],
+        "loop": 0,
+    }
     return {
         "one.gif": encoded(image, "GIF", comment=b"words " * 90),
         "clear.gif": encoded(image, "GIF", transparency=3),
@@ -198,7 +219,21 @@ def rle8(width: int, height: int, body: bytes, bits: int = 8) -> bytes:
     palette = b"".join(bytes((i, 255 - i, i // 2, 0)) for i in range(1 << bits))
     at = 54 + len(palette)
     head = b"BM" + struct.pack(
-        "<IIIIiiHHIIIIII", at + len(body), 0, at, 40, width, height, 1, bits, bits // 4 ^ 3, 0, 0, 0, 0, 0
+        "<IIIIiiHHIIIIII",
+        at + len(body),
+        0,
+        at,
+        40,
+        width,
+        height,
+        1,
+        bits,
+        bits // 4 ^ 3,
+        0,
+        0,
+        0,
+        0,
+        0,
     )
     return head + palette + body
 
@@ -229,7 +264,9 @@ def tiffs() -> dict[str, bytes]:
         "float.tif": encoded(grey.astype(np.float32), "TIFF"),
         "int.tif": encoded(grey.astype(np.int32) * 250, "TIFF", compression="tiff_lzw"),
         "16 bit.tif": encoded(grey.astype(np.uint16) * 257, "TIFF"),
-        "big-endian.tif": encoded(Image.frombytes("I;16B", (56, 40), (grey.astype(">u2") * 257).tobytes()), "TIFF"),
+        "big-endian.tif": encoded(
+            Image.frombytes("I;16B", (56, 40), (grey.astype(">u2") * 257).tobytes()), "TIFF"
+        ),
         "palette.tif": encoded(Image.fromarray(rgb).convert("P"), "TIFF"),
         "cmyk.tif": encoded(Image.fromarray(rgb).convert("CMYK"), "TIFF", compression="tiff_lzw"),
         "big.tif": encoded(rgb, "TIFF", big_tiff=True),
@@ -265,10 +302,19 @@ def tiled(rgb: np.ndarray, zipped: bool = False) -> bytes:
     """A TIFF in tiles of 32 × 16 pixels."""
     height, width = rgb.shape[:2]
     padded = np.pad(rgb, ((0, -height % 16), (0, -width % 32), (0, 0)))
-    squares = [padded[y : y + 16, x : x + 32].tobytes() for y in range(0, height, 16) for x in range(0, width, 32)]
+    squares = [
+        padded[y : y + 16, x : x + 32].tobytes()
+        for y in range(0, height, 16)
+        for x in range(0, width, 32)
+    ]
     pieces = [zlib.compress(piece) if zipped else piece for piece in squares]
     starts = itertools.accumulate(map(len, pieces[:-1]), initial=8)
-    tags = {256: longs(width), 257: longs(height), 258: (3, b"\x08\0" * 3), 259: longs(8 if zipped else 1)}
+    tags = {
+        256: longs(width),
+        257: longs(height),
+        258: (3, b"\x08\0" * 3),
+        259: longs(8 if zipped else 1),
+    }
     tags |= {262: longs(2), 277: longs(3), 322: longs(32), 323: longs(16), 324: longs(*starts)}
     return tiff(tags | {325: longs(*map(len, pieces))}, b"".join(pieces))
 

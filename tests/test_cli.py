@@ -57,7 +57,10 @@ def refused(capsys, pattern: str, *words) -> None:
         ("pretrain.accumulate=5", r"batch 144 does not divide into accumulate: 5"),
         ("data=fotos", r'data: .*"fotos".*"(digits|folder|idx)"'),
         ("backbone.channels=3", r"backbone\.channels: 3, but data digits gives 1"),
-        ("data={name: folder, path: nowhere, channels: 1}", r"nowhere: .*(no such|does not exist|missing)"),
+        (
+            "data={name: folder, path: nowhere, channels: 1}",
+            r"nowhere: .*(no such|does not exist|missing)",
+        ),
         ("data={name: idx, path: nowhere}", r"nowhere"),
         ("pretrain.batch=5000", r"1438 images are fewer than one batch of 5000"),
         ("pretrain.engine={name: zero, stage: 1, clip: -1}", r"clip: -1 must be at least 0"),
@@ -77,7 +80,9 @@ def test_a_misspelt_key_in_the_file_has_its_line_and_column(capsys, tmp_path):
 
 def test_every_problem_of_a_recipe_is_told_at_once(capsys, tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
-    code, _, err = call(capsys, "show", recipe, "pretrain.batch=0", "probe.k=no", "export.onyx=true")
+    code, _, err = call(
+        capsys, "show", recipe, "pretrain.batch=0", "probe.k=no", "export.onyx=true"
+    )
     assert code == 2
     assert len(err.splitlines()) == 3
 
@@ -91,7 +96,9 @@ def test_a_recipe_that_cannot_be_read_is_named(capsys, tmp_path, name):
 def test_lars_with_zero_stage_1_is_refused_before_anything_starts(capsys, tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
     words = ("pretrain.optimizer={name: lars, lr: 0.1}", "pretrain.engine={name: zero, stage: 1}")
-    refused(capsys, "lars needs whole layers", "pretrain", recipe, *words, "--out", tmp_path / "run")
+    refused(
+        capsys, "lars needs whole layers", "pretrain", recipe, *words, "--out", tmp_path / "run"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -126,9 +133,27 @@ def test_a_backbone_folder_with_a_flipped_byte_is_refused_and_left_alone(capsys,
 
 def test_a_folder_that_is_no_backbone_is_refused(capsys, tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
-    refused(capsys, "no such folder", "probe", recipe, "--model", tmp_path / "x", "--out", tmp_path / "run")
+    refused(
+        capsys,
+        "no such folder",
+        "probe",
+        recipe,
+        "--model",
+        tmp_path / "x",
+        "--out",
+        tmp_path / "run",
+    )
     (tmp_path / "x").mkdir()
-    refused(capsys, "manifest.json: missing", "probe", recipe, "--model", tmp_path / "x", "--out", tmp_path / "run")
+    refused(
+        capsys,
+        "manifest.json: missing",
+        "probe",
+        recipe,
+        "--model",
+        tmp_path / "x",
+        "--out",
+        tmp_path / "run",
+    )
 
 
 def test_corrupt_images_among_good_ones_are_replaced_and_listed(capsys, tmp_path):
@@ -151,7 +176,15 @@ def test_corrupt_images_among_good_ones_are_replaced_and_listed(capsys, tmp_path
     refused(capsys, "test set", "probe", recipe, *words, "--out", tmp_path / "run")
     words = (data.replace("test_fraction: 0", "test_fraction: 0.5"), *words[1:])
     refused(
-        capsys, "labels", "probe", recipe, *words, "--model", tmp_path / "run" / "backbone", "--out", tmp_path / "p"
+        capsys,
+        "labels",
+        "probe",
+        recipe,
+        *words,
+        "--model",
+        tmp_path / "run" / "backbone",
+        "--out",
+        tmp_path / "p",
     )
 
 
@@ -173,7 +206,13 @@ def test_show_tells_what_will_happen(capsys, tmp_path):
 def test_the_schema_is_json(capsys):
     code, out, _ = call(capsys, "schema")
     assert code == 0
-    assert json.loads(out)["properties"].keys() >= {"data", "backbone", "pretrain", "probe", "finetune"}
+    assert json.loads(out)["properties"].keys() >= {
+        "data",
+        "backbone",
+        "pretrain",
+        "probe",
+        "finetune",
+    }
 
 
 def test_debug_shows_the_traceback_and_else_none(capsys, tmp_path):
@@ -189,7 +228,9 @@ def test_a_defect_of_ours_is_not_dressed_up_as_the_users(capsys, monkeypatch):
 
     assert cli.guarded(broken) == 1
     err = capsys.readouterr().err
-    assert re.fullmatch(r"lookalike: KeyError: 'ours' at test_cli.py:\d+: a defect of lookalike, please .*\n", err)
+    assert re.fullmatch(
+        r"lookalike: KeyError: 'ours' at test_cli.py:\d+: a defect of lookalike, please .*\n", err
+    )
     monkeypatch.setenv("LOOKALIKE_DEBUG", "1")
     assert cli.guarded(broken) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -209,9 +250,18 @@ ENVIRONMENTS = [
 
 @pytest.mark.parametrize("verb", ["run", "check"])
 @pytest.mark.parametrize(("name", "value"), ENVIRONMENTS)
-def test_an_environment_that_makes_no_sense_is_named(capsys, monkeypatch, tmp_path, name, value, verb):
+def test_an_environment_that_makes_no_sense_is_named(
+    capsys, monkeypatch, tmp_path, name, value, verb
+):
     monkeypatch.setenv(name, value)
-    refused(capsys, rf"environment: {name}=", verb, toy.write(tmp_path / "r.yaml"), "--out", tmp_path / "r")
+    refused(
+        capsys,
+        rf"environment: {name}=",
+        verb,
+        toy.write(tmp_path / "r.yaml"),
+        "--out",
+        tmp_path / "r",
+    )
     assert not (tmp_path / "r").exists()
 
 
@@ -224,7 +274,14 @@ def test_ranks_without_a_place_to_meet_are_refused(capsys, monkeypatch, tmp_path
 
 def test_check_takes_what_run_takes_and_leaves_nothing(capsys, tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
-    words = ("check", recipe, "pretrain.epochs=1", "--out", tmp_path / "new" / "run", "--accept-changes")
+    words = (
+        "check",
+        recipe,
+        "pretrain.epochs=1",
+        "--out",
+        tmp_path / "new" / "run",
+        "--accept-changes",
+    )
     assert call(capsys, *words) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
     refused(capsys, "--out DIR is missing", "check", recipe)
@@ -244,7 +301,11 @@ def test_check_judges_a_run_folder_as_run_does(capsys, tmp_path, trained):
         assert "choose another --out" in told[0][2]
     (tmp_path / "empty").mkdir()
     for out, epochs in ((trained, 1), (tmp_path / "empty", 2)):
-        assert call(capsys, "check", recipe, f"pretrain.epochs={epochs}", "--out", out) == (0, "", "")
+        assert call(capsys, "check", recipe, f"pretrain.epochs={epochs}", "--out", out) == (
+            0,
+            "",
+            "",
+        )
     words = ("check", recipe, "pretrain.epochs=3", "--accept-changes", "--out", trained)
     assert call(capsys, *words) == (0, "", "")
 
@@ -260,17 +321,34 @@ def test_check_refuses_a_folder_that_nobody_can_make(capsys, tmp_path):
     [
         (["pretrain.micro_batch=1"], r"pretrain\.micro_batch: 1 images for 2 ranks: raise it"),
         (["pretrain.batch=2", "pretrain.accumulate=1"], None),
-        (["pretrain.batch=4", "pretrain.accumulate=4"], r"a micro-batch of one image has no statistics"),
-        (["pretrain.engine=plain"], r"pretrain\.engine: plain trains in one process, not on 2 ranks"),
+        (
+            ["pretrain.batch=4", "pretrain.accumulate=4"],
+            r"a micro-batch of one image has no statistics",
+        ),
+        (
+            ["pretrain.engine=plain"],
+            r"pretrain\.engine: plain trains in one process, not on 2 ranks",
+        ),
         (
             ["finetune.classes_per_batch=1", "finetune.per_class=1"],
             r"finetune\..*1 images a batch for 2 ranks|at least",
         ),
-        (["pretrain.method={name: w_mse, projector: [16, 4], slice_size: 4}"], r"slice_size 4 cannot whiten"),
+        (
+            ["pretrain.method={name: w_mse, projector: [16, 4], slice_size: 4}"],
+            r"slice_size 4 cannot whiten",
+        ),
     ],
 )
 def test_check_refuses_what_the_ranks_would_refuse(capsys, tmp_path, overrides, pattern):
-    words = ("check", toy.write(tmp_path / "r.yaml"), *overrides, "--ranks", 2, "--out", tmp_path / "run")
+    words = (
+        "check",
+        toy.write(tmp_path / "r.yaml"),
+        *overrides,
+        "--ranks",
+        2,
+        "--out",
+        tmp_path / "run",
+    )
     if pattern:
         refused(capsys, pattern, *words)
     else:
@@ -295,7 +373,9 @@ def test_the_launcher_trains_one_recipe_on_two_processes(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
-    manifest = json.loads((tmp_path / "run" / "checkpoints" / "step_00000009" / "manifest.json").read_text())
+    manifest = json.loads(
+        (tmp_path / "run" / "checkpoints" / "step_00000009" / "manifest.json").read_text()
+    )
     assert manifest["world"] == 2
     assert (tmp_path / "run" / "backbone" / "model.safetensors").exists()
     assert done.stdout.count("results:") == 1
@@ -311,18 +391,33 @@ def test_the_launcher_refuses_what_it_does_not_understand(words):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_run_saves_and_leaves_on_a_signal_and_the_same_command_goes_on(tmp_path, number):
     recipe = toy.write(tmp_path / "r.yaml")
-    words = [sys.executable, "-m", "lookalike", "pretrain", str(recipe), "--out", str(tmp_path / "run")]
+    words = [
+        sys.executable,
+        "-m",
+        "lookalike",
+        "pretrain",
+        str(recipe),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words.insert(5, "pretrain.epochs=200")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 90
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+    while (
+        not (metrics.exists() and metrics.read_text().count("\n") >= 3)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    step = int(re.search(r"after step (\d+) of 1800, saved: the same command goes on", err).group(1))
+    step = int(
+        re.search(r"after step (\d+) of 1800, saved: the same command goes on", err).group(1)
+    )
     assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "manifest.json").exists()
     assert err.count("\n") == 1
 
@@ -352,8 +447,11 @@ def test_the_same_signal_again_while_a_stopped_run_leaves_changes_nothing():
         "p.recipe_schema = train; cli._leave = again; atexit.register(again)\n"
         "sys.argv = ['lookalike', 'schema']; cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 128 + signal.SIGTERM
     assert (
-        done.stderr == "lookalike: stopped by SIGTERM after step 3 of 9, saved: the same command goes on from there\n"
+        done.stderr
+        == "lookalike: stopped by SIGTERM after step 3 of 9, saved: the same command goes on from there\n"
     )

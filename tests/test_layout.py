@@ -1,4 +1,6 @@
-"""The house: imports go down only, walls hold, the face is as promised, nothing runs code from data."""
+"""The house: imports go down only, walls hold, the face is as promised, nothing runs code from
+data.
+"""
 
 import ast
 import re
@@ -27,7 +29,16 @@ FLOORS = [
     {"__init__", "__main__", "cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-PML_ROOMS = ["library", "tuples", "quadruplet", "constellation", "n_pair", "csml", "sentence", "facenet"]
+PML_ROOMS = [
+    "library",
+    "tuples",
+    "quadruplet",
+    "constellation",
+    "n_pair",
+    "csml",
+    "sentence",
+    "facenet",
+]
 PML_ROOMS += ["cross_entropy", "barlow_twins"]
 # Third-party packages that may be imported in these rooms only.
 WALLS = {
@@ -47,7 +58,10 @@ WALLS = {
     "sklearn": {
         "data/sources.py",
         "scoring/clustering.py",
-        *(f"metric/estimators/{name}.py" for name in ("csml", "descent", "itml", "lda", "linear_map", "nca")),
+        *(
+            f"metric/estimators/{name}.py"
+            for name in ("csml", "descent", "itml", "lda", "linear_map", "nca")
+        ),
     },
     "scipy": {f"metric/estimators/{name}.py" for name in ("descent", "itml", "scatter")},
     "PIL": {"data/decode.py", "data/pixels.py"},
@@ -87,7 +101,9 @@ def test_imports_go_down_only(path):
     for name, _ in imports(path):
         if name.startswith("lookalike.") and FLOOR[here] < FLOOR["cli"]:
             other = name.split(".")[1]
-            assert other == here or FLOOR[other] < FLOOR[here], f"{path}: {name} lies on no lower floor"
+            assert other == here or FLOOR[other] < FLOOR[here], (
+                f"{path}: {name} lies on no lower floor"
+            )
 
 
 def test_stages_do_not_import_each_other():
@@ -116,12 +132,18 @@ def test_our_own_modules_are_not_imported_inside_functions():
     for path in files():
         if path.name in {"cli.py", "__init__.py"} and path.parent == HOUSE:
             continue
-        for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
+        for function in (
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)
+        ):
             inner = [n for n in ast.walk(function) if isinstance(n, ast.ImportFrom)]
-            assert not [n for n in inner if (n.module or "").startswith("lookalike")], f"{path}: {function.name}"
+            assert not [n for n in inner if (n.module or "").startswith("lookalike")], (
+                f"{path}: {function.name}"
+            )
 
 
-FORBIDDEN = r"\beval\(|\bexec\(|__import__|\bpickle\b|shell=True|torch\.load\(|yaml\.load\(|os\.system"
+FORBIDDEN = (
+    r"\beval\(|\bexec\(|__import__|\bpickle\b|shell=True|torch\.load\(|yaml\.load\(|os\.system"
+)
 
 
 def test_nothing_can_run_code_from_data():
@@ -133,7 +155,11 @@ def test_nothing_can_run_code_from_data():
 def test_ssl_is_pythons_own():
     assert not list((ROOT / "ssl").glob("*.py"))
     text = subprocess.run(
-        [sys.executable, "-c", "import lookalike, ssl; print(ssl.__file__); ssl.create_default_context()"],
+        [
+            sys.executable,
+            "-c",
+            "import lookalike, ssl; print(ssl.__file__); ssl.create_default_context()",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -153,7 +179,9 @@ def test_the_face_holds_what_it_lists_and_nothing_more():
 def loaded(code: str) -> set[str]:
     """The top-level modules in memory after `code`, in a fresh interpreter."""
     script = f"import sys\n{code}\nprint(' '.join(m for m in sys.modules if '.' not in m))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split("\n")[-2].split())
 
 

@@ -1,6 +1,8 @@
-"""No verb asks the network for anything, or leaves anything at home but in lookalike's own cache, unless told to.
+"""No verb asks the network for anything, or leaves anything at home but in lookalike's own cache,
+unless told to.
 
-Python's sockets are watched by an audit hook in every process, what C++ asks the system for by strace.
+Python's sockets are watched by an audit hook in every process, what C++ asks the system for by
+strace.
 """
 
 import json
@@ -49,7 +51,9 @@ for words in json.loads(sys.argv[1]):
 
 
 class Seen(NamedTuple):
-    """What a program asked for: names and addresses, by Python and by the system; what is at home; what it printed."""
+    """What a program asked for: names and addresses, by Python and by the system; what is at home;
+    what it printed.
+    """
 
     asked: list[tuple[str, str, list[str]]]
     system: list[str]
@@ -59,7 +63,10 @@ class Seen(NamedTuple):
 
 def traced() -> bool:
     """Whether strace is there and may trace."""
-    return bool(shutil.which("strace")) and subprocess.run(["strace", "-qo", os.devnull, "true"]).returncode == 0
+    return (
+        bool(shutil.which("strace"))
+        and subprocess.run(["strace", "-qo", os.devnull, "true"]).returncode == 0
+    )
 
 
 def watched(folder: Path, words: list[str]) -> Seen:
@@ -69,12 +76,23 @@ def watched(folder: Path, words: list[str]) -> Seen:
     home, log, trace = folder / "home", folder / "asked.jsonl", folder / "trace"
     home.mkdir()
     log.touch()
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ
+    }
     path = os.pathsep.join([str(folder / "guard"), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PYTHONPATH": path}
     env |= {"GUARD_LOG": str(log), "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     strace = (
-        ["strace", "-fqq", "-s", "200", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
+        [
+            "strace",
+            "-fqq",
+            "-s",
+            "200",
+            "-e",
+            "trace=connect,sendto,sendmsg,sendmmsg",
+            "-o",
+            str(trace),
+        ]
         if traced()
         else []
     )
@@ -83,20 +101,27 @@ def watched(folder: Path, words: list[str]) -> Seen:
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     asked = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
     system = list(foreign(trace.read_text(errors="replace"))) if strace else []
-    return Seen([one for one in asked if not is_near(one[1])], system, [*below(home)], done.stdout + done.stderr)
+    return Seen(
+        [one for one in asked if not is_near(one[1])],
+        system,
+        [*below(home)],
+        done.stdout + done.stderr,
+    )
 
 
 def foreign(trace: str) -> Iterator[str]:
     """The lines of strace that name an address of another machine, or a resolver of names on this.
 
-    But for one question: torch's store has the name of each rank that joins looked up, for what it might have to say,
-    and 127.0.0.1 in the dress of IPv6 stands in no hosts file.
+    But for one question: torch's store has the name of each rank that joins looked up, for what it
+    might have to say, and 127.0.0.1 in the dress of IPv6 stands in no hosts file.
     """
     lines = trace.splitlines()
     for number, line in enumerate(lines):
         address = re.search(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"', line)
         if address and (not is_near(address[1] or address[2]) or "port=htons(53)" in line):
-            question = next((later for later in lines[number + 1 :] if _same_socket(line, later)), "")
+            question = next(
+                (later for later in lines[number + 1 :] if _same_socket(line, later)), ""
+            )
             if not re.search(LOOPBACK, question):
                 yield f"{line}: {question}"
 
@@ -141,7 +166,11 @@ def alone(tmp_path_factory) -> tuple[Seen, Path]:
         Image.fromarray(pixels).save(images / "ab"[n % 2] / f"{n}.png")
     short = [recipe, "pretrain.epochs=1", "pretrain.warmup_epochs=0"]
     out = ["--out", str(folder / "run")]
-    index, found, model = str(folder / "index"), str(folder / "found.html"), str(folder / "run/finetune/embedding")
+    index, found, model = (
+        str(folder / "index"),
+        str(folder / "found.html"),
+        str(folder / "run/finetune/embedding"),
+    )
     verbs = [
         ["schema"],
         ["show", *short],
@@ -155,7 +184,17 @@ def alone(tmp_path_factory) -> tuple[Seen, Path]:
         ["export", *short, *out],
         ["run", *short, *out],
         ["pack", str(images), str(folder / "shards"), "--workers", "2"],
-        ["search", index, str(images / "a" / "0.png"), "--from", str(images), "--model", model, "--show", found],
+        [
+            "search",
+            index,
+            str(images / "a" / "0.png"),
+            "--from",
+            str(images),
+            "--model",
+            model,
+            "--show",
+            found,
+        ],
     ]
     return watched(folder / "watched", ["-c", VERBS, json.dumps(verbs)]), folder
 
@@ -173,7 +212,9 @@ def together(tmp_path_factory) -> tuple[Seen, Path]:
         "pretrain.engine={name: zero, stage: 2}",
     ]
     words += ["--out", str(folder / "run")]
-    return watched(folder / "watched", ["-m", "lookalike.process.ranks", "2", "-m", "lookalike", *words]), folder
+    return watched(
+        folder / "watched", ["-m", "lookalike.process.ranks", "2", "-m", "lookalike", *words]
+    ), folder
 
 
 @pytest.fixture(params=["alone", pytest.param("together", marks=pytest.mark.slow)])
@@ -191,7 +232,12 @@ def test_every_verb_did_its_work(alone):
         "run/evaluate.json",
         "index/manifest.json",
     )
-    for name in (*written, "run/export/backbone/model.onnx", "run/export/embedding/model.onnx", "shards/index.json"):
+    for name in (
+        *written,
+        "run/export/backbone/model.onnx",
+        "run/export/embedding/model.onnx",
+        "shards/index.json",
+    ):
         assert (folder / name).exists(), name
 
 
@@ -224,7 +270,9 @@ def test_the_guard_sees_what_there_is_to_see(tmp_path):
         "try: socket.getaddrinfo('no.such.host.invalid', 80)\n"
         "except OSError: pass\n"
     )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    parent = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
     found = watched(tmp_path / "watched", ["-c", parent])
     assert [one[:2] for one in found.asked] == [
         ("socket.connect", "192.0.2.1"),

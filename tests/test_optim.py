@@ -1,4 +1,6 @@
-"""Laws of groups, optimizers and schedules: against loops from the papers and against torch's own."""
+"""Laws of groups, optimizers and schedules: against loops from the papers and against torch's
+own.
+"""
 
 import math
 
@@ -52,7 +54,11 @@ def test_a_resnet_decays_its_kernels_and_nothing_else():
 def test_a_vit_spares_its_positions_and_class_token_at_any_depth():
     model = ARCHITECTURES["vit"].build()
     spared = {id(model.model.pos_embed), id(model.model.cls_token)}
-    for module in (model, nn.Sequential(nn.ModuleDict({"deep": model}).deep, nn.Linear(48, 2)), model.model):
+    for module in (
+        model,
+        nn.Sequential(nn.ModuleDict({"deep": model}).deep, nn.Linear(48, 2)),
+        model.model,
+    ):
         groups = by_name(optim.parameter_groups(module))
         assert spared <= {id(p) for p in groups["biases and norms"]}
         assert id(model.model.blocks[0].attn.qkv.weight) in {id(p) for p in groups["weights"]}
@@ -62,7 +68,9 @@ def test_a_swin_spares_its_position_tables():
     model = ARCHITECTURES["swin"].build()
     tables = [p for n, p in model.named_parameters() if "relative_position_bias_table" in n]
     assert tables
-    assert {id(p) for p in tables} <= {id(p) for p in by_name(optim.parameter_groups(model))["biases and norms"]}
+    assert {id(p) for p in tables} <= {
+        id(p) for p in by_name(optim.parameter_groups(model))["biases and norms"]
+    }
 
 
 def test_frozen_parameters_are_in_no_group():
@@ -102,11 +110,14 @@ def test_an_empty_group_is_left_out():
 
 def test_nothing_to_train_is_refused():
     frozen = nn.Linear(3, 3).requires_grad_(False)
-    with pytest.raises(RunError, match=r"no parameter is trainable: unfreeze the backbone or give it a head"):
+    with pytest.raises(
+        RunError, match=r"no parameter is trainable: unfreeze the backbone or give it a head"
+    ):
         optim.parameter_groups(frozen)
 
 
-# --- optimizers ------------------------------------------------------------------------------------------------
+# --- optimizers
+# ------------------------------------------------------------------------------------------------
 
 
 def net(seed=0):
@@ -117,7 +128,10 @@ def net(seed=0):
 def gradients(model, steps):
     generator = torch.Generator().manual_seed(9)
     return [
-        {n: torch.randn(p.shape, generator=generator, dtype=torch.float64) for n, p in model.named_parameters()}
+        {
+            n: torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            for n, p in model.named_parameters()
+        }
         for _ in range(steps)
     ]
 
@@ -154,7 +168,9 @@ def test_lars_adapts_matrices_and_steps_vectors_by_plain_momentum(decay, momentu
     model = net()
     expected = loop_lars(model, 0.5, 0.01, momentum, 0.02, decay)
     groups = optim.parameter_groups(model)
-    optimizer = optim.lars(groups, lr=0.5, bias_lr=0.01, momentum=momentum, trust=0.02, weight_decay=decay)
+    optimizer = optim.lars(
+        groups, lr=0.5, bias_lr=0.01, momentum=momentum, trust=0.02, weight_decay=decay
+    )
     # timm adds 1e-8 to the denominator and follows the same path in another order of rounding.
     for name, found in walked(optimizer, model).items():
         torch.testing.assert_close(found.flatten(), expected[name], rtol=1e-6, atol=1e-9, msg=name)
@@ -169,7 +185,9 @@ def test_lars_does_not_stick_at_a_weight_of_zero():
 
 OURS_AND_TORCH = {
     "sgd": (
-        lambda groups: optim.sgd(groups, lr=0.1, bias_lr=0.02, momentum=0.8, nesterov=True, weight_decay=0.01),
+        lambda groups: optim.sgd(
+            groups, lr=0.1, bias_lr=0.02, momentum=0.8, nesterov=True, weight_decay=0.01
+        ),
         lambda groups: torch.optim.SGD(groups, momentum=0.8, nesterov=True),
         (0.1, 0.02, 0.01),
     ),
@@ -199,13 +217,27 @@ def test_optimizer_equals_torch_s_with_vectors_undecayed(name):
 
 
 def test_only_lars_must_see_whole_layers():
-    made = {name: make(optim.parameter_groups(net()), lr=0.1) for name, make in optim.OPTIMIZERS.items()}
-    assert {name: optim.is_layerwise(o) for name, o in made.items()} == {"sgd": False, "adamw": False, "lars": True}
+    made = {
+        name: make(optim.parameter_groups(net()), lr=0.1) for name, make in optim.OPTIMIZERS.items()
+    }
+    assert {name: optim.is_layerwise(o) for name, o in made.items()} == {
+        "sgd": False,
+        "adamw": False,
+        "lars": True,
+    }
 
 
-# --- rates -----------------------------------------------------------------------------------------------------
+# --- rates
+# -----------------------------------------------------------------------------------------------------
 
-SCHEDULES = [(100, 10, 0.0), (100, 0, 0.0), (57, 5, 0.002), (1000, 1, 0.1), (10, 9, 0.5), (3, 1, 0.0)]
+SCHEDULES = [
+    (100, 10, 0.0),
+    (100, 0, 0.0),
+    (57, 5, 0.002),
+    (1000, 1, 0.1),
+    (10, 9, 0.5),
+    (3, 1, 0.0),
+]
 
 
 @pytest.mark.parametrize(("steps", "warmup", "final"), SCHEDULES)
@@ -266,7 +298,9 @@ def test_without_a_bias_rate_both_groups_share_one():
 def test_a_bias_rate_of_zero_freezes_the_vectors_only():
     model, before = net(), {n: p.detach().clone() for n, p in net().named_parameters()}
     after = walked(optim.sgd(optim.parameter_groups(model), lr=0.1, bias_lr=0.0), model)
-    assert {n for n in before if before[n].equal(after[n])} == {n for n, p in before.items() if p.ndim == 1}
+    assert {n for n in before if before[n].equal(after[n])} == {
+        n for n, p in before.items() if p.ndim == 1
+    }
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1.0, 1.0), (100.0, 5.0), (0.0, 5.0)])

@@ -11,11 +11,18 @@ NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
 def functions(file: str) -> set[str]:
-    return {node.name for node in ast.parse((TESTS / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.parse((TESTS / file).read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def test_every_promise_stands_on_the_page_once():
-    assert [name for name, _ in ROWS] == [*(f"R{n}" for n in range(1, 22)), *(f"S{n}" for n in range(1, 14))]
+    assert [name for name, _ in ROWS] == [
+        *(f"R{n}" for n in range(1, 22)),
+        *(f"S{n}" for n in range(1, 14)),
+    ]
 
 
 def test_every_promise_names_its_tests():

@@ -1,6 +1,8 @@
-"""Pure functions do not write into their arguments: every public one of scoring, metric and views, bit for bit.
+"""Pure functions do not write into their arguments: every public one of scoring, metric and views,
+bit for bit.
 
-What is made to write says so in its docstring, and is listed here; a new function without an entry is found out.
+What is made to write says so in its docstring, and is listed here; a new function without an entry
+is found out.
 """
 
 import importlib
@@ -45,7 +47,9 @@ DRAWS = LAW.draws(torch.arange(4), 0, 0, range(2), 16, 16)
 
 
 def rows(dtype: torch.dtype, n: int = 12, width: int = 4, seed: int = 0) -> Tensor:
-    return torch.rand(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.rand(
+        n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def images(dtype: torch.dtype) -> Tensor:
@@ -93,28 +97,47 @@ CALLS: dict[str, Any] = {
     "scoring.breakdown.by_group": lambda t: [(VALUES, LABELS)],
     "scoring.breakdown.macro": lambda t: [(VALUES, LABELS)],
     "scoring.cells.nearest_in_cells": lambda t: [
-        (rows(t, 3), rows(t), 2, InvertedLists(rows(torch.float32, 2), torch.arange(12), torch.tensor([0, 6, 12])))
+        (
+            rows(t, 3),
+            rows(t),
+            2,
+            InvertedLists(rows(torch.float32, 2), torch.arange(12), torch.tensor([0, 6, 12])),
+        )
     ],
-    "scoring.clustering.nmi": lambda t: [(rows(t), LABELS), {"normalize": False, "of": (rows(t), LABELS)}],
+    "scoring.clustering.nmi": lambda t: [
+        (rows(t), LABELS),
+        {"normalize": False, "of": (rows(t), LABELS)},
+    ],
     "scoring.knn.check": lambda t: [(rows(t), "train", LABELS)],
     "scoring.knn.same_width": lambda t: [(rows(t), rows(t))],
     "scoring.knn.dense": lambda t: [(LABELS, LABELS + 1)],
     "scoring.knn.rank": lambda t: [(rows(t, 12, 3), LABELS)],
     "scoring.knn.hits": lambda t: [(LABELS, 3)],
-    "scoring.knn.votes": lambda t: [(rows(t), LABELS, rows(t, seed=1)), (rows(t), LABELS.int(), rows(t))],
+    "scoring.knn.votes": lambda t: [
+        (rows(t), LABELS, rows(t, seed=1)),
+        (rows(t), LABELS.int(), rows(t)),
+    ],
     "scoring.knn.predict": lambda t: [(rows(t), LABELS, rows(t, seed=1))],
     "scoring.knn.accuracy": lambda t: [(rows(t), LABELS, rows(t, seed=1), LABELS)],
     "scoring.linear.fit": lambda t: [(rows(t), LABELS, 0.1, {"classes": 3})],
     "scoring.linear.split": lambda t: [(LABELS, 0.3, 0)],
-    "scoring.linear.probe": lambda t: [(rows(t), LABELS, rows(t, seed=1), LABELS, {"grid": (0.1, 1.0)})],
+    "scoring.linear.probe": lambda t: [
+        (rows(t), LABELS, rows(t, seed=1), LABELS, {"grid": (0.1, 1.0)})
+    ],
     "scoring.nearest.kinds": lambda t: [(gallery(t), torch.arange(5))],
-    "scoring.nearest.nearest": lambda t: [(gallery(t), torch.arange(5), 3), (gallery(t, False), torch.arange(5), 3)],
+    "scoring.nearest.nearest": lambda t: [
+        (gallery(t), torch.arange(5), 3),
+        (gallery(t, False), torch.arange(5), 3),
+    ],
     "scoring.nearness.points": lambda t: [
         (x, y, normalize)
         for normalize in (True, False)
         for x, y in ((rows(t), rows(t, seed=1)), 2 * (rows(t),), (rows(t).double(), rows(t)))
     ],
-    "scoring.nearness.nearness": lambda t: [(rows(t), rows(t, seed=1), True), (rows(t), rows(t, seed=1), False)],
+    "scoring.nearness.nearness": lambda t: [
+        (rows(t), rows(t, seed=1), True),
+        (rows(t), rows(t, seed=1), False),
+    ],
     "scoring.nearness.squares": lambda t: [(rows(t), rows(t, seed=1))],
     "scoring.nearness.of_distances": lambda t: [(distances(t),)],
     "scoring.ranks.measured": lambda t: [
@@ -122,23 +145,40 @@ CALLS: dict[str, Any] = {
     ],
     "scoring.ranks.twins": lambda t: [(LABELS, LABELS)],
     "scoring.ranks.summary": lambda t: [(PerQuery(torch.arange(12), VALUES, 0),)],
-    "scoring.ranks.places": lambda t: [(near(), SAME, torch.zeros_like(SAME), width) for width in (4, 40)],
+    "scoring.ranks.places": lambda t: [
+        (near(), SAME, torch.zeros_like(SAME), width) for width in (4, 40)
+    ],
     "scoring.ranks.found_within": lambda t: [(PLACES, 2)],
     "scoring.ranks.r_precision": lambda t: [(PLACES, RELEVANT)],
     "scoring.ranks.average_precision": lambda t: [(PLACES, RELEVANT)],
     "scoring.ranks.map_at_r": lambda t: [(PLACES, RELEVANT)],
     "scoring.ranks.trapezoid_precision": lambda t: [(PLACES, RELEVANT)],
     "scoring.ranks.inverse_penalty": lambda t: [(PLACES, RELEVANT)],
-    "scoring.reidentification.each": lambda t: [reid(t), (*reid(t), {"normalize": False, "ap": "trapezoid"})],
-    "scoring.reidentification.each_of_distances": lambda t: [(distances(t), LABELS, CAMERAS, LABELS, CAMERAS)],
+    "scoring.reidentification.each": lambda t: [
+        reid(t),
+        (*reid(t), {"normalize": False, "ap": "trapezoid"}),
+    ],
+    "scoring.reidentification.each_of_distances": lambda t: [
+        (distances(t), LABELS, CAMERAS, LABELS, CAMERAS)
+    ],
     "scoring.reidentification.scores": lambda t: [reid(t)],
-    "scoring.reidentification.pooled": lambda t: [reid(t)[:3], (*reid(t)[:3], {"normalize": False})],
+    "scoring.reidentification.pooled": lambda t: [
+        reid(t)[:3],
+        (*reid(t)[:3], {"normalize": False}),
+    ],
     "scoring.reidentification.relevant_and_junk": lambda t: [(LABELS, CAMERAS, LABELS, CAMERAS)],
-    "scoring.rerank.distances": lambda t: [(rows(t), rows(t, seed=1), {"normalize": n}) for n in (True, False)],
-    "scoring.retrieval.each": lambda t: [(rows(t), LABELS), (rows(t), LABELS, rows(t, seed=1), LABELS)],
+    "scoring.rerank.distances": lambda t: [
+        (rows(t), rows(t, seed=1), {"normalize": n}) for n in (True, False)
+    ],
+    "scoring.retrieval.each": lambda t: [
+        (rows(t), LABELS),
+        (rows(t), LABELS, rows(t, seed=1), LABELS),
+    ],
     "scoring.retrieval.scores": lambda t: [(rows(t), LABELS, {"normalize": False})],
     "scoring.retrieval.relevant": lambda t: [(LABELS, LABELS, torch.arange(12))],
-    "scoring.search.nearest": lambda t: [(rows(t, 3), rows(t), 2, {"normalize": n}) for n in (True, False)],
+    "scoring.search.nearest": lambda t: [
+        (rows(t, 3), rows(t), 2, {"normalize": n}) for n in (True, False)
+    ],
     "scoring.verification.similarity": lambda t: [
         (rows(t), torch.arange(12).view(6, 2), {"normalize": n}) for n in (True, False)
     ],
@@ -158,23 +198,33 @@ CALLS: dict[str, Any] = {
     "metric.constellation.random_negatives": lambda t: [(APART, LABELS, 2, 0)],
     "metric.constellation.constellation": lambda t: [(distances(t), rows(t), LABELS, LABELS + 3)],
     "metric.csml.csml": lambda t: [(distances(t), SAME, APART), (distances(t), SAME, APART, "sum")],
-    "metric.estimators.csml.cosine_gap": lambda t: [(rows(t, 4, 4), rows(t), torch.eye(3, dtype=t)[LABELS])],
+    "metric.estimators.csml.cosine_gap": lambda t: [
+        (rows(t, 4, 4), rows(t), torch.eye(3, dtype=t)[LABELS])
+    ],
     "metric.estimators.csml.csml_slope": lambda t: [(numbers(4), csml_rows(), 0.1, numbers(4))],
     "metric.estimators.csml.verification_error": lambda t: [
         ((numbers()[0], numbers()[1]), (numbers()[2], numbers()[3]))
     ],
     "metric.estimators.csml.best_threshold": lambda t: [(numbers()[:, 0], numbers()[:, 1])],
     "metric.estimators.csml.similarities": lambda t: [(numbers(4), csml_rows())],
-    "metric.estimators.csml.deal": lambda t: [(Y, 3, np.random.RandomState(0), of) for of in ("rows", "classes")],
+    "metric.estimators.csml.deal": lambda t: [
+        (Y, 3, np.random.RandomState(0), of) for of in ("rows", "classes")
+    ],
     "metric.estimators.descent.minimise": lambda t: [
-        (lambda w: (float((w * w).sum()), 2 * w), numbers(), {"max_iter": 50, "tol": 1e-9, "name": "x"})
+        (
+            lambda w: (float((w * w).sum()), 2 * w),
+            numbers(),
+            {"max_iter": 50, "tol": 1e-9, "name": "x"},
+        )
     ],
     "metric.estimators.itml.itml_matrix": lambda t: [
         (numbers(), np.where(Y > 0, 1.0, -1.0), np.ones(12), 1.0, {"max_iter": 5, "tol": 0.1})
     ],
     "metric.estimators.itml.draw_pairs": lambda t: [(Y, 9, np.random.RandomState(0))],
     "metric.estimators.lmnn.target_neighbours": lambda t: [(numbers(), Y, 2)],
-    "metric.estimators.lmnn.lmnn_loss": lambda t: [(numbers(4), numbers(), Y, np.arange(24).reshape(12, 2) % 12, 0.5)],
+    "metric.estimators.lmnn.lmnn_loss": lambda t: [
+        (numbers(4), numbers(), Y, np.arange(24).reshape(12, 2) % 12, 0.5)
+    ],
     "metric.estimators.mmc.mmc_spread": lambda t: [(numbers(), Y)],
     "metric.estimators.scatter.principal": lambda t: [(numbers(),)],
     "metric.estimators.scatter.within": lambda t: [(numbers(), Y, np.ones(3))],
@@ -182,17 +232,25 @@ CALLS: dict[str, Any] = {
     "metric.estimators.scatter.chunks": lambda t: [(5,)],
     "metric.estimators.scatter.squared_distances": lambda t: [(numbers(), slice(0, 5))],
     "metric.hinges.triplet_hinges": lambda t: [
-        (distances(t), MASKS.positive_BR, APART, 0.2, {"semihard": semihard}) for semihard in (False, True)
+        (distances(t), MASKS.positive_BR, APART, 0.2, {"semihard": semihard})
+        for semihard in (False, True)
     ],
-    "metric.hinges.quadruplet_hinges": lambda t: [(distances(t), LABELS, LABELS, MASKS.positive_BR, APART, 0.2)],
+    "metric.hinges.quadruplet_hinges": lambda t: [
+        (distances(t), LABELS, LABELS, MASKS.positive_BR, APART, 0.2)
+    ],
     "metric.n_pair.pairs": lambda t: [(LABELS,)],
     "metric.n_pair.n_pair": lambda t: [(distances(t), LABELS)],
-    "metric.quadruplet.quadruplet_all": lambda t: [(distances(t), LABELS, LABELS, MASKS, (0.2, 0.1))],
+    "metric.quadruplet.quadruplet_all": lambda t: [
+        (distances(t), LABELS, LABELS, MASKS, (0.2, 0.1))
+    ],
     "metric.quadruplet.hardest": lambda t: [(distances(t), LABELS, LABELS, MASKS)],
     "metric.quadruplet.adaptive_margins": lambda t: [(distances(t), MASKS)],
     "metric.sampler.spread": lambda t: [([3, 5, 1], 2, 0)],
     "metric.sentence.alike": lambda t: [(rows(t), rows(t, seed=1), rows(t, 2, 12))],
-    "metric.tuples.masks": lambda t: [(None, LABELS, LABELS), ((LABELS, LABELS + 3, LABELS + 1), LABELS, LABELS)],
+    "metric.tuples.masks": lambda t: [
+        (None, LABELS, LABELS),
+        ((LABELS, LABELS + 3, LABELS + 1), LABELS, LABELS),
+    ],
     "metric.tuples.hinges": lambda t: [(None, LABELS, LABELS, distances(t), 0.2)],
     "metric.tuples.refuse_unknown": lambda t: [(LABELS, 3)],
     "metric.tuples.classes": lambda t: [(LABELS, LABELS + 1)],
@@ -224,8 +282,12 @@ CALLS: dict[str, Any] = {
         (images(torch.float32), chosen() | {"taps": rows(torch.float32, 8, 5)}, FORM, True)
     ],
     "views.resample.weights": lambda t: [(rows(t)[:, 0], rows(t)[:, 1] + 4, 16, 8, "bicubic")],
-    "views.resample.crop_resize": lambda t: [(images(torch.float32), torch.tensor([[0, 0, 9, 9]] * 4), 8)],
-    "views.resample.crop_boxes": lambda t: [(*rows(t)[:, :4].T.unbind(), 16, 16, (0.1, 1.0), (0.75, 1.33))],
+    "views.resample.crop_resize": lambda t: [
+        (images(torch.float32), torch.tensor([[0, 0, 9, 9]] * 4), 8)
+    ],
+    "views.resample.crop_boxes": lambda t: [
+        (*rows(t)[:, :4].T.unbind(), 16, 16, (0.1, 1.0), (0.75, 1.33))
+    ],
     "views.resample.central": lambda t: [(9, 7, 5)],
     "views.resample.resize_crop": lambda t: [(images(torch.float32), 8)],
 }
@@ -239,7 +301,8 @@ WRITES = {
     "metric.estimators.scatter.add_gradient": "Adds to g",
     "metric.system.freeze": "Marks what of the backbone is trained",
 }
-# Neither tensors nor arrays go in, or a whole backbone; or it needs a package or a compiler that may not be there.
+# Neither tensors nor arrays go in, or a whole backbone; or it needs a package or a compiler that
+# may not be there.
 OTHERS = {
     "metric.classes.split_classes",
     "metric.classes.of_classes",
@@ -255,7 +318,10 @@ OTHERS = {
 
 def modules() -> Iterator[tuple[str, Any]]:
     for room in ROOMS:
-        for name in (room.__name__, *(m.name for m in pkgutil.walk_packages(room.__path__, f"{room.__name__}."))):
+        for name in (
+            room.__name__,
+            *(m.name for m in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")),
+        ):
             yield name, importlib.import_module(name)
 
 
@@ -310,14 +376,20 @@ def asked(x: Any) -> Any:
 def kept(x: Any) -> bytes:
     """The bytes of a tensor or an array and of all that lies between its values."""
     if isinstance(x, np.ndarray):
-        return (x if x.base is None else x.base).tobytes() if isinstance(x.base, np.ndarray | None) else x.tobytes()
+        return (
+            (x if x.base is None else x.base).tobytes()
+            if isinstance(x.base, np.ndarray | None)
+            else x.tobytes()
+        )
     return bytes(x.detach().untyped_storage().tolist())
 
 
 def call(function: Any, given: Any) -> None:
     if isinstance(given, dict):
         given = (*given.pop("of"), given)
-    arguments, words = (given[:-1], given[-1]) if given and isinstance(given[-1], dict) else (given, {})
+    arguments, words = (
+        (given[:-1], given[-1]) if given and isinstance(given[-1], dict) else (given, {})
+    )
     if words and not all(name in inspect.signature(function).parameters for name in words):
         arguments, words = given, {}
     with warnings.catch_warnings():
@@ -328,7 +400,9 @@ def call(function: Any, given: Any) -> None:
 
 
 def unwritten(function: Any, given: Any) -> None:
-    """Calls it and holds its arguments against what they were, bit for bit, and against torch's count of writes."""
+    """Calls it and holds its arguments against what they were, bit for bit, and against torch's
+    count of writes.
+    """
     held = list(leaves(given))
     before = [(kept(x), getattr(x, "_version", 0)) for x in held]
     call(function, given)
@@ -352,7 +426,9 @@ def test_a_pure_function_does_not_write_into_its_arguments(name, dtype):
             unwritten(FUNCTIONS[name], mapped(given, change))
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("metric.") and "estimators" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in CALLS if name.startswith("metric.") and "estimators" not in name]
+)
 def test_no_loss_writes_where_a_gradient_is_asked_for(name):
     for given in CALLS[name](torch.float64):
         unwritten(FUNCTIONS[name], mapped(given, asked))
@@ -411,7 +487,9 @@ def test_samplers_and_memory_do_not_write_into_their_arguments():
     unwritten(memory.put, (rows(torch.float32), LABELS.clone()))
 
 
-@pytest.mark.parametrize("law", [Symmetric(), Asymmetric(), MultiCrop()], ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize(
+    "law", [Symmetric(), Asymmetric(), MultiCrop()], ids=lambda law: type(law).__name__
+)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_views_do_not_write_into_the_canvas(law, dtype):
     canvas = (images(torch.float32) * (255 if dtype == torch.uint8 else 1)).to(dtype)

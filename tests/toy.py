@@ -57,7 +57,9 @@ def write(path: Path, backbone: str = RESNET) -> Path:
 
 
 def architecture(kind: str = "resnet") -> Architecture:
-    """A tiny ResNet, with batch statistics, or a tiny ViT, without; both take views of 8 pixels too."""
+    """A tiny ResNet, with batch statistics, or a tiny ViT, without; both take views of 8 pixels
+    too.
+    """
     args: dict[str, Any] = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
     if kind == "resnet":
         return Architecture("resnet18", size=16, channels=1, args=args)
@@ -68,7 +70,9 @@ def architecture(kind: str = "resnet") -> Architecture:
 def system(kind: str = "resnet", seed: int = 0) -> nn.Module:
     """A tiny Barlow Twins in training mode."""
     torch.manual_seed(seed)
-    return METHODS["barlow_twins"](architecture(kind).build(), projector=(16, 32), off_diagonal=0.02).train()
+    return METHODS["barlow_twins"](
+        architecture(kind).build(), projector=(16, 32), off_diagonal=0.02
+    ).train()
 
 
 def views(step: int, batch: int = 16) -> list[Tensor]:
@@ -89,7 +93,11 @@ def tensors(run: Path, step: int = 18) -> dict[str, Tensor]:
     """What a checkpoint holds, after its manifest was checked."""
     folder = run / "checkpoints" / f"step_{step:08d}"
     verify(folder)
-    return {f"{n}:{k}": v for n in ("model", "optim") for k, v in load_file(folder / f"{n}.safetensors").items()}
+    return {
+        f"{n}:{k}": v
+        for n in ("model", "optim")
+        for k, v in load_file(folder / f"{n}.safetensors").items()
+    }
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -107,7 +115,9 @@ def curve(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines(run / "metrics.jsonl")]
 
 
-def read_many(images, ids, seed: int, host_crops: HostCrops | None = None) -> tuple[torch.Tensor, list[Bad]]:
+def read_many(
+    images, ids, seed: int, host_crops: HostCrops | None = None
+) -> tuple[torch.Tensor, list[Bad]]:
     """What a reader makes of the samples; of several parts the first."""
     reader = Reader(images, seed, host_crops)
     parts = [torch.zeros(len(ids), *shape, dtype=torch.uint8) for shape in reader.shapes]

@@ -1,6 +1,7 @@
 """Self-supervised pretraining, probing, metric-learning fine-tuning and export of vision backbones.
 
-Nothing heavy is imported until a name of the face is asked for, so that `lookalike --help` answers at once.
+Nothing heavy is imported until a name of the face is asked for, so that `lookalike --help` answers
+at once.
 """
 
 import importlib

@@ -1,4 +1,6 @@
-"""The shell's verbs: parse, call, report; no logic. Nothing heavy is imported before a verb is known."""
+"""The shell's verbs: parse, call, report; no logic. Nothing heavy is imported before a verb is
+known.
+"""
 
 import io
 import json
@@ -20,8 +22,11 @@ from lookalike.errors import LOST, Error, LostError, printable
 from lookalike.process.ranks import follow_launcher
 from lookalike.process.signals import Signals, Stopped
 
-# How torch's allocators, which raise a plain RuntimeError, and the system say that there is no memory left.
-_NO_MEMORY = re.compile("DefaultCPUAllocator|out of memory|Cannot allocate memory|unable to allocate shared memory")
+# How torch's allocators, which raise a plain RuntimeError, and the system say that there is no
+# memory left.
+_NO_MEMORY = re.compile(
+    "DefaultCPUAllocator|out of memory|Cannot allocate memory|unable to allocate shared memory"
+)
 
 app = typer.Typer(
     help="Pretrain vision backbones without labels, then probe, fine-tune, evaluate and export them.",
@@ -32,33 +37,53 @@ app = typer.Typer(
 
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML recipe; see recipes/.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values in place of the recipe's.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values in place of the recipe's."),
 ]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; one of an earlier run is resumed.")]
+Out = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", help="The run folder; one of an earlier run is resumed."),
+]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."),
+    typer.Option(
+        "--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."
+    ),
 ]
-Accept = Annotated[bool, typer.Option("--accept-changes", help="Resume though the recipe or the images have changed.")]
+Accept = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Resume though the recipe or the images have changed."),
+]
 HostFile = Annotated[
-    Path | None, typer.Option("--hostfile", metavar="FILE", help="Machines, a line `name slots=N` each.")
+    Path | None,
+    typer.Option("--hostfile", metavar="FILE", help="Machines, a line `name slots=N` each."),
 ]
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False) -> None:
+def run(
+    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False
+) -> None:
     """Every stage that the recipe names, in order."""
-    lookalike.run(lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes)
+    lookalike.run(
+        lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes
+    )
 
 
 @app.command()
-def pretrain(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False) -> None:
+def pretrain(
+    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, accept_changes: Accept = False
+) -> None:
     """Images without labels -> DIR/backbone."""
-    lookalike.pretrain(lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes)
+    lookalike.pretrain(
+        lookalike.load_recipe(recipe, overrides or ()), out, accept_changes=accept_changes
+    )
 
 
 @app.command()
-def probe(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+def probe(
+    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None
+) -> None:
     """Linear probe and kNN of a backbone -> DIR/probe.json."""
     loaded = lookalike.load_recipe(recipe, overrides or ())
     lookalike.probe(model or _backbone(loaded, out), loaded, out, name=model)
@@ -66,7 +91,12 @@ def probe(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: M
 
 @app.command()
 def finetune(
-    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None, accept_changes: Accept = False
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    model: Model = None,
+    accept_changes: Accept = False,
 ) -> None:
     """Metric learning on a backbone -> DIR/finetune/embedding."""
     loaded = lookalike.load_recipe(recipe, overrides or ())
@@ -86,10 +116,15 @@ def evaluate(
     out: Out,
     model: Model = None,
     gallery: Annotated[
-        Path | None, typer.Option("--gallery", metavar="FILE", help="The examples as a .html or .png of this name.")
+        Path | None,
+        typer.Option(
+            "--gallery", metavar="FILE", help="The examples as a .html or .png of this name."
+        ),
     ] = None,
 ) -> None:
-    """Retrieval, re-identification or verification of a model -> DIR/evaluate.json, DIR/evaluate.html."""
+    """Retrieval, re-identification or verification of a model -> DIR/evaluate.json,
+    DIR/evaluate.html.
+    """
     from lookalike.stages.evaluate import own, table
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
@@ -98,7 +133,9 @@ def evaluate(
 
 
 @app.command()
-def export(recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None) -> None:
+def export(
+    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None
+) -> None:
     """A model -> DIR/export/…: timm layout, model card and ONNX, checked."""
     loaded = lookalike.load_recipe(recipe, overrides or ())
     source = Path(model or _backbone(loaded, out))
@@ -118,7 +155,9 @@ def preview(
     recipe: RecipeFile,
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .html or .png.")] = Path("preview.html"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .html or .png.")] = Path(
+        "preview.html"
+    ),
     images: Annotated[int, typer.Option("--images", min=1, max=256, help="How many images.")] = 8,
     epoch: Annotated[int, typer.Option("--epoch", min=0, help="Of which epoch.")] = 0,
 ) -> None:
@@ -135,12 +174,18 @@ def check(
     recipe: RecipeFile,
     overrides: Overrides = None,
     *,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="As for run; nothing is written.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="As for run; nothing is written.")
+    ] = None,
     accept_changes: Accept = False,
     hostfile: HostFile = None,
-    ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=0, help="So many will be started.")] = 0,
+    ranks: Annotated[
+        int, typer.Option("--ranks", metavar="N", min=0, help="So many will be started.")
+    ] = 0,
 ) -> None:
-    """Refuses what `run` with the same words would refuse before its first step, and does nothing else."""
+    """Refuses what `run` with the same words would refuse before its first step, and does nothing
+    else.
+    """
     from lookalike.process.hostfile import read_hosts
 
     ranks = sum(host.slots for host in read_hosts(hostfile)) if hostfile else ranks
@@ -154,64 +199,107 @@ def check(
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Its data set is compared too.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Its data set is compared too.")
+    ] = None,
     overrides: Overrides = None,
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where disk space is looked for.")] = Path(),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where disk space is looked for.")
+    ] = Path(),
     hostfile: HostFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The reports as one line of JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The reports as one line of JSON.")
+    ] = False,
 ) -> None:
-    """What would spoil a training on these machines: ssh, versions, GPUs, bandwidth, data, disk, clocks."""
+    """What would spoil a training on these machines: ssh, versions, GPUs, bandwidth, data, disk,
+    clocks.
+    """
     from lookalike import doctor
     from lookalike.process.hostfile import read_hosts
 
     words = [recipe, *(overrides or ()), "--out", str(out)] if recipe else ["--out", str(out)]
     loaded = lookalike.load_recipe(recipe, overrides or ()) if recipe else None
-    reports = doctor.everywhere(read_hosts(hostfile), words) if hostfile else doctor.here(loaded, out)
+    reports = (
+        doctor.everywhere(read_hosts(hostfile), words) if hostfile else doctor.here(loaded, out)
+    )
     doctor.tell(reports, as_json)
 
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(metavar="FOLDER|RECIPE", help="Images; or a recipe, for its data.")],
-    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of shards; an unfinished one goes on.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FOLDER|RECIPE", help="Images; or a recipe, for its data.")
+    ],
+    shards: Annotated[
+        Path,
+        typer.Argument(metavar="SHARDS", help="The folder of shards; an unfinished one goes on."),
+    ],
     overrides: Overrides = None,
     *,
-    shard_size: Annotated[float, typer.Option(metavar="MB", help="A shard is closed at so many 10^6 bytes,")] = 512.0,
-    shard_count: Annotated[int | None, typer.Option(metavar="N", help="or at so many images.")] = None,
-    resize: Annotated[int | None, typer.Option(metavar="PIXELS", help="Bring the shorter side down to this.")] = None,
+    shard_size: Annotated[
+        float, typer.Option(metavar="MB", help="A shard is closed at so many 10^6 bytes,")
+    ] = 512.0,
+    shard_count: Annotated[
+        int | None, typer.Option(metavar="N", help="or at so many images.")
+    ] = None,
+    resize: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Bring the shorter side down to this.")
+    ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="keep|jpeg|webp", help="Default: keep; where resized, jpeg.")
+        str | None,
+        typer.Option(
+            "--format", metavar="keep|jpeg|webp", help="Default: keep; where resized, jpeg."
+        ),
     ] = None,
     quality: Annotated[int, typer.Option(metavar="1-100", help="Of jpeg and webp.")] = 90,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Processes; default: one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Processes; default: one a core.")
+    ] = None,
 ) -> None:
     """Images -> tar shards (WebDataset layout) with an index, for the `shards` source."""
     from lookalike import pipeline
 
-    how: dict[str, Any] = {"shard_mb": shard_size, "shard_samples": shard_count, "resize": resize, "form": form}
+    how: dict[str, Any] = {
+        "shard_mb": shard_size,
+        "shard_samples": shard_count,
+        "resize": resize,
+        "form": form,
+    }
     pipeline.pack(source, shards, overrides or (), workers=workers, quality=quality, **how)
 
 
 @app.command()
 def search(
-    index: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that this verb writes: images, embedded.")],
+    index: Annotated[
+        Path,
+        typer.Argument(metavar="INDEX", help="A folder that this verb writes: images, embedded."),
+    ],
     queries: Annotated[
-        list[str] | None, typer.Argument(metavar="[QUERY]...", help="Image files; -: paths on stdin, one a line.")
+        list[str] | None,
+        typer.Argument(metavar="[QUERY]...", help="Image files; -: paths on stdin, one a line."),
     ] = None,
     *,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="FOLDER|RECIPE", help="Make INDEX of these, or bring it up to date.")
+        str | None,
+        typer.Option(
+            "--from", metavar="FOLDER|RECIPE", help="Make INDEX of these, or bring it up to date."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="FOLDER|NAME", help="Which embeds; default: INDEX's own.")
+        str | None,
+        typer.Option("--model", metavar="FOLDER|NAME", help="Which embeds; default: INDEX's own."),
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="How many of the nearest.")] = 10,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Look at one image in 16, the likely ones; needs faiss once.")
+        bool,
+        typer.Option(
+            "--approximate", help="Look at one image in 16, the likely ones; needs faiss once."
+        ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--show", metavar="FILE.html|.png", help="The images themselves, too.")
+        Path | None,
+        typer.Option("--show", metavar="FILE.html|.png", help="The images themselves, too."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each query.")] = False,
 ) -> None:
@@ -251,7 +339,9 @@ def options(
 
 
 def main() -> None:
-    """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop, LOST without a peer."""
+    """Runs the shell's words; exits 2 with one line a problem, 128 + signal after a stop, LOST
+    without a peer.
+    """
     warnings.showwarning = _one_line
     # A rank that finds no other says so itself; torch would add the stacks of its C++, once a try.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
@@ -263,7 +353,8 @@ def main() -> None:
     sys.stdout.flush()
     _on_signals(lambda number, frame: os._exit(code))  # too late to change what the verb came to
     if code == LOST:
-        # What still runs on a device or in a thread waits for the lost rank: leave without asking it.
+        # What still runs on a device or in a thread waits for the lost rank: leave without asking
+        # it.
         os._exit(code)
     sys.exit(code)
 
@@ -289,7 +380,10 @@ def guarded(verb: Callable[[], Any]) -> int:
         print(f"lookalike: {fit(str(stop))}", file=sys.stderr)
         return 128 + stop.number
     except Interrupted as stop:
-        print(f"lookalike: stopped by {signal.Signals(stop.number).name}: the same command goes on", file=sys.stderr)
+        print(
+            f"lookalike: stopped by {signal.Signals(stop.number).name}: the same command goes on",
+            file=sys.stderr,
+        )
         return 128 + stop.number
     except KeyboardInterrupt:
         print("lookalike: stopped by SIGINT: the same command goes on", file=sys.stderr)
@@ -301,20 +395,26 @@ def guarded(verb: Callable[[], Any]) -> int:
     except (SystemExit, GeneratorExit):
         raise
     except (OSError, MemoryError, RecursionError, UnicodeError) as error:
-        return _refused(error, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where")
+        return _refused(
+            error,
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}: --debug shows where",
+        )
     except RuntimeError as error:
         if _lost(error):
             reason = str(error).split("]", 1)[-1].split(". ")[0].strip() or type(error).__name__
             return _refused(
                 error,
-                f"another rank has ended or hangs ({reason[:160]}): see the first error above or in its log; the same "
+                f"another rank has ended or hangs ({reason[:160]}): see the first error above or "
+                "in its log; the same "
                 "command goes on from the last checkpoint",
                 LOST,
             )
         if _NO_MEMORY.search(str(error)):
             reason = " ".join(str(error).split())[-200:]
             return _refused(
-                error, f"not enough memory ({reason}): lower the batch of this stage, its workers, heads or queue"
+                error,
+                f"not enough memory ({reason}): lower the batch of this stage, its workers, heads "
+                "or queue",
             )
         return _defect(error)
     except BaseException as error:
@@ -336,11 +436,17 @@ def _defect(error: BaseException) -> int:
     where = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in where)
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return _refused(error, f"{what}{place}: a defect of lookalike, please report it: --debug shows the traceback", 1)
+    return _refused(
+        error,
+        f"{what}{place}: a defect of lookalike, please report it: --debug shows the traceback",
+        1,
+    )
 
 
 def fit(text: str) -> str:
-    """The lines of a message, whatever went into it: nothing in it moves the cursor or turns the writing."""
+    """The lines of a message, whatever went into it: nothing in it moves the cursor or turns the
+    writing.
+    """
     return "\n".join(map(printable, text.split("\n")))
 
 

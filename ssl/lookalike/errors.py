@@ -1,4 +1,5 @@
-"""What a user did or met that stops the work: one line that names the place and the remedy, exit code 2.
+"""What a user did or met that stops the work: one line that names the place and the remedy, exit
+code 2.
 
 Codes from 128 on mean that the same command may go on: 128 + signal, LOST, HUNG.
 Text from outside (paths, keys, names in cards) is made `printable` before it stands in a message.
@@ -13,7 +14,9 @@ HUNG = 201
 
 
 class Error(Exception):
-    """A user's error. The message names the place and the remedy; the shell prints it without a traceback."""
+    """A user's error. The message names the place and the remedy; the shell prints it without a
+    traceback.
+    """
 
 
 class RecipeError(Error):
@@ -41,6 +44,7 @@ class LostError(RunError):
 
 
 def printable(text: str | os.PathLike[str]) -> str:
-    """Text from outside, fit for one line of output: line breaks, control characters, direction marks and stray bytes
-    are escaped, as `\\n`, `\\x1b`, `\\u202e` and `\\udcff`."""
+    """Text from outside, fit for one line of output: line breaks, control characters, direction
+    marks and stray bytes are escaped, as `\\n`, `\\x1b`, `\\u202e` and `\\udcff`.
+    """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))

@@ -16,9 +16,13 @@ _EVERY = 10.0
 
 
 class Terminal:
-    """A bar on a terminal, a plain line every ten seconds in a pipe, silence on other ranks than 0."""
+    """A bar on a terminal, a plain line every ten seconds in a pipe, silence on other ranks
+    than 0.
+    """
 
-    def __init__(self, title: str, steps: int, steps_per_epoch: int, first_step: int, active: bool = True) -> None:
+    def __init__(
+        self, title: str, steps: int, steps_per_epoch: int, first_step: int, active: bool = True
+    ) -> None:
         self.title, self.steps, self.per_epoch, self.active = title, steps, steps_per_epoch, active
         self._said, self._bar = 0.0, None
         self._started, self._first = time.monotonic(), first_step
@@ -39,7 +43,10 @@ class Terminal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
@@ -60,20 +67,30 @@ class Terminal:
         return (
             f"epoch {epoch}/{-(-self.steps // self.per_epoch)}, step {done}/{self.steps}, "
             f"loss {values['loss']:.4g}, lr {values['lr']:.3g}, "
-            f"{values['images_per_s']:.0f} images/s, waiting for data {100 * values['waiting']:.0f} %"
+            f"{values['images_per_s']:.0f} images/s, waiting for data "
+            f"{100 * values['waiting']:.0f} %"
         )
 
     def _remaining(self, done: int) -> str:
-        seconds = (time.monotonic() - self._started) / max(1, done - self._first) * (self.steps - done)
+        seconds = (
+            (time.monotonic() - self._started) / max(1, done - self._first) * (self.steps - done)
+        )
         return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s left"
 
 
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to be told how many of `total` are done: on stderr a bar, or in a pipe a line every ten seconds."""
+    """A function to be told how many of `total` are done: on stderr a bar, or in a pipe a line
+    every ten seconds.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
-        columns = (TextColumn(title), BarColumn(20), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+        columns = (
+            TextColumn(title),
+            BarColumn(20),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done: bar.update(task, completed=done)

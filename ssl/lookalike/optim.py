@@ -1,4 +1,5 @@
-"""Optimizers and schedules: each parameter in exactly one group, rates as pure functions of the step.
+"""Optimizers and schedules: each parameter in exactly one group, rates as pure functions of the
+step.
 
 Learning rates are final: nothing scales them by the batch behind the reader's back.
 """
@@ -19,16 +20,18 @@ Groups = list[dict[str, Any]]
 
 
 class LrScale(NamedTuple):
-    """How a parameter's rate differs from the recipe's: `scale` times that, and 0 before epoch `starts`."""
+    """How a parameter's rate differs from the recipe's: `scale` times that, and 0 before epoch
+    `starts`.
+    """
 
     scale: float = 1.0
     starts: float = 0.0
 
 
 def parameter_groups(module: nn.Module) -> Groups:
-    """Trainable parameters as `weights` (matrices and kernels) and `biases and norms` (vectors, and whatever a
-    module below names in timm's `no_weight_decay()`); apart from both what a module names in `constant_rate()`, and
-    what it gives another Pace by name in `paces()`.
+    """Trainable parameters as `weights` (matrices and kernels) and `biases and norms` (vectors, and
+    whatever a module below names in timm's `no_weight_decay()`); apart from both what a module
+    names in `constant_rate()`, and what it gives another Pace by name in `paces()`.
 
     Raises RunError when nothing is trainable.
     """
@@ -40,12 +43,24 @@ def parameter_groups(module: nn.Module) -> Groups:
     held: dict[tuple[bool, LrScale, bool], list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
-            kind = (id(p) in constant, lr_scales.get(id(p), LrScale()), p.ndim <= 1 or id(p) in exempt)
+            kind = (
+                id(p) in constant,
+                lr_scales.get(id(p), LrScale()),
+                p.ndim <= 1 or id(p) in exempt,
+            )
             held.setdefault(kind, []).append(p)
     if not held:
-        raise RunError("optimizer: no parameter is trainable: unfreeze the backbone or give it a head")
+        raise RunError(
+            "optimizer: no parameter is trainable: unfreeze the backbone or give it a head"
+        )
     return [
-        {"name": _name(*kind), "params": held[kind], "vectors": kind[2], "constant": kind[0], **kind[1]._asdict()}
+        {
+            "name": _name(*kind),
+            "params": held[kind],
+            "vectors": kind[2],
+            "constant": kind[0],
+            **kind[1]._asdict(),
+        }
         for kind in sorted(held)
     ]
 
@@ -53,7 +68,12 @@ def parameter_groups(module: nn.Module) -> Groups:
 def _name(constant: bool, pace: LrScale, vectors: bool) -> str:
     scaled = f", rate × {pace.scale:g}" if pace.scale != 1 else ""
     waits = f", from epoch {pace.starts:g}" if pace.starts else ""
-    return ("biases and norms" if vectors else "weights") + (", constant rate" if constant else "") + scaled + waits
+    return (
+        ("biases and norms" if vectors else "weights")
+        + (", constant rate" if constant else "")
+        + scaled
+        + waits
+    )
 
 
 def _paces(module: nn.Module) -> dict[int, LrScale]:
@@ -63,7 +83,9 @@ def _paces(module: nn.Module) -> dict[int, LrScale]:
         asked = getattr(child, "paces", None)
         if callable(asked):
             named |= {f"{prefix}.{name}".lstrip("."): pace for name, pace in asked().items()}
-    return {id(p): named[n] for n, p in module.named_parameters(remove_duplicate=False) if n in named}
+    return {
+        id(p): named[n] for n, p in module.named_parameters(remove_duplicate=False) if n in named
+    }
 
 
 def _named_by(module: nn.Module, question: str) -> set[int]:
@@ -80,7 +102,9 @@ def _set_rates(groups: Groups, lr: float, bias_lr: float | None, weight_decay: f
     """`base_lr` is what the schedule multiplies; biases and norms know no weight decay."""
     for group in groups:
         vectors = group["vectors"]
-        group["base_lr"] = group["lr"] = (bias_lr if vectors and bias_lr is not None else lr) * group["scale"]
+        group["base_lr"] = group["lr"] = (
+            bias_lr if vectors and bias_lr is not None else lr
+        ) * group["scale"]
         group["base_weight_decay"] = group["weight_decay"] = 0.0 if vectors else weight_decay
     return groups
 
@@ -95,7 +119,9 @@ def sgd(
     weight_decay: NonNegative = 0.0,
 ) -> Optimizer:
     """Stochastic gradient descent with momentum, torch's."""
-    return SGD(_set_rates(groups, lr, bias_lr, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov)
+    return SGD(
+        _set_rates(groups, lr, bias_lr, weight_decay), lr=lr, momentum=momentum, nesterov=nesterov
+    )
 
 
 def adamw(
@@ -120,7 +146,9 @@ def lars(
     trust: Positive = 0.001,
     weight_decay: NonNegative = 1e-6,
 ) -> Optimizer:
-    """LARS (You, Gitman & Ginsburg, arXiv 1708.03888), timm's; biases and norms take plain momentum steps."""
+    """LARS (You, Gitman & Ginsburg, arXiv 1708.03888), timm's; biases and norms take plain momentum
+    steps.
+    """
     groups = _set_rates(groups, lr, bias_lr, weight_decay)
     for group in groups:
         group["always_adapt"] = not group["vectors"]
@@ -137,8 +165,9 @@ def is_layerwise(optimizer: Optimizer) -> bool:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
-    """The factor on every base rate at `step` (from 0): linear to 1 over `warmup` steps, then a half cosine
-    to `final` at the last step (Loshchilov & Hutter, arXiv 1608.03983, without restarts).
+    """The factor on every base rate at `step` (from 0): linear to 1 over `warmup` steps, then a
+    half cosine to `final` at the last step (Loshchilov & Hutter, arXiv 1608.03983, without
+    restarts).
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -146,7 +175,9 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
 
 
 class Progress(NamedTuple):
-    """Where a training stands: `step` of `steps` (from 0), and `epoch`, a fraction that counts from 0."""
+    """Where a training stands: `step` of `steps` (from 0), and `epoch`, a fraction that counts from
+    0.
+    """
 
     step: int
     steps: int
@@ -164,7 +195,8 @@ def cosine(start: float, end: float, progress: float) -> float:
 
 
 def set_rates(optimizer: Optimizer, factor: float, epoch: float = math.inf) -> dict[str, float]:
-    """Sets every group's rate to factor × its base rate, or to that itself where it is constant; by group name.
+    """Sets every group's rate to factor × its base rate, or to that itself where it is constant; by
+    group name.
 
     0 where the group starts after `epoch`.
     """
@@ -176,7 +208,9 @@ def set_rates(optimizer: Optimizer, factor: float, epoch: float = math.inf) -> d
 
 
 def set_weight_decay(optimizer: Optimizer, final: float, progress: float) -> None:
-    """Sets the weight decay of every group that has one between its base and `final`, by a half cosine."""
+    """Sets the weight decay of every group that has one between its base and `final`, by a half
+    cosine.
+    """
     for group in optimizer.param_groups:
         if not group["vectors"]:
             group["weight_decay"] = cosine(group["base_weight_decay"], final, progress)

@@ -1,4 +1,6 @@
-"""A recipe from end to end: its sections, the stages they name in order, and what it will do before it is done."""
+"""A recipe from end to end: its sections, the stages they name in order, and what it will do before
+it is done.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -50,14 +52,17 @@ SECTIONS: dict[str, Any] = {
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A checked recipe. `overrides` are `key.path=value`. Raises RecipeError with a line for every problem."""
+    """A checked recipe. `overrides` are `key.path=value`. Raises RecipeError with a line for every
+    problem.
+    """
     recipe = load(path, overrides, SECTIONS)
     architecture: Architecture = recipe.values["backbone"]
     source = recipe.values["data"]
     channels = getattr(source.make, "channels", None) or source.args.get("channels")
     if architecture.name and isinstance(channels, int) and channels != architecture.channels:
         raise RecipeError(
-            f"{recipe.name}: backbone.channels: {architecture.channels}, but data {source.name} gives "
+            f"{recipe.name}: backbone.channels: {architecture.channels}, but data {source.name} "
+            "gives "
             f"{channels}: make them equal"
         )
     return recipe
@@ -69,7 +74,8 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Path:
-    """Every stage the recipe names, in order, in the run folder `out`; goes on where an earlier run stopped.
+    """Every stage the recipe names, in order, in the run folder `out`; goes on where an earlier run
+    stopped.
 
     Training stages run on all ranks, scores and export on the first.
     """
@@ -109,8 +115,9 @@ def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Pat
 def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int = 0) -> None:
     """Raises what `run` would raise before its first step, and leaves nothing behind.
 
-    `ranks`: how many a launcher will start, at least; 0: the environment is that of a rank, and judged too. Only
-    whether another run holds `out` is not asked: a machine may join one that is under way.
+    `ranks`: how many a launcher will start, at least; 0: the environment is that of a rank, and
+    judged too. Only whether another run holds `out` is not asked: a machine may join one that is
+    under way.
     """
     fault.refuse_unknown()
     if ranks:
@@ -129,18 +136,23 @@ def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int
 
 
 def _given(recipe: Recipe) -> str | None:
-    """The backbone folder that a recipe without pretraining works on, None for published weights."""
+    """The backbone folder that a recipe without pretraining works on, None for published
+    weights.
+    """
     architecture: Architecture = recipe.values["backbone"]
     if architecture.folder is None and not architecture.pretrained:
         raise RecipeError(
-            f"{recipe.name}: neither pretrain: nor backbone.folder nor backbone.pretrained: there is no backbone to "
+            f"{recipe.name}: neither pretrain: nor backbone.folder nor backbone.pretrained: there "
+            "is no backbone to "
             "work on: add one"
         )
     return architecture.folder
 
 
 def preflight(recipe: Recipe, ranks: int = 1) -> None:
-    """Raises the error that a stage would end with, before any work: shares of `ranks`, labels, objective, ONNX."""
+    """Raises the error that a stage would end with, before any work: shares of `ranks`, labels,
+    objective, ONNX.
+    """
     wanted = recipe.values
     _preflight_ranks(recipe, ranks)
     source = wanted["data"].build()
@@ -149,7 +161,8 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
         channels = make_backbone(wanted["backbone"]).architecture.channels
         if channels != train.shape[0]:
             raise RecipeError(
-                f"{recipe.name}: backbone.folder: takes {channels} channels, the data has {train.shape[0]}"
+                f"{recipe.name}: backbone.folder: takes {channels} channels, the data has "
+                f"{train.shape[0]}"
             )
     if wanted["pretrain"]:
         EpochOrder(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
@@ -157,7 +170,8 @@ def preflight(recipe: Recipe, ranks: int = 1) -> None:
         test = source.split("test")
         if train.labels is None or test.labels is None:
             raise DataError(
-                "data: no labels, which probe, finetune and evaluate need: use class folders, or remove them"
+                "data: no labels, which probe, finetune and evaluate need: use class folders, or "
+                "remove them"
             )
     if wanted["finetune"]:
         _preflight_finetune(wanted["finetune"], train, test, recipe)
@@ -173,14 +187,16 @@ def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
         refuse_more_ranks(recipe, ranks)
     if tuning and tuning.classes_per_batch * tuning.per_class < ranks:
         raise RecipeError(
-            f"{recipe.name}: finetune.per_class: {tuning.classes_per_batch * tuning.per_class} images a batch for "
+            f"{recipe.name}: finetune.per_class: {tuning.classes_per_batch * tuning.per_class} "
+            "images a batch for "
             f"{ranks} ranks: raise it, every rank needs one"
         )
     for name in ("pretrain", "finetune"):
         engine = recipe.values[name] and recipe.values[name].engine
         if engine and engine.name == "plain" and ranks > 1:
             raise RecipeError(
-                f"{recipe.name}: {name}.engine: plain trains in one process, not on {ranks} ranks: remove it, or "
+                f"{recipe.name}: {name}.engine: plain trains in one process, not on {ranks} ranks: "
+                "remove it, or "
                 "name: zero"
             )
 
@@ -204,7 +220,9 @@ def tuned(recipe: Recipe) -> Backbone:
     return repooled(bare(recipe), recipe.section(Finetune).pool)
 
 
-def _evaluate(recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None) -> dict[str, Any]:
+def _evaluate(
+    recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None
+) -> dict[str, Any]:
     """Scores before fine-tuning and after; returns the last, without its groups."""
     scores = {"backbone": evaluate(backbone, recipe, folder, name="backbone")}
     if embedding:
@@ -223,31 +241,49 @@ def _results(folder: Path) -> str:
         "finetune/embedding": "the embedding model",
         "evaluate.json": "retrieval, re-identification or verification on unseen classes",
         "evaluate.html": "the same, with the worst queries to look at",
-        "export": "folders that timm loads" + (", with model.onnx" if any(folder.glob("export/*/model.onnx")) else ""),
+        "export": "folders that timm loads"
+        + (", with model.onnx" if any(folder.glob("export/*/model.onnx")) else ""),
     }
-    lines = [f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()]
+    lines = [
+        f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()
+    ]
     return "\n".join(["results:", *lines])
 
 
 def pack(
-    source: str, target: Path, overrides: Sequence[str] = (), *, workers: int | None = None, **options: Any
+    source: str,
+    target: Path,
+    overrides: Sequence[str] = (),
+    *,
+    workers: int | None = None,
+    **options: Any,
 ) -> None:
-    """A folder of images, or what a recipe's `data:` names, as tar shards in `target`; `options` as for Packing."""
+    """A folder of images, or what a recipe's `data:` names, as tar shards in `target`; `options` as
+    for Packing.
+    """
     if Path(source).is_dir():
         if overrides:
             raise RecipeError(f"{overrides[0]}: a folder has no keys: name a recipe to change one")
         if target.resolve().is_relative_to(Path(source).resolve()):
-            raise DataError(f"{target}: lies in the folder that is packed: name another for the shards")
+            raise DataError(
+                f"{target}: lies in the folder that is packed: name another for the shards"
+            )
         made = Folder(source)
     else:
         made = load_recipe(source, overrides).values["data"].build()
     write_shards(made, target, Packing(**options), cores() if workers is None else workers)
 
 
-def open_search(index: Path, source: str, model: str | None, *, approximate: bool = False) -> SearchIndex:
-    """The index, brought up to date with a folder of images, or with what a recipe's `data:` names."""
+def open_search(
+    index: Path, source: str, model: str | None, *, approximate: bool = False
+) -> SearchIndex:
+    """The index, brought up to date with a folder of images, or with what a recipe's `data:`
+    names.
+    """
     if not Path(source).exists():
-        raise DataError(f"--from {source}: no such folder of images, and no such recipe: check the path")
+        raise DataError(
+            f"--from {source}: no such folder of images, and no such recipe: check the path"
+        )
     if Path(source).is_file() and Path(source).suffix not in (".yaml", ".yml"):
         raise DataError(f"--from {source}: neither a folder of images nor a recipe (.yaml)")
     if Path(source).is_dir():

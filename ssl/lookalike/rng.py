@@ -1,8 +1,10 @@
-"""Randomness without state: every number is a pure function of its coordinates, on any device, in any order.
+"""Randomness without state: every number is a pure function of its coordinates, on any device, in
+any order.
 
-The coordinates (seed, epoch, sample, view, draw, …) are absorbed one after the other by the finalizer of
-SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, fig. 17).
-Neither ranks nor workers nor a restart can change what is drawn, because nothing is remembered.
+The coordinates (seed, epoch, sample, view, draw, …) are absorbed one after the other by the
+finalizer of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014, fig. 17). Neither ranks nor workers nor a restart can change what is drawn, because
+nothing is remembered.
 """
 
 import hashlib
@@ -40,7 +42,9 @@ def tag(text: str) -> int:
 
 
 def bits(*coordinates: int | str | Tensor) -> Tensor:
-    """64 random bits (int64) at each point of the broadcast coordinates; tensors are whole numbers, on one device."""
+    """64 random bits (int64) at each point of the broadcast coordinates; tensors are whole numbers,
+    on one device.
+    """
     x = torch.zeros((), dtype=torch.int64)
     for c in coordinates:
         if isinstance(c, str):
@@ -57,16 +61,20 @@ def uniform(*coordinates: int | str | Tensor) -> Tensor:
 
 
 def permutation(n: int, *coordinates: int | str) -> Tensor:
-    """A permutation of 0 … n-1 (int64), drawn by sorting random words: exact for any n that fits memory."""
+    """A permutation of 0 … n-1 (int64), drawn by sorting random words: exact for any n that fits
+    memory.
+    """
     return torch.argsort(bits(*coordinates, torch.arange(n)), stable=True)
 
 
 def permutation_at(places: Tensor, n: int, *coordinates: int | str) -> Tensor:
-    """Where a permutation of 0 … n-1 sends `places` (int64 below n), at a cost that n does not change.
+    """Where a permutation of 0 … n-1 sends `places` (int64 below n), at a cost that n does not
+    change.
 
-    Exact for any n up to 2^62: a Feistel network of eight rounds over the next power of two, followed until it
-    leads below n (Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002, section 4). Another
-    permutation than `permutation` makes of the same coordinates; for a few places `permutation` is nearer to uniform.
+    Exact for any n up to 2^62: a Feistel network of eight rounds over the next power of two,
+    followed until it leads below n (Black & Rogaway, "Ciphers with arbitrary finite domains",
+    CT-RSA 2002, section 4). Another permutation than `permutation` makes of the same coordinates;
+    for a few places `permutation` is nearer to uniform.
     """
     low = (n - 1).bit_length() // 2
     keys = [int(bits(*coordinates, number)) for number in range(8)]
@@ -77,7 +85,9 @@ def permutation_at(places: Tensor, n: int, *coordinates: int | str) -> Tensor:
 
 
 def _feistel(x: Tensor, keys: list[int], low: int, n: int) -> Tensor:
-    """A permutation of the numbers of as many bits as n - 1 has: each half in turn hides the other."""
+    """A permutation of the numbers of as many bits as n - 1 has: each half in turn hides the
+    other.
+    """
     right_mask, left_mask = (1 << low) - 1, (1 << ((n - 1).bit_length() - low)) - 1
     left, right = x >> low, x & right_mask
     for i, key in enumerate(keys):

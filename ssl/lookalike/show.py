@@ -1,4 +1,6 @@
-"""What a recipe will do, before it is done: resolved values, shapes, parameters, steps, optimizer groups, memory."""
+"""What a recipe will do, before it is done: resolved values, shapes, parameters, steps, optimizer
+groups, memory.
+"""
 
 from typing import Any
 
@@ -17,7 +19,9 @@ from lookalike.stages.pretrain import Pretrain, make_method
 
 
 def show(recipe: Recipe) -> str:
-    """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups, memory."""
+    """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups,
+    memory.
+    """
     preflight(recipe)
     lines = [recipe.text().rstrip(), ""]
     backbone = bare(recipe)
@@ -46,15 +50,23 @@ def _training(recipe: Recipe, images: int) -> list[str]:
     optimizer = settings.optimizer.build(parameter_groups(module))
     steps = settings.epochs * order.steps_per_epoch
     lines = _shapes(module.backbone)
-    lines.append(f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with its heads")
-    lines.append(f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {settings.batch} images")
+    lines.append(
+        f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with "
+        "its heads"
+    )
+    lines.append(
+        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of "
+        f"{settings.batch} images"
+    )
     return lines + _groups(optimizer, module, settings.optimizer.name)
 
 
 def _tuning(recipe: Recipe, images: Images) -> list[str]:
     settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], tuned(recipe)
     size = backbone.architecture.size
-    divided = split_classes(images, recipe.values["data"].build().split("test", size), settings.held_out)
+    divided = split_classes(
+        images, recipe.values["data"].build().split("test", size), settings.held_out
+    )
     labels_N = divided.labels_N
     classes = f"{len(labels_N)} images of {divided.classes} classes, {len(divided.unseen)} of others to score"
     if settings.estimator:
@@ -68,7 +80,8 @@ def _tuning(recipe: Recipe, images: Images) -> list[str]:
     return [
         f"finetune    {settings.objective.name}: {classes}",
         f"embedding   {shapes}, {_parameters(system)} with the objective's",
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of {order.batch} images",
+        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of "
+        f"{order.batch} images",
         *_groups(optimizer, system, chosen.name),
     ]
 
@@ -86,7 +99,8 @@ def _groups(optimizer: Optimizer, module: nn.Module, name: str) -> list[str]:
         lines.append(f"frozen      {len(frozen)} tensors, {sum(frozen):,} numbers")
     return [
         *lines,
-        f"memory      {_mebibytes(module, name)} MiB of weights, gradient and optimizer state, without activations",
+        f"memory      {_mebibytes(module, name)} MiB of weights, gradient and optimizer state, "
+        "without activations",
     ]
 
 
@@ -95,6 +109,10 @@ def _parameters(module: nn.Module) -> str:
 
 
 def _mebibytes(module: nn.Module, optimizer: str) -> int:
-    """fp32 weights and, of those that are trained, the gradient and one (momentum) or two (Adam) moments."""
+    """fp32 weights and, of those that are trained, the gradient and one (momentum) or two (Adam)
+    moments.
+    """
     more = 3 if optimizer == "adamw" else 2
-    return round(4 * sum((1 + more * p.requires_grad) * p.numel() for p in module.parameters()) / 2**20)
+    return round(
+        4 * sum((1 + more * p.requires_grad) * p.numel() for p in module.parameters()) / 2**20
+    )

@@ -1,4 +1,6 @@
-"""The clusters, each up for all its tests and gone afterwards; and the run that none of them interrupts."""
+"""The clusters, each up for all its tests and gone afterwards; and the run that none of them
+interrupts.
+"""
 
 import os
 import sys
@@ -17,8 +19,13 @@ EPOCHS = 12
 STEPS = 9 * EPOCHS
 TIMEOUT = 15
 STAGES = ["probe=null", "finetune=null", "evaluate=null", "export=null"]
-# Without batch statistics and by AdamW: test_loop.py says why this curve is the same on any number of ranks.
-CHANGES = [f"pretrain.epochs={EPOCHS}", "pretrain.optimizer={name: adamw, lr: 5e-4}", "pretrain.save_every_epochs=1"]
+# Without batch statistics and by AdamW: test_loop.py says why this curve is the same on any number
+# of ranks.
+CHANGES = [
+    f"pretrain.epochs={EPOCHS}",
+    "pretrain.optimizer={name: adamw, lr: 5e-4}",
+    "pretrain.save_every_epochs=1",
+]
 ENVIRONMENT = {
     "PATH": os.environ["PATH"],
     "PYTHON": sys.executable,

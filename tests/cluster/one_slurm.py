@@ -1,4 +1,6 @@
-"""SLURM on one machine: munged, slurmctld and slurmd in the foreground, as children of the tests."""
+"""SLURM on one machine: munged, slurmctld and slurmd in the foreground, as children of the
+tests.
+"""
 
 import os
 import shutil
@@ -40,7 +42,9 @@ class Slurm:
         try:
             self._write()
             munge = ["--foreground", "--force", f"--key-file={self.folder}/munge/key"]
-            munge += [f"--{name}-file={self.folder}/munge/{name}" for name in ("pid", "log", "seed")]
+            munge += [
+                f"--{name}-file={self.folder}/munge/{name}" for name in ("pid", "log", "seed")
+            ]
             self._daemon("munged", *munge, f"--socket={self.folder}/munge/socket")
             self._until(lambda: (self.folder / "munge/socket").exists())
             self._daemon("slurmctld", "-D")
@@ -68,7 +72,8 @@ class Slurm:
     def _write(self) -> None:
         for name in ("munge", "state", "spool"):
             (self.folder / name).mkdir(parents=True)
-        # munged trusts no key below a folder that others may write in, and clients must reach its socket.
+        # munged trusts no key below a folder that others may write in, and clients must reach its
+        # socket.
         (self.folder / "munge").chmod(0o755)
         (self.folder / "munge/key").write_bytes(os.urandom(128))
         (self.folder / "munge/key").chmod(0o400)
@@ -93,7 +98,13 @@ class Slurm:
     def _daemon(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.out").open("w") as out:
             self._daemons.append(
-                subprocess.Popen([which(name), *words], env=self.environment, stdout=out, stderr=out, cwd=self.folder)
+                subprocess.Popen(
+                    [which(name), *words],
+                    env=self.environment,
+                    stdout=out,
+                    stderr=out,
+                    cwd=self.folder,
+                )
             )
 
     def _until(self, true) -> None:

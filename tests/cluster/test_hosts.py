@@ -1,4 +1,6 @@
-"""Two hosts: a node that loses its power ends the job in time, and the same command goes on to the same end."""
+"""Two hosts: a node that loses its power ends the job in time, and the same command goes on to the
+same end.
+"""
 
 import re
 import time
@@ -7,12 +9,22 @@ from pathlib import Path
 import pytest
 
 import toy
-from cluster.conftest import CHANGES, ENVIRONMENT, ROOT, STAGES, STEPS, TIMEOUT, recipe, wait_for_steps
+from cluster.conftest import (
+    CHANGES,
+    ENVIRONMENT,
+    ROOT,
+    STAGES,
+    STEPS,
+    TIMEOUT,
+    recipe,
+    wait_for_steps,
+)
 from lookalike.errors import HUNG, LOST
 from lookalike.stages.pretrain import pretrain
 
 SLACK = 5
-# Of two options the first one counts, so that ssh notices a lost machine sooner than launch/hostfile.sh would have it.
+# Of two options the first one counts, so that ssh notices a lost machine sooner than
+# launch/hostfile.sh would have it.
 SSH = "-o ServerAliveInterval=3"
 
 
@@ -24,8 +36,18 @@ def hostfile(tmp_path) -> Path:
 
 
 def by_pdsh(hosts, hostfile: Path, run: Path) -> tuple[list[str], dict[str, str]]:
-    words = ["bash", str(ROOT / "launch/hostfile.sh"), str(hostfile), *recipe(run.parent), "--out", str(run)]
-    return ["env", "-C", str(ROOT), *words], {**ENVIRONMENT, "PDSH_SSH_ARGS_APPEND": f"-F {hosts.config} {SSH}"}
+    words = [
+        "bash",
+        str(ROOT / "launch/hostfile.sh"),
+        str(hostfile),
+        *recipe(run.parent),
+        "--out",
+        str(run),
+    ]
+    return ["env", "-C", str(ROOT), *words], {
+        **ENVIRONMENT,
+        "PDSH_SSH_ARGS_APPEND": f"-F {hosts.config} {SSH}",
+    }
 
 
 def test_a_host_without_power_ends_the_job_in_time_and_the_same_command_goes_on(
@@ -42,7 +64,10 @@ def test_a_host_without_power_ends_the_job_in_time_and_the_same_command_goes_on(
             lasted = time.monotonic() - began
         assert lasted < TIMEOUT + SLACK
         text = said.read_text()
-        assert re.search(r"rank 0: no step ended for 15 s after step \d+; .*waiting for another rank; stacks in", text)
+        assert re.search(
+            r"rank 0: no step ended for 15 s after step \d+; .*waiting for another rank; stacks in",
+            text,
+        )
         assert f"return code = {HUNG}" in text
         assert not hosts.processes(1)
     finally:
@@ -66,7 +91,11 @@ def test_torchrun_starts_lost_ranks_again_on_both_hosts(hosts, tmp_path, uninter
     run, marker = tmp_path / "run", tmp_path / "happened"
     words = ["env", "-C", str(ROOT), "bash", str(ROOT / "launch/torchrun.sh"), "2", "node1", "1"]
     words += [*recipe(tmp_path), "--out", str(run)]
-    environment = {**ENVIRONMENT, "LOOKALIKE_FAULT": f"kill:rank=1,step=12,once={marker}", "LOOKALIKE_RESTARTS": "1"}
+    environment = {
+        **ENVIRONMENT,
+        "LOOKALIKE_FAULT": f"kill:rank=1,step=12,once={marker}",
+        "LOOKALIKE_RESTARTS": "1",
+    }
     said = [tmp_path / "1.txt", tmp_path / "2.txt"]
     with (
         hosts.start(*words, said=said[0], on=1, environment=environment) as one,
@@ -106,7 +135,9 @@ def test_doctor_names_the_host_that_was_made_wrong(hosts, hostfile, tmp_path):
         hosts.cut(2)
         hosts.power(2)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert re.fullmatch(r"lookalike: node2: lookalike is \S+.*, on node1 \S+.*: make them the same\n", done.stderr)
+    assert re.fullmatch(
+        r"lookalike: node2: lookalike is \S+.*, on node1 \S+.*: make them the same\n", done.stderr
+    )
     rows = done.stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["machine", "node1", "node2"]
     assert all(re.search(r"\d\.\d\d GB/s", row) for row in rows[1:])

@@ -1,4 +1,6 @@
-"""Two hosts on one machine: each a network, process, mount and name space with an own sshd, joined by a cable."""
+"""Two hosts on one machine: each a network, process, mount and name space with an own sshd, joined
+by a cable.
+"""
 
 import contextlib
 import os
@@ -35,12 +37,16 @@ def quietly(*words: str) -> None:
 
 
 def must(*words: str) -> None:
-    done = subprocess.run([which(words[0]) or words[0], *words[1:]], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [which(words[0]) or words[0], *words[1:]], capture_output=True, text=True, timeout=20
+    )
     assert done.returncode == 0, f"{words}: {done.stderr}"
 
 
 class Hosts:
-    """`node1` and `node2`; `run` and `start` log in to one of them, `cut` takes its power and cable away."""
+    """`node1` and `node2`; `run` and `start` log in to one of them, `cut` takes its power and cable
+    away.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +60,18 @@ class Hosts:
             for space in self.spaces.values():
                 must("ip", "netns", "add", space)
             ends = [f"{self.spaces[n]}v" for n in (1, 2)]
-            cable = ["link", "add", ends[0], "netns", self.spaces[1], "type", "veth", "peer", "name", ends[1]]
+            cable = [
+                "link",
+                "add",
+                ends[0],
+                "netns",
+                self.spaces[1],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                ends[1],
+            ]
             must("ip", *cable, "netns", self.spaces[2])
             for n, space in self.spaces.items():
                 must("ip", "-n", space, "link", "set", f"{space}v", "name", "eth0")
@@ -77,14 +94,19 @@ class Hosts:
         Path("/run/sshd").mkdir(exist_ok=True)
         for key in ("id", "host_key"):
             must("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / key))
-        (self.folder / "etc_hosts").write_text(f"127.0.0.1 localhost\n{NET}.1 node1\n{NET}.2 node2\n")
+        (self.folder / "etc_hosts").write_text(
+            f"127.0.0.1 localhost\n{NET}.1 node1\n{NET}.2 node2\n"
+        )
         self.config.write_text(
-            f"Host *\n User root\n IdentityFile {self.folder}/id\n IdentitiesOnly yes\n StrictHostKeyChecking no\n"
+            f"Host *\n User root\n IdentityFile {self.folder}/id\n IdentitiesOnly yes\n "
+            "StrictHostKeyChecking no\n"
             " UserKnownHostsFile /dev/null\n LogLevel ERROR\n"
         )
         (self.folder / "sshd_config").write_text(
-            f"HostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/id.pub\nPidFile none\nUsePAM no\n"
-            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nMaxStartups 50\n"
+            f"HostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/id.pub\nPidFile "
+            "none\nUsePAM no\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes "
+            "no\nMaxStartups 50\n"
         )
 
     def power(self, n: int, also: str = ":") -> None:
@@ -94,7 +116,14 @@ class Hosts:
             f"hostname node{n}; mount --bind {self.folder}/etc_hosts /etc/hosts; {also}; "
             f"exec {which('sshd')} -D -e -f {self.folder}/sshd_config"
         )
-        words = ["nsenter", f"--net=/run/netns/{self.spaces[n]}", "unshare", "--pid", "--fork", "--kill-child"]
+        words = [
+            "nsenter",
+            f"--net=/run/netns/{self.spaces[n]}",
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+        ]
         words += ["--mount", "--mount-proc", "--uts", "bash", "-c", inside]
         with (self.folder / f"sshd{n}.log").open("a") as log:
             self._powered[n] = subprocess.Popen(
@@ -116,21 +145,42 @@ class Hosts:
         process.kill()
         process.wait(20)
 
-    def _login(self, words: tuple[str, ...], on: int, environment: dict[str, str] | None) -> list[str]:
+    def _login(
+        self, words: tuple[str, ...], on: int, environment: dict[str, str] | None
+    ) -> list[str]:
         variables = [f"{k}={v}" for k, v in (environment or {}).items()]
-        ssh = ["ip", "netns", "exec", self.spaces[1], "ssh", "-F", str(self.config), "-o", "ConnectTimeout=5"]
+        ssh = [
+            "ip",
+            "netns",
+            "exec",
+            self.spaces[1],
+            "ssh",
+            "-F",
+            str(self.config),
+            "-o",
+            "ConnectTimeout=5",
+        ]
         return [*ssh, f"{NET}.{on}", shlex.join(["env", *variables, *words])]
 
-    def run(self, *words: str, on: int = 1, environment=None, seconds: float = 150) -> subprocess.CompletedProcess:
+    def run(
+        self, *words: str, on: int = 1, environment=None, seconds: float = 150
+    ) -> subprocess.CompletedProcess:
         command = self._login(words, on, environment)
-        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+        )
 
     @contextlib.contextmanager
-    def start(self, *words: str, said: Path, on: int = 1, environment=None) -> Iterator[subprocess.Popen]:
+    def start(
+        self, *words: str, said: Path, on: int = 1, environment=None
+    ) -> Iterator[subprocess.Popen]:
         """The same without waiting; what is said goes to a file."""
         with said.open("w") as file:
             process = subprocess.Popen(
-                self._login(words, on, environment), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+                self._login(words, on, environment),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
         try:
             yield process
@@ -141,4 +191,8 @@ class Hosts:
     def processes(self, n: int) -> list[str]:
         """Command lines of everything of ours that runs on the host."""
         found = self.run("ps", "-eo", "args", on=n).stdout.splitlines()
-        return [line for line in found if "lookalike" in line or "deepspeed" in line or "torch.distributed" in line]
+        return [
+            line
+            for line in found
+            if "lookalike" in line or "deepspeed" in line or "torch.distributed" in line
+        ]

@@ -1,7 +1,9 @@
-"""A run folder and its checkpoints: complete or absent, checked before use, and the truth about where a run stands.
+"""A run folder and its checkpoints: complete or absent, checked before use, and the truth about
+where a run stands.
 
-`checkpoints/step_00000120/` means that 120 steps are done. It appears only by rename, with the sha256 of every
-file in its manifest; `latest.json` is a hint for people, the truth is the newest folder that verifies.
+`checkpoints/step_00000120/` means that 120 steps are done. It appears only by rename, with the
+sha256 of every file in its manifest; `latest.json` is a hint for people, the truth is the newest
+folder that verifies.
 """
 
 from lookalike.checkpoint.compare import CHANGED, TIMES, TOUCHED, differences, touched

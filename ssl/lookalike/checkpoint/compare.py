@@ -22,30 +22,43 @@ CHANGED = "choose another --out, or go on all the same with --accept-changes"
 # The mark of a passport (data/passport.py) that a mere copy of the images changes too.
 TIMES = "times"
 TOUCHED = (
-    "the images' files have other mtimes than then: they are a copy, or some were written to; their bytes, of many "
+    "the images' files have other mtimes than then: they are a copy, or some were written to; "
+    "their bytes, of many "
     "files of a sample, are the same"
 )
 _LONGEST = 160
 
 
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is no longer what an earlier state, here or in a model's card, was made of; one line each.
+    """What is no longer what an earlier state, here or in a model's card, was made of; one line
+    each.
 
-    What it says nothing of, as one that an earlier release wrote, is not compared, nor are the files' times.
+    What it says nothing of, as one that an earlier release wrote, is not compared, nor are the
+    files' times.
     """
-    return [line for key in now if key in earlier and key != TIMES for line in differing(key, earlier[key], now[key])]
+    return [
+        line
+        for key in now
+        if key in earlier and key != TIMES
+        for line in differing(key, earlier[key], now[key])
+    ]
 
 
 def touched(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether the images' files were written to, or copied, since: by their mtimes, when nothing else differs."""
+    """Whether the images' files were written to, or copied, since: by their mtimes, when nothing
+    else differs.
+    """
     return TIMES in earlier and TIMES in now and earlier[TIMES] != now[TIMES]
 
 
 def differing(key: str, earlier: Any, now: Any) -> list[str]:
-    """In what two values under a key differ, key by key; what changes nothing of what is trained does not count."""
+    """In what two values under a key differ, key by key; what changes nothing of what is trained
+    does not count.
+    """
     if key.endswith(".engine"):
         earlier, now = (
-            {name: (given or {}).get(name, usual) for name, usual in _ENGINE.items()} for given in (earlier, now)
+            {name: (given or {}).get(name, usual) for name, usual in _ENGINE.items()}
+            for given in (earlier, now)
         )
     if isinstance(earlier, dict) and isinstance(now, dict):
         keys = sorted({*earlier, *now} - _FREE)

@@ -1,4 +1,6 @@
-"""A run folder: made or resumed by one recipe, one process at a time, cleared of what a kill left."""
+"""A run folder: made or resumed by one recipe, one process at a time, cleared of what a kill
+left.
+"""
 
 import contextlib
 import json
@@ -15,7 +17,8 @@ from lookalike.folder import held, lock, read_regular, refuse_unwritable, sweep,
 from lookalike.recipe import Recipe, read
 
 RECIPE = "recipe.yaml"
-# Another value of these makes another backbone; the later stages may change and are simply done again.
+# Another value of these makes another backbone; the later stages may change and are simply done
+# again.
 _FIXED = ("seed", "data", "backbone", "pretrain")
 _LARGEST = 16 * 2**20
 
@@ -23,9 +26,11 @@ T = TypeVar("T")
 
 
 def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
-    """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every default.
+    """The run folder `out` for this recipe, made or resumed; `recipe.yaml` in it holds every
+    default.
 
-    Raises RunError as `refuse_other` does, where nothing can be written, or while another process writes there.
+    Raises RunError as `refuse_other` does, where nothing can be written, or while another process
+    writes there.
     """
     if comm.rank() == 0:
         refuse_other(out, recipe, accept_changes)
@@ -42,8 +47,8 @@ def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
 def visit_run(out: Path) -> None:
     """For a verb that adds scores or an export to `out` without training there.
 
-    Raises RunError where nothing can be written, before any work; removes what a kill left, unless another process
-    holds the folder, which has done so.
+    Raises RunError where nothing can be written, before any work; removes what a kill left, unless
+    another process holds the folder, which has done so.
     """
     refuse_unwritable(out)
     if out.is_dir() and not held(out):
@@ -62,9 +67,11 @@ def tidy(out: Path) -> None:
 
 
 def refuse_other(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
-    """Raises RunError when `out` holds something else, or a run whose backbone came from another recipe.
+    """Raises RunError when `out` holds something else, or a run whose backbone came from another
+    recipe.
 
-    `accept_changes` makes a warning of the last, also where the run's recipe.yaml is damaged or gone.
+    `accept_changes` makes a warning of the last, also where the run's recipe.yaml is damaged or
+    gone.
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file: choose another --out")
@@ -80,7 +87,9 @@ def refuse_other(out: Path, recipe: Recipe, accept_changes: bool = False) -> Non
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:
-    """Writes `recipe.yaml`, unless it is there; of a changed recipe only once the earlier state was found to fit it."""
+    """Writes `recipe.yaml`, unless it is there; of a changed recipe only once the earlier state was
+    found to fit it.
+    """
     if comm.rank() != 0:
         return
     path, text = out / RECIPE, recipe.text().encode()
@@ -109,13 +118,18 @@ def _refuse_other_recipe(path: Path, recipe: Recipe, accept: bool) -> None:
         return
     changed = _changes(earlier, recipe)
     if changed and accept:
-        warnings.warn(f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=4)
+        warnings.warn(
+            f"{path.parent}: goes on with another recipe ({'; '.join(changed)})", stacklevel=4
+        )
     elif changed:
-        raise RunError(f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): {CHANGED}")
+        raise RunError(
+            f"{path.parent}: made by another recipe ({'; '.join(changed[:4])}): {CHANGED}"
+        )
 
 
 def changes(out: Path, recipe: Recipe) -> list[str]:
-    """In what this recipe would train another backbone than the one that `out` was begun with; one line each.
+    """In what this recipe would train another backbone than the one that `out` was begun with; one
+    line each.
 
     Nothing where there is none, or none that can be read.
     """
@@ -143,15 +157,20 @@ def _without_recipe(path: Path, what: str, accept: bool) -> None:
     """What was trained is there, and what it was trained by is not to be known."""
     if not accept:
         raise RunError(
-            f"{path}: {what}: restore it, go on by the recipe given with --accept-changes, or choose another --out"
+            f"{path}: {what}: restore it, go on by the recipe given with --accept-changes, or "
+            "choose another --out"
         )
     warnings.warn(f"{path}: {what}: goes on by the recipe given, and writes it anew", stacklevel=4)
 
 
-def read_or_set_aside(path: Path, parse: Callable[[Any], T], tell: Callable[[str], None]) -> T | None:
-    """What `parse` makes of the JSON data in a file that verbs add to; None where there is no such file.
+def read_or_set_aside(
+    path: Path, parse: Callable[[Any], T], tell: Callable[[str], None]
+) -> T | None:
+    """What `parse` makes of the JSON data in a file that verbs add to; None where there is no such
+    file.
 
-    One that cannot be read, or not be parsed (by ValueError or TypeError), is set aside, and that is told; None then.
+    One that cannot be read, or not be parsed (by ValueError or TypeError), is set aside, and that
+    is told; None then.
     """
     if not path.exists():
         return None

@@ -25,7 +25,9 @@ FILES = {"model.safetensors", "optim.safetensors"}
 
 
 class Checkpoint(NamedTuple):
-    """`step` steps are done; `tensors` by file (`model`, `optim`) and name; `about` what the manifest says."""
+    """`step` steps are done; `tensors` by file (`model`, `optim`) and name; `about` what the
+    manifest says.
+    """
 
     step: int
     tensors: dict[str, dict[str, Tensor]]
@@ -35,18 +37,25 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one training below `folder`; the `keep` newest whole ones stay.
 
-    One that is passed over because it is broken is renamed to `damaged.…`, so that it takes no whole one's place.
+    One that is passed over because it is broken is renamed to `damaged.…`, so that it takes no
+    whole one's place.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint; on return it is on disk, whole. Raises RunError when it cannot be written."""
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
+    ) -> Path:
+        """Writes a checkpoint; on return it is on disk, whole. Raises RunError when it cannot be
+        written.
+        """
         target = self.folder / f"step_{step:08d}"
         files = {f"{name}.safetensors": save(dict(group)) for name, group in tensors.items()}
         write_folder(target, files, {"step": step, **about})
-        write_file(self.folder / "latest.json", json.dumps({"step": step, "folder": target.name}).encode())
+        write_file(
+            self.folder / "latest.json", json.dumps({"step": step, "folder": target.name}).encode()
+        )
         self._forget()
         return target
 
@@ -56,16 +65,23 @@ class Checkpoints:
 
     def folders(self) -> list[Path]:
         """Newest first."""
-        return sorted((f for f in self.folder.glob("step_*") if _step(f) >= 0), key=_step, reverse=True)
+        return sorted(
+            (f for f in self.folder.glob("step_*") if _step(f) >= 0), key=_step, reverse=True
+        )
 
-    def newest(self, must_match: Mapping[str, Any], accept_changes: bool = False) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None in a folder without any; every rank gets the same.
+    def newest(
+        self, must_match: Mapping[str, Any], accept_changes: bool = False
+    ) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None in a folder without any; every rank gets the
+        same.
 
-        Warns of each broken one that it passes over and sets aside. Raises RunError when all are broken (training
-        never silently starts anew), when one is of a newer format, or when `fixed` (data, batch) is not what the
-        checkpoint was made with, unless `accept_changes`.
+        Warns of each broken one that it passes over and sets aside. Raises RunError when all are
+        broken (training never silently starts anew), when one is of a newer format, or when `fixed`
+        (data, batch) is not what the checkpoint was made with, unless `accept_changes`.
         """
-        found = comm.broadcast_object(self._decide(must_match, accept_changes) if comm.rank() == 0 else None)
+        found = comm.broadcast_object(
+            self._decide(must_match, accept_changes) if comm.rank() == 0 else None
+        )
         if isinstance(found, str):
             raise RunError(found)
         return None if found is None else _read(self.folder / found["folder"], found["about"])
@@ -83,22 +99,33 @@ class Checkpoints:
                 continue
             for damaged, problem in problems:
                 aside = set_aside(damaged)
-                warnings.warn(f"{problem}; going on from {folder.name}, the broken one is now {aside}", stacklevel=2)
+                warnings.warn(
+                    f"{problem}; going on from {folder.name}, the broken one is now {aside}",
+                    stacklevel=2,
+                )
             changed = differences(about, must_match)
             if changed and accept:
-                warnings.warn(f"{folder}: goes on with something else ({'; '.join(changed)})", stacklevel=3)
+                warnings.warn(
+                    f"{folder}: goes on with something else ({'; '.join(changed)})", stacklevel=3
+                )
             elif changed:
-                return f"{folder}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}"
+                return (
+                    f"{folder}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}"
+                )
             elif touched(about, must_match):
                 warnings.warn(f"{folder}: {TOUCHED}", stacklevel=3)
             return {"folder": folder.name, "about": about}
         return (
-            f"{problems[0][1]}; no whole checkpoint is left: remove {self.folder} to start anew" if problems else None
+            f"{problems[0][1]}; no whole checkpoint is left: remove {self.folder} to start anew"
+            if problems
+            else None
         )
 
 
 def newest_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of the newest checkpoint below `folder` whose manifest can be read; its files are not verified."""
+    """The manifest of the newest checkpoint below `folder` whose manifest can be read; its files
+    are not verified.
+    """
     for each in Checkpoints(folder, 1).folders():
         with contextlib.suppress(RunError):
             about = read_manifest(each)
@@ -108,10 +135,11 @@ def newest_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 class Saver:
-    """Writes checkpoints behind the training's back, one at a time: a training waits for the copy of its state only.
+    """Writes checkpoints behind the training's back, one at a time: a training waits for the copy
+    of its state only.
 
-    A save that fails leaves the checkpoints before it whole; `failures` counts those in a row. On leaving, the
-    last save is waited for.
+    A save that fails leaves the checkpoints before it whole; `failures` counts those in a row. On
+    leaving, the last save is waited for.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -119,20 +147,30 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._news: list[str] = []
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
-        """Begins to write a checkpoint, after the one before is done; `tensors` must not change any more."""
+    def save(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
+    ) -> None:
+        """Begins to write a checkpoint, after the one before is done; `tensors` must not change any
+        more.
+        """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(step, tensors, about), name="saver")
+        self._thread = threading.Thread(
+            target=self._write, args=(step, tensors, about), name="saver"
+        )
         self._thread.start()
 
-    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]) -> None:
+    def _write(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, Any]
+    ) -> None:
         try:
             _refuse_nonfinite(self.checkpoints.folder, step, tensors["model"])
             self.checkpoints.save(step, tensors, about)
             self.failures = 0
         except Exception as error:  # whatever it is, the training must hear of it and not die of it
             self.failures += 1
-            self.reason = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            self.reason = (
+                str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+            )
             self._news.append(self.reason)
 
     def wait(self) -> None:
@@ -150,7 +188,10 @@ class Saver:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.wait()
 
@@ -159,7 +200,8 @@ def _refuse_nonfinite(folder: Path, step: int, model: Mapping[str, Tensor]) -> N
     for name, tensor in model.items():
         if not torch.isfinite(tensor).all():
             raise RunError(
-                f"{folder.parent}: {name} is no longer a number after step {step}: lower the learning rate, lengthen "
+                f"{folder.parent}: {name} is no longer a number after step {step}: lower the "
+                "learning rate, lengthen "
                 "the warm-up, or take precision: fp32; what was saved before is whole"
             )
 
@@ -179,7 +221,11 @@ def _step(folder: Path) -> int:
 
 def _read(folder: Path, about: dict[str, Any]) -> Checkpoint:
     try:
-        tensors = {name.removesuffix(".safetensors"): load((folder / name).read_bytes()) for name in FILES}
+        tensors = {
+            name.removesuffix(".safetensors"): load((folder / name).read_bytes()) for name in FILES
+        }
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{folder}: cannot be read ({error}): remove it to go on from the one before") from error
+        raise RunError(
+            f"{folder}: cannot be read ({error}): remove it to go on from the one before"
+        ) from error
     return Checkpoint(about["step"], tensors, about)

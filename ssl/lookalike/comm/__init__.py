@@ -13,9 +13,27 @@ from lookalike.comm.exchange import (
     sum,
 )
 from lookalike.comm.group import bandwidth, barrier, is_peer_failure, patient_barrier, start, stop
-from lookalike.comm.topology import TIMEOUT, device, environment, local_rank, rank, started, timeout, world_size
+from lookalike.comm.topology import (
+    TIMEOUT,
+    device,
+    environment,
+    local_rank,
+    rank,
+    started,
+    timeout,
+    world_size,
+)
 
-__all__ = ["TIMEOUT", "device", "environment", "local_rank", "rank", "started", "timeout", "world_size"]
+__all__ = [
+    "TIMEOUT",
+    "device",
+    "environment",
+    "local_rank",
+    "rank",
+    "started",
+    "timeout",
+    "world_size",
+]
 __all__ += ["bandwidth", "barrier", "is_peer_failure", "patient_barrier", "start", "stop"]
 __all__ += [
     "all_max",

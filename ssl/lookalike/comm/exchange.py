@@ -1,10 +1,11 @@
-"""What ranks tell one another: differentiable sum, mean and cat, the identity on one rank; counters and plain data.
+"""What ranks tell one another: differentiable sum, mean and cat, the identity on one rank; counters
+and plain data.
 
-The law that all losses rest on: each rank computes the loss of the WHOLE batch and the engine averages the
-parameters' gradients over ranks. The backward of `sum` and of `cat` adds what every rank's copy of the loss
-sends back, W times the true gradient, and the engine's mean divides by W: what remains is the gradient that
-one process would find on the whole batch, for even and uneven splits alike.
-`torch.distributed.nn.functional`, which had such functions, is deprecated.
+The law that all losses rest on: each rank computes the loss of the WHOLE batch and the engine
+averages the parameters' gradients over ranks. The backward of `sum` and of `cat` adds what every
+rank's copy of the loss sends back, W times the true gradient, and the engine's mean divides by W:
+what remains is the gradient that one process would find on the whole batch, for even and uneven
+splits alike. `torch.distributed.nn.functional`, which had such functions, is deprecated.
 """
 
 import builtins

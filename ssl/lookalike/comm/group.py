@@ -14,26 +14,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lookalike.comm.topology import device, environment, local_rank, missing, rank, started, timeout, world_size
+from lookalike.comm.topology import (
+    device,
+    environment,
+    local_rank,
+    missing,
+    rank,
+    started,
+    timeout,
+    world_size,
+)
 from lookalike.errors import LostError, RunError
 
-# The watchdog of a rank that waits in the loop, which tells more than an error of the network, comes first.
+# The watchdog of a rank that waits in the loop, which tells more than an error of the network,
+# comes first.
 _LATER = 3.0
 _PATIENCE = datetime.timedelta(days=30)
 _PATIENT: list[Any] = []
 # How gloo, NCCL and the store say that another rank has gone or does not answer.
 _GONE = re.compile(
-    r"closed by peer|reset by peer|broken pipe|timed out|timeout|socket closed|pair closure|remote process exited|"
-    r"remote error|remote server|communicator was aborted|got 0 bytes|connectfullmesh|connection refused",
+    r"closed by peer|reset by peer|broken pipe|timed out|timeout|socket closed|pair closure|remote "
+    r"process exited|"
+    r"remote error|remote server|communicator was aborted|got 0 bytes|connectfullmesh|connection "
+    r"refused",
     re.IGNORECASE,
 )
 
 
 def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
-    """Joins the process group that the launcher's environment names; `alone` makes one of a single process.
+    """Joins the process group that the launcher's environment names; `alone` makes one of a single
+    process.
 
-    A collective fails after `seconds`, or LOOKALIKE_TIMEOUT. Raises RunError when the environment makes no sense,
-    LostError when the group does not come together in that time.
+    A collective fails after `seconds`, or LOOKALIKE_TIMEOUT. Raises RunError when the environment
+    makes no sense, LostError when the group does not come together in that time.
     """
     if started():
         return
@@ -61,14 +74,19 @@ def _backend() -> str:
 
 
 def _default_timeout(limit: datetime.timedelta) -> None:
-    """Groups that others make, DeepSpeed's among them, take the default, whatever `start` was told."""
+    """Groups that others make, DeepSpeed's among them, take the default, whatever `start` was
+    told.
+    """
     dist.distributed_c10d.default_pg_timeout = limit
     dist.distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
 
 
 def _refuse_missing_gpu(count: int) -> None:
     if local_rank() >= count:
-        raise RunError(f"environment: LOCAL_RANK={local_rank()}, but GPUs here: {count}: start no more ranks than GPUs")
+        raise RunError(
+            f"environment: LOCAL_RANK={local_rank()}, but GPUs here: {count}: start no more ranks "
+            "than GPUs"
+        )
 
 
 def _refuse_taken_port() -> None:
@@ -81,10 +99,12 @@ def _refuse_taken_port() -> None:
         try:
             tried.bind(place)
         except OSError as error:
-            # An address that is not this machine's own (a service of Kubernetes) can only be tried in earnest.
+            # An address that is not this machine's own (a service of Kubernetes) can only be tried
+            # in earnest.
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 raise RunError(
-                    f"environment: MASTER_PORT={place[1]} cannot be had on {place[0]} ({error.strerror}): "
+                    f"environment: MASTER_PORT={place[1]} cannot be had on {place[0]} "
+                    f"({error.strerror}): "
                     "choose another, the same on all ranks"
                 ) from error
 
@@ -97,13 +117,22 @@ def _joining() -> Iterator[None]:
         kind = LostError if is_peer_failure(error) else RunError
         place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0].rstrip(".")
-        raise kind(f"process group at {place}: {reason}: is every rank up and reachable?") from error
+        raise kind(
+            f"process group at {place}: {reason}: is every rank up and reachable?"
+        ) from error
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether this says that another rank has ended or does not answer, in the words of gloo, NCCL or the store."""
+    """Whether this says that another rank has ended or does not answer, in the words of gloo, NCCL
+    or the store.
+    """
     text = str(error)
-    ours = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "pair closure" in text
+    ours = (
+        isinstance(error, dist.DistError)
+        or "gloo" in text
+        or "NCCL" in text
+        or "pair closure" in text
+    )
     return isinstance(error, RuntimeError) and ours and bool(_GONE.search(text))
 
 
@@ -127,7 +156,8 @@ def patient_barrier() -> None:
 
 
 def bandwidth(mebibytes: int = 32, rounds: int = 5) -> float:
-    """Bytes a second through each rank in an all-reduce, 2 (W - 1) / W of its size; the best of `rounds`.
+    """Bytes a second through each rank in an all-reduce, 2 (W - 1) / W of its size; the best of
+    `rounds`.
 
     0 on one rank. The same figure on any number of ranks means links of the same speed.
     """

@@ -1,4 +1,6 @@
-"""Which rank this process is: as the group says, or before there is one the launcher's environment, judged."""
+"""Which rank this process is: as the group says, or before there is one the launcher's environment,
+judged.
+"""
 
 import os
 import socket
@@ -27,7 +29,10 @@ def world_size() -> int:
         return dist.get_world_size()
     world = _number("WORLD_SIZE", 1)
     if world < 1:
-        raise RunError("environment: WORLD_SIZE=0 is no number of ranks: unset it, or start ranks with torchrun")
+        raise RunError(
+            "environment: WORLD_SIZE=0 is no number of ranks: unset it, or start ranks with "
+            "torchrun"
+        )
     return world
 
 
@@ -39,7 +44,9 @@ def local_rank() -> int:
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdecimal():
-        raise RunError(f"environment: {name}={text!r} is no number: unset it, or start ranks with torchrun")
+        raise RunError(
+            f"environment: {name}={text!r} is no number: unset it, or start ranks with torchrun"
+        )
     return int(text)
 
 
@@ -49,7 +56,9 @@ def device() -> torch.device:
 
 
 def timeout(asked: float) -> float:
-    """Seconds after which a rank that does not answer is lost: LOOKALIKE_TIMEOUT where set, else as asked."""
+    """Seconds after which a rank that does not answer is lost: LOOKALIKE_TIMEOUT where set, else as
+    asked.
+    """
     text = os.environ.get(TIMEOUT)
     if not text:
         return asked
@@ -58,7 +67,10 @@ def timeout(asked: float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise RunError(f"environment: {TIMEOUT}={text!r} is no number of seconds above 0: unset it, or say 1800")
+        raise RunError(
+            f"environment: {TIMEOUT}={text!r} is no number of seconds above 0: unset it, or say "
+            "1800"
+        )
     return seconds
 
 
@@ -66,12 +78,17 @@ def environment(*, alone: bool = False) -> None:
     """Raises RunError where the launcher's variables, or LOOKALIKE_TIMEOUT, make no sense."""
     world = world_size()
     if rank() >= world:
-        raise RunError(f"environment: RANK={rank()} of WORLD_SIZE={world}: unset both, or start with torchrun")
+        raise RunError(
+            f"environment: RANK={rank()} of WORLD_SIZE={world}: unset both, or start with torchrun"
+        )
     local_rank()
     timeout(1.0)
     absent = missing()
     if absent and world > 1:
-        raise RunError(f"environment: {', '.join(absent)} not set: start ranks with torchrun or launch/local.sh")
+        raise RunError(
+            f"environment: {', '.join(absent)} not set: start ranks with torchrun or "
+            "launch/local.sh"
+        )
     if world > 1 or (alone and not absent):
         _refuse_port(os.environ["MASTER_PORT"])
         _refuse_unknown_host(os.environ["MASTER_ADDR"])
@@ -79,12 +96,18 @@ def environment(*, alone: bool = False) -> None:
 
 def missing() -> list[str]:
     """What a launcher would have set and did not."""
-    return [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    return [
+        name
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if name not in os.environ
+    ]
 
 
 def _refuse_port(text: str) -> None:
     if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise RunError(f"environment: MASTER_PORT={text!r} is no port: say 1 to 65535, the same on all ranks")
+        raise RunError(
+            f"environment: MASTER_PORT={text!r} is no port: say 1 to 65535, the same on all ranks"
+        )
 
 
 def _refuse_unknown_host(address: str) -> None:

@@ -1,4 +1,6 @@
-"""Images from a source, read by number and decoded to uint8 canvases, in a purely computed order."""
+"""Images from a source, read by number and decoded to uint8 canvases, in a purely computed
+order.
+"""
 
 from lookalike.data.idx import Idx
 from lookalike.data.manifest import Manifest

@@ -1,4 +1,6 @@
-"""What took time to find out, kept in the user's cache folder: checked when read, and never needed."""
+"""What took time to find out, kept in the user's cache folder: checked when read, and never
+needed.
+"""
 
 import contextlib
 import functools
@@ -24,7 +26,8 @@ def home() -> Path:
     """$XDG_CACHE_HOME/lookalike, by default ~/.cache/lookalike; it need not exist."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification says to ignore a relative one.
-    return (Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~/.cache"))) / "lookalike"  # noqa: PTH111, PTH117
+    absolute = os.path.isabs(base)  # noqa: PTH117
+    return Path(base if absolute else os.path.expanduser("~/.cache")) / "lookalike"  # noqa: PTH111
 
 
 def seal(parts: Sequence[bytes]) -> bytes:
@@ -34,7 +37,9 @@ def seal(parts: Sequence[bytes]) -> bytes:
 
 
 def unseal(data: bytes) -> list[bytes]:
-    """The parts of a sealed file. Raises ValueError when it is another file, cut short or changed."""
+    """The parts of a sealed file. Raises ValueError when it is another file, cut short or
+    changed.
+    """
     body = memoryview(data)[_HEAD:]
     if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != data[len(_MAGIC) : _HEAD]:
         raise ValueError("not a whole sealed file")
@@ -63,7 +68,8 @@ def load(key: str | bytes) -> list[bytes] | None:
 def store(key: str | bytes, parts: Sequence[bytes]) -> None:
     """Keeps the parts under the key. A folder that cannot be written is no error.
 
-    Nothing is flushed to the disk: what a power cut leaves torn has another checksum and is found out anew.
+    Nothing is flushed to the disk: what a power cut leaves torn has another checksum and is found
+    out anew.
     """
     with contextlib.suppress(OSError):
         home().mkdir(mode=0o700, parents=True, exist_ok=True)

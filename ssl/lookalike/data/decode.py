@@ -1,6 +1,8 @@
-"""The bytes of one image, of unknown worth -> uint8 pixels or crops of them, or else BadImage with the reason.
+"""The bytes of one image, of unknown worth -> uint8 pixels or crops of them, or else BadImage with
+the reason.
 
-The header's sides are judged before a pixel is decoded (headers/); what is decoded then, and how, says pixels.py.
+The header's sides are judged before a pixel is decoded (headers/); what is decoded then, and how,
+says pixels.py.
 """
 
 import os
@@ -38,20 +40,25 @@ class BadImage(Exception):
 
 
 def contents(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
-    """What the file holds, as it is. Raises BadImage when it is no readable, regular, non-empty file in the limit."""
+    """What the file holds, as it is. Raises BadImage when it is no readable, regular, non-empty
+    file in the limit.
+    """
     return _judged(os.fspath(path), lambda: read_regular(path, max_bytes))
 
 
 class Opened:
-    """An encoded image whose header was judged; `height` and `width` upright, in pixels. Holds no pixel.
+    """An encoded image whose header was judged; `height` and `width` upright, in pixels. Holds no
+    pixel.
 
-    `channels` is 1 (ITU-R 601 luma) or 3 (RGB). `max_pixels`: how many are allowed, of any format; by default as many
-    as decode below 200 MB: 100 million of a JPEG, 64 million of one that is not shrunk, 25 million of others, fewer
-    of some kinds (headers/). Every method raises BadImage, with `name` as its path, when the bytes are no whole
-    image within the limits.
+    `channels` is 1 (ITU-R 601 luma) or 3 (RGB). `max_pixels`: how many are allowed, of any format;
+    by default as many as decode below 200 MB: 100 million of a JPEG, 64 million of one that is not
+    shrunk, 25 million of others, fewer of some kinds (headers/). Every method raises BadImage, with
+    `name` as its path, when the bytes are no whole image within the limits.
     """
 
-    def __init__(self, data: bytes, name: str, channels: int, max_pixels: int | None = None) -> None:
+    def __init__(
+        self, data: bytes, name: str, channels: int, max_pixels: int | None = None
+    ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"channels is 1 or 3, not {channels}")
         self._data, self._name, self._channels, self._max_pixels = data, name, channels, max_pixels
@@ -60,13 +67,20 @@ class Opened:
         self.height, self.width = sides[::-1] if self._header.turn >= 5 else sides
 
     def pixels(self, shrink: int = 1) -> Tensor:
-        """uint8 (C, H, W), upright; a JPEG at 1/`shrink` (2, 4 or 8) of its sides, rounded up, if so asked."""
+        """uint8 (C, H, W), upright; a JPEG at 1/`shrink` (2, 4 or 8) of its sides, rounded up, if
+        so asked.
+        """
         return _judged(
-            self._name, lambda: pixels_of(self._data, self._header, self._channels, shrink, self._max_pixels is None)
+            self._name,
+            lambda: pixels_of(
+                self._data, self._header, self._channels, shrink, self._max_pixels is None
+            ),
         )
 
     def canvas(self, out_CHW: Tensor, *, whole: bool = False) -> Tensor:
-        """Resizes the largest central box of the shape of `out_CHW` into it, or with `whole` all, and returns it."""
+        """Resizes the largest central box of the shape of `out_CHW` into it, or with `whole` all,
+        and returns it.
+        """
         rows, columns = out_CHW.shape[1:]
 
         def box(height: int, width: int) -> tuple[int, int, int, int]:
@@ -79,7 +93,13 @@ class Opened:
 
 
 def decode(
-    data: bytes, name: str, *, size: Size | None, channels: int, whole: bool = False, max_pixels: int | None = None
+    data: bytes,
+    name: str,
+    *,
+    size: Size | None,
+    channels: int,
+    whole: bool = False,
+    max_pixels: int | None = None,
 ) -> Tensor:
     """Image uint8 (C, *size): its canvas (see Opened), or (C, H, W) where `size` is None.
 
@@ -91,16 +111,22 @@ def decode(
     return opened.canvas(torch.empty(channels, *sides(size), dtype=torch.uint8), whole=whole)
 
 
-def cut(image_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation: str = "bicubic") -> Tensor:
-    """Resizes box (top, left, height, width; pixels) of a uint8 image into `out_CHW`, antialiased; returns that.
+def cut(
+    image_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation: str = "bicubic"
+) -> Tensor:
+    """Resizes box (top, left, height, width; pixels) of a uint8 image into `out_CHW`, antialiased;
+    returns that.
 
-    torch's kernel for bytes: of 375 × 375 pixels to 256 × 256 in 0.29 ms, where Pillow's takes 1.70.
+    torch's kernel for bytes: of 375 × 375 pixels to 256 × 256 in 0.29 ms, where Pillow's takes
+    1.70.
     """
     top, left, height, width = box
     piece_1CHW = image_CHW[None, :, top : top + height, left : left + width]
     if piece_1CHW.shape[1:] != out_CHW.shape:
         sides = out_CHW.shape[1:]
-        piece_1CHW = torch.nn.functional.interpolate(piece_1CHW, sides, mode=interpolation, antialias=True)
+        piece_1CHW = torch.nn.functional.interpolate(
+            piece_1CHW, sides, mode=interpolation, antialias=True
+        )
     return out_CHW.copy_(piece_1CHW[0])
 
 
@@ -121,7 +147,11 @@ def _reason(error: Exception) -> str:
         return "damaged header"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    text = (
+        (error.strerror if isinstance(error, OSError) else None)
+        or str(error)
+        or type(error).__name__
+    )
     return " ".join(text.split())[:200]
 
 

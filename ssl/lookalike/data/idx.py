@@ -25,7 +25,9 @@ CHUNK = 1 << 20
 
 
 class Idx:
-    """A folder in the layout of MNIST: `train-images-idx3-ubyte.gz`, `t10k-labels-idx1-ubyte.gz`, …"""
+    """A folder in the layout of MNIST: `train-images-idx3-ubyte.gz`,
+    `t10k-labels-idx1-ubyte.gz`, …
+    """
 
     channels = 1
 
@@ -38,7 +40,9 @@ class Idx:
         prefix = {"train": "train", "test": "t10k"}[checked(name)]
         images = _find_idx(folder, f"{prefix}-images", 3)
         if images is None:
-            raise DataError(f"{printable(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}")
+            raise DataError(
+                f"{printable(folder)}: no {prefix}-images-idx3-ubyte or .gz in it; {FASHION}"
+            )
         self._tell_one_file(folder)
         images_NHW = read_idx(images, 3, self._max_bytes)
         labels = {each: self._labels(folder, each) for each in ("train", "t10k")}
@@ -46,7 +50,9 @@ class Idx:
         if labels_N is not None and len(labels_N) != len(images_NHW):
             counts = f"{len(labels_N)} labels for the {len(images_NHW)} images of {images.name}"
             raise DataError(f"{printable(folder)}: {counts}; fetch both files again")
-        highest = max((int(known.max()) for known in labels.values() if known is not None), default=-1)
+        highest = max(
+            (int(known.max()) for known in labels.values() if known is not None), default=-1
+        )
         classes = () if labels_N is None else tuple(str(label) for label in range(highest + 1))
         return ArrayImages(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
 
@@ -55,7 +61,10 @@ class Idx:
         both = [_find_idx(folder, f"{prefix}-images", 3) for prefix in ("train", "t10k")]
         if not self._told and all(both) and os.path.samefile(*both):  # type: ignore[arg-type]  # noqa: PTH121
             what = "train-images and t10k-images are one file"
-            warnings.warn(f"{printable(folder)}: {what}: scores on images that were trained on are none", stacklevel=4)
+            warnings.warn(
+                f"{printable(folder)}: {what}: scores on images that were trained on are none",
+                stacklevel=4,
+            )
             self._told = True
 
     def _labels(self, folder: Path, prefix: str) -> Tensor | None:
@@ -64,9 +73,11 @@ class Idx:
 
 
 def read_idx(path: Path, ndim: int, max_bytes: int) -> Tensor:
-    """The uint8 tensor of an idx file, gzipped if so named; unpacking stops a byte past the declared size.
+    """The uint8 tensor of an idx file, gzipped if so named; unpacking stops a byte past the
+    declared size.
 
-    Raises DataError when it is no such file, too short, too long, or declares more than `max_bytes`.
+    Raises DataError when it is no such file, too short, too long, or declares more than
+    `max_bytes`.
     """
     with opened(path) as data:
         try:
@@ -86,7 +97,9 @@ def _parse_idx(file: BinaryIO, ndim: int, max_bytes: int) -> Tensor:
     dims = struct.unpack(f">{ndim}I", sizes)
     declared = math.prod(dims)
     if not 0 < declared <= max_bytes:
-        raise ValueError(f"it declares {dims}, {declared} bytes; 1 to {max_bytes} (max_bytes) are allowed")
+        raise ValueError(
+            f"it declares {dims}, {declared} bytes; 1 to {max_bytes} (max_bytes) are allowed"
+        )
     body = bytearray()
     while len(body) <= declared and (chunk := file.read(min(CHUNK, declared + 1 - len(body)))):
         body += chunk

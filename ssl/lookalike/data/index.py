@@ -1,9 +1,10 @@
 """The image files below a folder, found without opening one and remembered until a folder changes.
 
-A listing is kept with inode, mtime and ctime (nanoseconds) of every folder visited, and is valid while none of
-them differs: adding, removing or renaming a file changes its folder's. A folder that changed within two seconds
-of being listed might change once more in the same tick of its file system's clock (2 s on FAT), so what was found
-then is not kept. On a remote file system this holds if its clock is within two seconds of ours.
+A listing is kept with inode, mtime and ctime (nanoseconds) of every folder visited, and is valid
+while none of them differs: adding, removing or renaming a file changes its folder's. A folder that
+changed within two seconds of being listed might change once more in the same tick of its file
+system's clock (2 s on FAT), so what was found then is not kept. On a remote file system this holds
+if its clock is within two seconds of ours.
 """
 
 import hashlib
@@ -30,8 +31,8 @@ _SETTLED = 2_000_000_000
 def scan(folder: Path, within: Path) -> list[bytes]:
     """Sorted relative paths ('/'-separated) of the image files below `folder`; no file is opened.
 
-    Hidden names and links to folders are skipped; a link to a file counts if its target is in `within`.
-    Raises DataError when a folder cannot be listed.
+    Hidden names and links to folders are skipped; a link to a file counts if its target is in
+    `within`. Raises DataError when a folder cannot be listed.
     """
     top, home = os.fsencode(folder), os.path.realpath(os.fsencode(within))
     key = b"\0".join((b"folder", os.path.realpath(top), home))
@@ -71,7 +72,9 @@ def _walk(key: bytes, top: bytes, home: bytes) -> list[bytes]:
     # Nearly sorted: folder by folder, and "a-b/" before "a/".
     paths = sorted([inner + name for inner in folders for name in found[inner]] + inside)
     if settled and len(paths) + len(found) >= WORTH_KEEPING:
-        state_F3 = np.array([state for _, state in sorted(zip(found, states, strict=True))], np.int64)
+        state_F3 = np.array(
+            [state for _, state in sorted(zip(found, states, strict=True))], np.int64
+        )
         outside = sorted(set(links).difference(inside))
         lists = (folders, paths, sorted(inside), outside)
         cache.store(key, [state_F3.tobytes(), *map(b"\0".join, lists)])
@@ -86,7 +89,10 @@ def _remembered(key: bytes, top: bytes, home: bytes) -> list[bytes] | None:
     states = np.frombuffer(parts[0], np.int64).reshape(-1, 3).tolist()
     try:
         # The folder itself is the empty name, which no list of names can hold alone.
-        fresh = all(_state(top + b"/" + inner) == state for inner, state in zip(folders or [b""], states, strict=True))
+        fresh = all(
+            _state(top + b"/" + inner) == state
+            for inner, state in zip(folders or [b""], states, strict=True)
+        )
     except OSError:
         return None
     links = all(_leads_inside(top, link, home) for link in inside)
@@ -112,20 +118,27 @@ def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
     """
     if not path or path[0] == "/" or "\0" in path or (".." in path and ".." in path.split("/")):
         what = "empty" if not path else "absolute" if path[0] == "/" else "one that leaves root"
-        raise DataError(f"{place}: the path {printable(path)[:80]!r} is {what}: give it relative to {printable(root)}")
+        raise DataError(
+            f"{place}: the path {printable(path)[:80]!r} is {what}: give it relative to "
+            f"{printable(root)}"
+        )
     return os.fsencode(path)
 
 
 @contextmanager
 def os_errors_as(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the system's refusal to list or read `place`, or to take such a name, into a DataError."""
+    """Turns the system's refusal to list or read `place`, or to take such a name, into a
+    DataError.
+    """
     try:
         yield
     except (OSError, ValueError) as error:
         if not isinstance(error, OSError) and "null byte" not in str(error):
             raise
         what = (getattr(error, "strerror", None) or str(error)).lower()
-        raise DataError(f"{printable(place)}: {what}; check that it exists and that you may read it") from error
+        raise DataError(
+            f"{printable(place)}: {what}; check that it exists and that you may read it"
+        ) from error
 
 
 def unit(name: bytes) -> float:
@@ -134,7 +147,9 @@ def unit(name: bytes) -> float:
 
 
 def units(names: Sequence[bytes], key: str | os.PathLike[str]) -> np.ndarray:
-    """`unit` of each name, float64 (N,), remembered under the key: a million take a second to hash."""
+    """`unit` of each name, float64 (N,), remembered under the key: a million take a second to
+    hash.
+    """
     kept, digest = b"units\0" + os.fsencode(key), b""
     if worth := len(names) >= WORTH_KEEPING:
         digest = hashlib.sha256(b"\0".join(names)).digest()
@@ -151,7 +166,9 @@ def units(names: Sequence[bytes], key: str | os.PathLike[str]) -> np.ndarray:
 
 
 def top_folders(paths: Sequence[bytes]) -> dict[bytes, range] | bytes:
-    """Which of the sorted relative paths lie below each first folder; or a path that lies in none."""
+    """Which of the sorted relative paths lie below each first folder; or a path that lies in
+    none.
+    """
     found, start = {}, 0
     while start < len(paths):
         name, slash, _ = paths[start].partition(b"/")

@@ -1,4 +1,6 @@
-"""Which shards there are: a listing that `lookalike pack` wrote, a folder, a glob, or braces written out."""
+"""Which shards there are: a listing that `lookalike pack` wrote, a folder, a glob, or braces
+written out.
+"""
 
 import glob
 import json
@@ -21,7 +23,9 @@ _LARGEST = 1 << 24
 
 
 class Shard(NamedTuple):
-    """A tar file: its path or URL and, where `lookalike pack` wrote it down, its bytes and crc32."""
+    """A tar file: its path or URL and, where `lookalike pack` wrote it down, its bytes and
+    crc32.
+    """
 
     place: str
     size: int | None = None
@@ -48,7 +52,8 @@ def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | 
         if found["format"] != FORMAT:
             raise ValueError("another format")
         splits = {
-            split: (_shards(home, listed), _names(found["classes"][split])) for split, listed in found["splits"].items()
+            split: (_shards(home, listed), _names(found["classes"][split]))
+            for split, listed in found["splits"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"not a listing that `lookalike pack` wrote ({type(error).__name__})"
@@ -60,11 +65,17 @@ def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | 
 
 def _local(place: str) -> bytes | None:
     with os_errors_as(place):
-        return read_regular(place, _LARGEST) if Path(place).exists() and not Path(place).is_dir() else None
+        return (
+            read_regular(place, _LARGEST)
+            if Path(place).exists() and not Path(place).is_dir()
+            else None
+        )
 
 
 def tell_overlap(path: str, train: Sequence[Shard], test: Sequence[Shard]) -> None:
-    """Warns of shards that are in both sets, as `path` and `test` of one glob, or a link, make them."""
+    """Warns of shards that are in both sets, as `path` and `test` of one glob, or a link, make
+    them.
+    """
     known = {_same(shard) for shard in train}
     both = [shard.place for shard in test if _same(shard) in known]
     if both:
@@ -78,7 +89,10 @@ def _same(shard: Shard) -> str:
 
 def _shards(home: str, listed: Sequence[Mapping[str, Any]]) -> list[Shard]:
     folder = home.rstrip("/")
-    return [Shard(f"{folder}/{_plain(entry['name'])}", int(entry["bytes"]), int(entry["crc32"])) for entry in listed]
+    return [
+        Shard(f"{folder}/{_plain(entry['name'])}", int(entry["bytes"]), int(entry["crc32"]))
+        for entry in listed
+    ]
 
 
 def _names(listed: Sequence[str]) -> tuple[str, ...]:
@@ -100,7 +114,11 @@ def expanded(path: str) -> list[Shard]:
         with os_errors_as(home):
             if Path(home).is_dir():
                 places = [f"{glob.escape(home.rstrip('/'))}/*.tar"]
-            places = [p for place in places for p in (sorted(glob.glob(place)) if glob.has_magic(place) else [place])]  # noqa: PTH207
+            places = [
+                p
+                for place in places
+                for p in (sorted(glob.glob(place)) if glob.has_magic(place) else [place])  # noqa: PTH207
+            ]
     if not places:
         raise DataError(f"{printable(path)}: no .tar files there: check the path")
     return [Shard(place) for place in places]
@@ -115,11 +133,17 @@ def braces(pattern: str) -> list[str]:
     count = len(words.split(",")) if words else abs(int(high) - int(low)) + 1
     rest = braces(pattern[match.end() :])
     if count * len(rest) > _MOST_SHARDS:
-        raise DataError(f"{remote.redacted(pattern)}: more than {_MOST_SHARDS:,} shards: name fewer")
+        raise DataError(
+            f"{remote.redacted(pattern)}: more than {_MOST_SHARDS:,} shards: name fewer"
+        )
     if words:
         names = words.split(",")
     else:
-        width = max(len(low), len(high)) if "0" in (low[0], high[0]) and max(len(low), len(high)) > 1 else 0
+        width = (
+            max(len(low), len(high))
+            if "0" in (low[0], high[0]) and max(len(low), len(high)) > 1
+            else 0
+        )
         step = 1 if int(low) <= int(high) else -1
         names = [f"{k:0{width}d}" for k in range(int(low), int(high) + step, step)]
     return [pattern[: match.start()] + name + tail for name in names for tail in rest]

@@ -1,4 +1,6 @@
-"""How the samples of each step reach it: worker processes decode into shared memory, in the order of the plan."""
+"""How the samples of each step reach it: worker processes decode into shared memory, in the order
+of the plan.
+"""
 
 import contextlib
 import itertools
@@ -30,8 +32,9 @@ _AHEAD = 2
 class Batch(NamedTuple):
     """One rank's part of a micro-batch: host ids_B, its images, what was bad.
 
-    `pixels`: uint8 canvases (B, C, H, W), or where the host crops a list with one (B, C, S, S) for each view. They
-    lie in a slot that a worker writes again: valid until the next but one batch is asked for. Copy what must last.
+    `pixels`: uint8 canvases (B, C, H, W), or where the host crops a list with one (B, C, S, S) for
+    each view. They lie in a slot that a worker writes again: valid until the next but one batch is
+    asked for. Copy what must last.
     """
 
     epoch: int
@@ -47,7 +50,8 @@ class Key(NamedTuple):
     ids: list[int]
 
 
-# Fills the parts of one batch, uint8 (B, C, H, W) each, and says what the batch is to be told beside them.
+# Fills the parts of one batch, uint8 (B, C, H, W) each, and says what the batch is to be told
+# beside them.
 Fill = Callable[[Key, list[Tensor]], Any]
 
 
@@ -64,15 +68,20 @@ def batches(
     pieces: int = 1,
     host_crops: HostCrops | None = None,
 ) -> Generator[Batch, None, None]:
-    """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes (0: in this one).
+    """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes
+    (0: in this one).
 
-    Canvases, or with `cuts` one crop a view. Raises RunError when a worker process dies, DataError when too many
-    images in a row cannot be read.
+    Canvases, or with `cuts` one crop a view. Raises RunError when a worker process dies, DataError
+    when too many images in a row cannot be read.
     """
     reader = Reader(images, order.seed, host_crops)
     micro_batches = order.micro_batches(first_step, last_step)
-    keys = (Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches)
-    with contextlib.closing(_stream(partial(_fill, reader), reader.shapes, keys, workers, pin)) as stream:
+    keys = (
+        Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches
+    )
+    with contextlib.closing(
+        _stream(partial(_fill, reader), reader.shapes, keys, workers, pin)
+    ) as stream:
         for key, parts, bad in stream:
             pixels = parts[0] if host_crops is None else parts
             yield Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), pixels, bad)
@@ -87,7 +96,9 @@ def in_order(
     """
     starts = range(0, len(images), batch)
     keys = (Key(0, list(range(start, min(start + batch, len(images))))) for start in starts)
-    with contextlib.closing(_stream(partial(_fill_readable, images), [images.shape], keys, workers, pin)) as stream:
+    with contextlib.closing(
+        _stream(partial(_fill_readable, images), [images.shape], keys, workers, pin)
+    ) as stream:
         yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
 
 
@@ -116,7 +127,10 @@ def _stream(
     if not workers:
         for key in keys:
             # Fresh memory each time; pinned memory torch keeps and gives out again.
-            parts = [torch.empty(len(key.ids), *shape, dtype=torch.uint8, pin_memory=pin) for shape in shapes]
+            parts = [
+                torch.empty(len(key.ids), *shape, dtype=torch.uint8, pin_memory=pin)
+                for shape in shapes
+            ]
             yield key, parts, fill(key, parts)
         return
     first = next(keys, None)
@@ -125,7 +139,9 @@ def _stream(
     # Under way are `workers` × _AHEAD batches; one is the consumer's, and the one before it.
     slots = Slots(workers * _AHEAD + 2, len(first.ids), shapes)
     sent = _Sent(itertools.chain([first], keys), slots.count)
-    loader = one_by_one(_Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD)
+    loader = one_by_one(
+        _Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD
+    )
     try:
         if pin:
             slots.pin()
@@ -143,7 +159,9 @@ def _stream(
 
 
 class _Sent(Sampler[tuple[int, Key]]):
-    """Gives each key the next slot; `waiting` are those sent to workers and not yet come back, in order."""
+    """Gives each key the next slot; `waiting` are those sent to workers and not yet come back, in
+    order.
+    """
 
     def __init__(self, keys: Iterable[Key], slots: int) -> None:
         self.keys, self.slots, self.count = keys, slots, 0
@@ -166,7 +184,9 @@ class _Worker(torch.utils.data.Dataset[Any]):
         slot, key = item
         try:
             return self.fill(key, self.slots.parts(slot, len(key.ids)))
-        except DataError as error:  # torch would wrap one that a worker raises into its whole traceback
+        except (
+            DataError
+        ) as error:  # torch would wrap one that a worker raises into its whole traceback
             return error
 
 
@@ -175,19 +195,26 @@ def _obituary(text: str, loader: Any, sent: _Sent) -> str:
     pids = [process.pid for process in loader._workers]
     dead = next((pids.index(int(n)) for n in re.findall(r"\d+", text) if int(n) in pids), None)
     first = sent.count - len(sent.waiting)
-    its = [key.ids for n, (_, key) in enumerate(sent.waiting, first) if dead is None or n % len(pids) == dead]
+    its = [
+        key.ids
+        for n, (_, key) in enumerate(sent.waiting, first)
+        if dead is None or n % len(pids) == dead
+    ]
     who = "" if dead is None else f" {dead} of {len(pids)}, process {pids[dead]},"
     ids = " or ".join(", ".join(map(str, one[:8])) + ", …" for one in its[:_AHEAD])
     return (
-        f"data: a loader process died ({text.splitlines()[0].split(' exited')[0]}): worker{who} while reading samples "
+        f"data: a loader process died ({text.splitlines()[0].split(' exited')[0]}): worker{who} "
+        "while reading samples "
         f"{ids}: out of memory? set workers lower"
     )
 
 
 def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[Any]:
-    """A DataLoader's items, not batched. Who calls chose the number of workers: torch's own advice stays out.
+    """A DataLoader's items, not batched. Who calls chose the number of workers: torch's own advice
+    stays out.
 
-    A generator of its own keeps torch from drawing the workers' seeds from the one that dropout draws from.
+    A generator of its own keeps torch from drawing the workers' seeds from the one that dropout
+    draws from.
     """
     with warnings.catch_warnings(), _own_children():
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -196,8 +223,8 @@ def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[A
 
 @contextlib.contextmanager
 def _own_children() -> Iterator[None]:
-    """Takes back torch's handler of dead children, which raises wherever the training stands at that moment; also one
-    that an earlier loader of the same process has left.
+    """Takes back torch's handler of dead children, which raises wherever the training stands at
+    that moment; also one that an earlier loader of the same process has left.
 
     Without it the loader itself notices, within seconds, when its next batch is asked for.
     """
@@ -210,7 +237,9 @@ def _own_children() -> Iterator[None]:
 
 
 def workers_for(images: Images, asked: int | None, world: int = 1) -> int:
-    """As many as asked; else none for images in memory, or the machine's cores shared among its ranks, at most 16."""
+    """As many as asked; else none for images in memory, or the machine's cores shared among its
+    ranks, at most 16.
+    """
     if asked is not None:
         return asked
     if isinstance(images, ArrayImages):

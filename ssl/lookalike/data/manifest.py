@@ -1,4 +1,6 @@
-"""Images that a table lists: CSV or Parquet with a path and, where known, label, camera, split, query or gallery."""
+"""Images that a table lists: CSV or Parquet with a path and, where known, label, camera, split,
+query or gallery.
+"""
 
 import os
 import warnings
@@ -26,15 +28,16 @@ _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Manifest:
-    """A CSV (with a header line, UTF-8) or Parquet file with columns path, and perhaps label, camera, split, is_query,
-    is_gallery.
+    """A CSV (with a header line, UTF-8) or Parquet file with columns path, and perhaps label,
+    camera, split, is_query, is_gallery.
 
-    Paths are relative to `root`, by default the file's folder, and may not leave it. `split` is train, test or val
-    (the test set where no row says test); without the column a hash of each path splits. Labels and cameras are any
-    words or numbers; their sorted values are the classes, and the numbering of `cameras`. `is_query` and `is_gallery`
-    (true, false, 1, 0) say which rows of the test set ask and which are searched; of one alone the other is the
-    opposite. Elsewhere they are not read. An image listed in both sets, with two labels, or twice in one set, is
-    said; with `strict` it is refused.
+    Paths are relative to `root`, by default the file's folder, and may not leave it. `split` is
+    train, test or val (the test set where no row says test); without the column a hash of each path
+    splits. Labels and cameras are any words or numbers; their sorted values are the classes, and
+    the numbering of `cameras`. `is_query` and `is_gallery` (true, false, 1, 0) say which rows of
+    the test set ask and which are searched; of one alone the other is the opposite. Elsewhere they
+    are not read. An image listed in both sets, with two labels, or twice in one set, is said; with
+    `strict` it is refused.
     """
 
     def __init__(
@@ -49,7 +52,12 @@ class Manifest:
         max_pixels: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         self.channels: int = channels
-        self._path, self._root, self._canvas, self._test_fraction = path, root, canvas, test_fraction
+        self._path, self._root, self._canvas, self._test_fraction = (
+            path,
+            root,
+            canvas,
+            test_fraction,
+        )
         self._fit: Fit = fit
         self._strict, self._max_pixels, self._looked = strict, max_pixels, False
 
@@ -57,17 +65,23 @@ class Manifest:
         wants_test = checked(name) == "test"
         file = Path(os.path.expanduser(self._path))  # noqa: PTH111
         table = (read_parquet if file.suffix == ".parquet" else read_csv)(file)
-        root = folder_at(self._root or file.parent, "give the folder that the paths begin in with `root`")
+        root = folder_at(
+            self._root or file.parent, "give the folder that the paths begin in with `root`"
+        )
         paths = list(_paths(file, table, root))
         sets_N = self._sets(file, table, paths)
         mask_N = sets_N == (repeats.TEST if wants_test else repeats.TRAIN)
         if not mask_N.any():
             which = f"none of its {len(paths)} rows is in the {name} set"
-            raise DataError(f"{printable(file)}: {which}; add rows, or change split or test_fraction")
+            raise DataError(
+                f"{printable(file)}: {which}; add rows, or change split or test_fraction"
+            )
         labels_N, classes = _numbered(file, table, "label")
         cameras_N, _ = _numbered(file, table, "camera")
         rows = torch.from_numpy(mask_N)
-        labels_N, cameras_N = (None if column is None else column[rows] for column in (labels_N, cameras_N))
+        labels_N, cameras_N = (
+            None if column is None else column[rows] for column in (labels_N, cameras_N)
+        )
         roles = _roles(file, table, mask_N) if wants_test else None
         self._look_for_repeats(file, table, paths, sets_N)
         paths, canvas = chosen(paths, mask_N), self._canvas or canvas_for(size or 224)
@@ -85,18 +99,32 @@ class Manifest:
         for line, split in zip(table.lines, splits, strict=True):
             if split not in _SPLITS:
                 raise DataError(
-                    f"{printable(file)}:{line}: split {split[:40]!r} is none of {', '.join(_SPLITS)}: mend it"
+                    f"{printable(file)}:{line}: split {split[:40]!r} is none of "
+                    f"{', '.join(_SPLITS)}: mend it"
                 )
         sets = {"train": repeats.TRAIN, "test" if "test" in splits else "val": repeats.TEST}
-        return np.fromiter((sets.get(split, repeats.NEITHER) for split in splits), np.int8, len(splits))
+        return np.fromiter(
+            (sets.get(split, repeats.NEITHER) for split in splits), np.int8, len(splits)
+        )
 
-    def _look_for_repeats(self, file: Path, table: Table, paths: list[bytes], sets_N: np.ndarray) -> None:
-        """Once for both sets. Warns, a line a kind, of images that are listed twice; if strict, raises DataError."""
+    def _look_for_repeats(
+        self, file: Path, table: Table, paths: list[bytes], sets_N: np.ndarray
+    ) -> None:
+        """Once for both sets. Warns, a line a kind, of images that are listed twice; if strict,
+        raises DataError.
+        """
         if self._looked:
             return
         groups = repeats.grouped(paths)
-        found = repeats.found(groups, sets_N, table.columns.get("label"), partial(_duties, table)) if groups else []
-        lines = [repeats.told(one, printable(file), table.lines, paths[one.later], sets_N) for one in found]
+        found = (
+            repeats.found(groups, sets_N, table.columns.get("label"), partial(_duties, table))
+            if groups
+            else []
+        )
+        lines = [
+            repeats.told(one, printable(file), table.lines, paths[one.later], sets_N)
+            for one in found
+        ]
         if lines and self._strict:
             raise DataError("\n".join(lines))
         for line in lines:
@@ -114,28 +142,39 @@ def _paths(file: Path, table: Table, root: Path) -> Iterator[bytes]:
 def _roles(file: Path, table: Table, mask_N: np.ndarray) -> QueryGallery | None:
     """Which rows of the mask ask and which are searched, or None where no column says so.
 
-    Raises DataError where a column says neither true nor false, or leaves none that asks or none that is searched.
+    Raises DataError where a column says neither true nor false, or leaves none that asks or none
+    that is searched.
     """
     asks, searched = (_truths(file, table, name, mask_N) for name in ("is_query", "is_gallery"))
     if asks is None and searched is None:
         return None
     query_N = ~searched if asks is None else asks  # type: ignore[operator]
     gallery_N = ~asks if searched is None else searched  # type: ignore[operator]
-    for what, name, some in (("a query", "is_query", query_N), ("searched", "is_gallery", gallery_N)):
+    for what, name, some in (
+        ("a query", "is_query", query_N),
+        ("searched", "is_gallery", gallery_N),
+    ):
         if not some.any():
-            raise DataError(f"{printable(file)}: no row of the test set is {what}: say so in {name}")
+            raise DataError(
+                f"{printable(file)}: no row of the test set is {what}: say so in {name}"
+            )
     return QueryGallery(query_N, gallery_N)
 
 
 def _duties(table: Table, row: int) -> frozenset[str]:
-    """What a row of the test set does, of `query` and `gallery`; without columns that say so, both."""
+    """What a row of the test set does, of `query` and `gallery`; without columns that say so,
+    both.
+    """
     asks, searched = (
         None if words is None else _TRUTHS.get(words[row].lower())
         for words in map(table.columns.get, ("is_query", "is_gallery"))
     )
     if asks is None and searched is None:
         return frozenset(("query", "gallery"))
-    asks, searched = (not searched if asks is None else asks), (not asks if searched is None else searched)
+    asks, searched = (
+        (not searched if asks is None else asks),
+        (not asks if searched is None else searched),
+    )
     return frozenset(name for name, does in (("query", asks), ("gallery", searched)) if does)
 
 
@@ -160,10 +199,15 @@ def _numbered(file: Path, table: Table, name: str) -> tuple[Tensor | None, tuple
     values = set(words)
     if "" in values:
         line = table.lines[words.index("")]
-        raise DataError(f"{printable(file)}:{line}: {name} is empty: fill it, or leave the whole column out")
+        raise DataError(
+            f"{printable(file)}:{line}: {name} is empty: fill it, or leave the whole column out"
+        )
     whole = all(
-        len(value) < 19 and value.removeprefix("-").isascii() and value.removeprefix("-").isdigit() for value in values
+        len(value) < 19 and value.removeprefix("-").isascii() and value.removeprefix("-").isdigit()
+        for value in values
     )
     names = sorted(values, key=lambda value: (int(value), value)) if whole else sorted(values)
     index = {value: number for number, value in enumerate(names)}
-    return torch.from_numpy(np.fromiter(map(index.__getitem__, words), np.int64, len(words))), tuple(names)
+    return torch.from_numpy(
+        np.fromiter(map(index.__getitem__, words), np.int64, len(words))
+    ), tuple(names)

@@ -1,10 +1,10 @@
 """Which samples train in which step: a pure function of (seed, epoch, position).
 
-The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut those, workers
-only decode. So none of them changes what is trained, and a restart goes on by skipping to its step. There are
-three laws, chosen by what the images are and never by how they are read: up to SORTED images the sorted
-permutation; beyond it one that is computed place by place and takes no memory; in windows where the images lie
-in runs (shards) that are slow to change.
+The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut
+those, workers only decode. So none of them changes what is trained, and a restart goes on by
+skipping to its step. There are three laws, chosen by what the images are and never by how they are
+read: up to SORTED images the sorted permutation; beyond it one that is computed place by place and
+takes no memory; in windows where the images lie in runs (shards) that are slow to change.
 """
 
 from collections.abc import Iterator
@@ -34,8 +34,8 @@ class BatchOrder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Images in runs of `sizes_S` (int64), read run after run: the runs are permuted, and in that sequence each
-    `window` images among themselves. Both anew each epoch, so that neighbours change.
+    """Images in runs of `sizes_S` (int64), read run after run: the runs are permuted, and in that
+    sequence each `window` images among themselves. Both anew each epoch, so that neighbours change.
     """
 
     sizes_S: Tensor
@@ -63,7 +63,9 @@ def _permutation(n: int, *coordinates: int | str) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _runs(windows: Windows, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The order of the runs; where each ends in it; the first sample of each run by its own number."""
+    """The order of the runs; where each ends in it; the first sample of each run by its own
+    number.
+    """
     runs_S = rng.permutation(len(windows.sizes_S), seed, "runs", epoch)
     return runs_S, windows.sizes_S[runs_S].cumsum(0), windows.sizes_S.cumsum(0) - windows.sizes_S
 
@@ -72,8 +74,8 @@ def _runs(windows: Windows, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tens
 class EpochOrder:
     """Epochs of `n` samples cut into steps of `batch` (global), `accumulate` micro-batches each.
 
-    Every epoch is a fresh permutation without its last, incomplete batch. Raises DataError when there are
-    fewer samples than one batch.
+    Every epoch is a fresh permutation without its last, incomplete batch. Raises DataError when
+    there are fewer samples than one batch.
     """
 
     n: int
@@ -84,7 +86,9 @@ class EpochOrder:
 
     def __post_init__(self) -> None:
         if self.n < self.batch:
-            raise DataError(f"data: {self.n} images are fewer than one batch of {self.batch}: lower the batch")
+            raise DataError(
+                f"data: {self.n} images are fewer than one batch of {self.batch}: lower the batch"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,19 +104,25 @@ class EpochOrder:
         return rng.permutation_at(torch.arange(start, stop), self.n, self.seed, "order", epoch)
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]:
-        """(epoch, global micro-batch) from `first_step` to before `last_step`, counted over all epochs."""
+        """(epoch, global micro-batch) from `first_step` to before `last_step`, counted over all
+        epochs.
+        """
         for step in range(first_step, last_step):
             epoch, within = divmod(step, self.steps_per_epoch)
-            yield from ((epoch, micro) for micro in self.ids(epoch, within).tensor_split(self.accumulate))
+            yield from (
+                (epoch, micro) for micro in self.ids(epoch, within).tensor_split(self.accumulate)
+            )
 
 
 def order_of(images: Images, batch: int, accumulate: int, seed: int) -> EpochOrder:
-    """The images' order: in windows where they ask for it. Raises DataError when they are fewer than one batch."""
+    """The images' order: in windows where they ask for it. Raises DataError when they are fewer
+    than one batch.
+    """
     return EpochOrder(len(images), batch, accumulate, seed, getattr(images, "windows", None))
 
 
 def share(ids: Tensor, rank: int, world: int, pieces: int = 1) -> Tensor:
-    """This rank's rows of a micro-batch: of each of its `pieces` a contiguous part, so that every rank's p-th
-    piece comes from the same samples on any number of ranks.
+    """This rank's rows of a micro-batch: of each of its `pieces` a contiguous part, so that every
+    rank's p-th piece comes from the same samples on any number of ranks.
     """
     return torch.cat([piece.tensor_split(world)[rank] for piece in ids.tensor_split(pieces)])

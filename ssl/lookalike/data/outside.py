@@ -1,4 +1,6 @@
-"""Files that others made and a user points at: regular files only, never waited for, no line without end."""
+"""Files that others made and a user points at: regular files only, never waited for, no line
+without end.
+"""
 
 import os
 import stat
@@ -16,7 +18,9 @@ LONGEST = 1 << 20
 
 @contextmanager
 def opened(file: str | os.PathLike[str], place: str = "", buffer: int = -1) -> Iterator[BinaryIO]:
-    """The regular file, itself or through links, open to be read. Raises DataError, naming `place`, for any other."""
+    """The regular file, itself or through links, open to be read. Raises DataError, naming `place`,
+    for any other.
+    """
     place = place or printable(file)
     with os_errors_as(place), open(file, "rb", buffer, opener=without_waiting) as data:
         if not stat.S_ISREG(os.fstat(data.fileno()).st_mode):
@@ -30,10 +34,15 @@ def size_of(data: BinaryIO) -> int:
 
 
 def lines(readline: Callable[[int], AnyStr], place: str) -> Iterator[AnyStr]:
-    """The lines of a file with their ends. Raises DataError with place:line for one above `LONGEST`."""
+    """The lines of a file with their ends. Raises DataError with place:line for one above
+    `LONGEST`.
+    """
     number = 0
     while line := readline(LONGEST + 1):
         number += 1
         if len(line) > LONGEST:
-            raise DataError(f"{place}:{number}: a line of more than {LONGEST:,} characters: no list of images has one")
+            raise DataError(
+                f"{place}:{number}: a line of more than {LONGEST:,} characters: no list of images "
+                "has one"
+            )
         yield line

@@ -1,7 +1,9 @@
-"""Any source -> tar shards in the WebDataset layout, with an index beside each and a listing of them all.
+"""Any source -> tar shards in the WebDataset layout, with an index beside each and a listing of
+them all.
 
-Every byte depends on the images and the options alone: not on workers, clocks or users, nor on how often the
-packing was killed and begun again. A shard appears only by rename and is finished once its index lies beside it.
+Every byte depends on the images and the options alone: not on workers, clocks or users, nor on how
+often the packing was killed and begun again. A shard appears only by rename and is finished once
+its index lies beside it.
 """
 
 import json
@@ -43,10 +45,12 @@ _SUFFIXES = {suffix.decode() for suffix in SUFFIXES}
 
 @dataclass(frozen=True)
 class Packing:
-    """How shards are made: closed at `shard_mb` (10^6 bytes) or `shard_samples`, whichever comes first.
+    """How shards are made: closed at `shard_mb` (10^6 bytes) or `shard_samples`, whichever comes
+    first.
 
-    `form`: keep (the bytes as they are; of images in memory PNG), jpeg or webp at `quality`; by default keep, and
-    jpeg where `resize` brings the shorter side down to that many pixels. Raises DataError for what cannot be.
+    `form`: keep (the bytes as they are; of images in memory PNG), jpeg or webp at `quality`; by
+    default keep, and jpeg where `resize` brings the shorter side down to that many pixels. Raises
+    DataError for what cannot be.
     """
 
     shard_mb: float = 512.0
@@ -80,26 +84,38 @@ class Packed(NamedTuple):
 
 
 def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
-    """Writes the source's train and test set, whichever there are, into the folder `target`; goes on where it stopped.
+    """Writes the source's train and test set, whichever there are, into the folder `target`; goes
+    on where it stopped.
 
     Raises DataError when the folder holds the shards of other images or options.
     """
     sets = dict(_sets(source))
     _tell_lost(sets)
-    plan = {"format": FORMAT, **asdict(how), "data": {split: portable(each) for split, each in sets.items()}}
+    plan = {
+        "format": FORMAT,
+        **asdict(how),
+        "data": {split: portable(each) for split, each in sets.items()},
+    }
     with os_errors_as(target):
         target.mkdir(parents=True, exist_ok=True)
         _agree(target, plan)
         listed, bad = {}, []
         for split, images in sets.items():
             shards = list(_shards(split, images, target, how, workers))
-            listed[split] = [{key: shard[key] for key in ("name", "samples", "bytes", "crc32")} for shard in shards]
+            listed[split] = [
+                {key: shard[key] for key in ("name", "samples", "bytes", "crc32")}
+                for shard in shards
+            ]
             bad += [{"split": split, **record} for shard in shards for record in shard["bad"]]
     classes = {split: images.classes for split, images in sets.items()}
-    write_file(target / BAD, "".join(json.dumps(record, sort_keys=True) + "\n" for record in bad).encode())
+    write_file(
+        target / BAD, "".join(json.dumps(record, sort_keys=True) + "\n" for record in bad).encode()
+    )
     listing = {"format": FORMAT, "classes": classes, "splits": listed}
     write_file(target / LISTING, json.dumps(listing, indent=1).encode())
-    counts = ", ".join(f"{sum(s['samples'] for s in shards)} {split}" for split, shards in listed.items())
+    counts = ", ".join(
+        f"{sum(s['samples'] for s in shards)} {split}" for split, shards in listed.items()
+    )
     say(f"pack: {counts} images in {target}; {len(bad)} bad ones left out, see {BAD}")
 
 
@@ -116,34 +132,48 @@ def _sets(source: Source) -> Iterator[tuple[Split, Images]]:
 def _tell_lost(sets: dict[Split, Images]) -> None:
     """One line for what the images have and shards do not keep."""
     kinds = ("cameras", "roles", "pairs")
-    lost = [kind for kind in kinds if any(getattr(images, kind) is not None for images in sets.values())]
+    lost = [
+        kind for kind in kinds if any(getattr(images, kind) is not None for images in sets.values())
+    ]
     if lost:
-        warnings.warn(f"shards keep no {', '.join(lost)}: score from the images themselves", stacklevel=3)
+        warnings.warn(
+            f"shards keep no {', '.join(lost)}: score from the images themselves", stacklevel=3
+        )
 
 
 def _agree(target: Path, plan: dict[str, Any]) -> None:
-    """Writes the plan, or holds it against that of the earlier packing. Removes what a kill left."""
+    """Writes the plan, or holds it against that of the earlier packing. Removes what a kill
+    left.
+    """
     path = target / PLAN
     if path.exists() and not _same(path.read_bytes(), plan):
         raise DataError(
-            f"{target}: holds shards of other images, labels or options: choose another folder, or empty it"
+            f"{target}: holds shards of other images, labels or options: choose another folder, or "
+            "empty it"
         )
     sweep(target)
     write_file(path, json.dumps(plan, indent=1).encode())
 
 
 def _same(data: bytes, plan: dict[str, Any]) -> bool:
-    """Whether that is the plan; one of an earlier release says of the images their fingerprints alone."""
+    """Whether that is the plan; one of an earlier release says of the images their fingerprints
+    alone.
+    """
     try:
         earlier = json.loads(data)
         marks = earlier["data"]
-        known = {split: each["data"] if isinstance(marks[split], str) else each for split, each in plan["data"].items()}
+        known = {
+            split: each["data"] if isinstance(marks[split], str) else each
+            for split, each in plan["data"].items()
+        }
     except (ValueError, TypeError, KeyError, RecursionError):
         return False
     return bool(earlier == {**plan, "data": known})
 
 
-def _shards(split: str, images: Images, target: Path, how: Packing, workers: int) -> Iterator[dict[str, Any]]:
+def _shards(
+    split: str, images: Images, target: Path, how: Packing, workers: int
+) -> Iterator[dict[str, Any]]:
     """What is known of each shard in turn, written now or earlier."""
     start, stream, began = 0, None, time.monotonic()
     first = 0
@@ -154,7 +184,11 @@ def _shards(split: str, images: Images, target: Path, how: Packing, workers: int
         about = _finished(path, start)
         if about is None:
             if stream is None:
-                stream, first, began = _encoded(images, start, how, workers), start, time.monotonic()
+                stream, first, began = (
+                    _encoded(images, start, how, workers),
+                    start,
+                    time.monotonic(),
+                )
             about = _write(path, images, start, stream, how)
             rate = (about["next"] - first) / max(1e-9, time.monotonic() - began)
             say(f"pack: {path.name}, {about['next']} of {len(images)} images, {rate:.0f}/s")
@@ -165,37 +199,60 @@ def _shards(split: str, images: Images, target: Path, how: Packing, workers: int
 
 
 def _finished(path: Path, start: int) -> dict[str, Any] | None:
-    """What the index beside a shard says, if both are whole and the shard begins with the sample `start`."""
+    """What the index beside a shard says, if both are whole and the shard begins with the sample
+    `start`.
+    """
     try:
         found = unsealed(Path(f"{path}.idx").read_bytes(), {"bytes": path.stat().st_size})
     except OSError:
         return None
-    return dict(found.about) if found and found.about.get("first") == start < found.about["next"] else None
+    return (
+        dict(found.about)
+        if found and found.about.get("first") == start < found.about["next"]
+        else None
+    )
 
 
-def _write(path: Path, images: Images, start: int, stream: Iterator[Packed], how: Packing) -> dict[str, Any]:
+def _write(
+    path: Path, images: Images, start: int, stream: Iterator[Packed], how: Packing
+) -> dict[str, Any]:
     """One shard and its index; `stream` gives the images from `start` on."""
     rows: list[tuple[bytes, int, int, int, int]] = []
     bad, at, crc, i = [], 0, 0, start
     with atomic_write(path) as file:
-        while i < len(images) and at < how.shard_mb * 1e6 and len(rows) < (how.shard_samples or len(images)):
+        while (
+            i < len(images)
+            and at < how.shard_mb * 1e6
+            and len(rows) < (how.shard_samples or len(images))
+        ):
             packed = _next(stream)
             if packed.reason:
-                bad.append({"sample": i, "path": printable(images.name(i)), "reason": packed.reason})
+                bad.append(
+                    {"sample": i, "path": printable(images.name(i)), "reason": packed.reason}
+                )
             else:
                 name = f"{i:09d}{packed.suffix}"
                 label = NO_LABEL if images.labels is None else int(images.labels[i])
-                rows.append((name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label))
+                rows.append(
+                    (name.encode(), at + 512, len(packed.data), zlib.crc32(packed.data), label)
+                )
                 members = member(name, packed.data)
                 members += member(f"{i:09d}.cls", b"%d" % label) if label != NO_LABEL else b""
                 file.write(members)
                 at, crc = at + len(members), zlib.crc32(members, crc)
             i += 1
         file.write(_END)
-    about = {"name": path.name, "bytes": at + len(_END), "crc32": zlib.crc32(_END, crc), "samples": len(rows)}
+    about = {
+        "name": path.name,
+        "bytes": at + len(_END),
+        "crc32": zlib.crc32(_END, crc),
+        "samples": len(rows),
+    }
     about |= {"first": start, "next": i, "bad": bad}
     columns = [np.array([row[k] for row in rows], np.int64) for k in range(1, 5)]
-    found = Samples([row[0] for row in rows], columns[0], columns[1], columns[2], columns[3], {}, {})
+    found = Samples(
+        [row[0] for row in rows], columns[0], columns[1], columns[2], columns[3], {}, {}
+    )
     write_file(Path(f"{path}.idx"), cache.seal(parts(found, about)))
     return about
 
@@ -213,13 +270,17 @@ def _next(stream: Iterator[Packed]) -> Packed:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise RunError("pack: a worker died: out of memory? the same command with fewer --workers goes on") from error
+        raise RunError(
+            "pack: a worker died: out of memory? the same command with fewer --workers goes on"
+        ) from error
 
 
 def _encoded(images: Images, start: int, how: Packing, workers: int) -> Iterator[Packed]:
     """The samples from `start` on, in order, made by `workers` processes (0: in this one)."""
     order, ahead = range(start, len(images)), 8 if workers else None
-    return one_by_one(_Encoder(images, how), sampler=order, num_workers=workers, prefetch_factor=ahead)
+    return one_by_one(
+        _Encoder(images, how), sampler=order, num_workers=workers, prefetch_factor=ahead
+    )
 
 
 class _Encoder(Dataset[Packed]):
@@ -236,7 +297,9 @@ class _Encoder(Dataset[Packed]):
 
 
 def encode(images: Images, i: int, how: Packing) -> Packed:
-    """The i-th image as it will be packed. Raises BadImage when it cannot be decoded, kept ones too."""
+    """The i-th image as it will be packed. Raises BadImage when it cannot be decoded, kept ones
+    too.
+    """
     if isinstance(images, EncodedImages):
         data, name = images.contents(i), images.name(i)
         image_CHW = Opened(data, name, images.shape[0], images.max_pixels).pixels()

@@ -1,7 +1,9 @@
-"""The pages of a Parquet file: how large each says it unpacks to, read from its header before anything is unpacked.
+"""The pages of a Parquet file: how large each says it unpacks to, read from its header before
+anything is unpacked.
 
-Apache Parquet format, "Data Pages" (PageHeader), in Thrift's compact protocol. What the footer says of sizes is not
-held against the pages by its readers, which make room for whatever a page header claims.
+Apache Parquet format, "Data Pages" (PageHeader), in Thrift's compact protocol. What the footer says
+of sizes is not held against the pages by its readers, which make room for whatever a page header
+claims.
 """
 
 import os

@@ -1,13 +1,16 @@
-"""The bytes of one image whose header was judged -> its pixels, uint8 (C, H, W), upright; and pixels -> bytes.
+"""The bytes of one image whose header was judged -> its pixels, uint8 (C, H, W), upright; and
+pixels -> bytes.
 
-Of an animation or a multi-page file the first frame is taken. Greys deeper than 8 bits keep their high byte (Pillow's
-own conversion saturates), transparency lies on white, EXIF orientation is applied.
+Of an animation or a multi-page file the first frame is taken. Greys deeper than 8 bits keep their
+high byte (Pillow's own conversion saturates), transparency lies on white, EXIF orientation is
+applied.
 
-Plain JPEG and WebP are decoded by torchvision, all else, and what torchvision refuses, by Pillow: the pixels are the
-same to the bit (torchvision 0.29, Pillow 13), so that where a later torchvision has no decoders nothing changes but
-the time. Of a 500 × 375 JPEG of 50 kB: 0.63 against 1.09 ms; WebP 1.5 against 2.3; 256 × 256 JPEG 0.18 against 0.39.
-A JPEG whose sides are twice too large is faster by Pillow at half its sides (600 × 520 to 256: 1.3 against 1.6 ms,
-resize included), and so on to an eighth. PNG stays with Pillow: torchvision would save 15 %, but its decoder ends the
+Plain JPEG and WebP are decoded by torchvision, all else, and what torchvision refuses, by Pillow:
+the pixels are the same to the bit (torchvision 0.29, Pillow 13), so that where a later torchvision
+has no decoders nothing changes but the time. Of a 500 × 375 JPEG of 50 kB: 0.63 against 1.09 ms;
+WebP 1.5 against 2.3; 256 × 256 JPEG 0.18 against 0.39. A JPEG whose sides are twice too large is
+faster by Pillow at half its sides (600 × 520 to 256: 1.3 against 1.6 ms, resize included), and so
+on to an eighth. PNG stays with Pillow: torchvision would save 15 %, but its decoder ends the
 process with a segmentation fault where pixels are missing.
 """
 
@@ -31,20 +34,32 @@ RARER_FORMATS = (TiffImagePlugin, WebPImagePlugin)
 
 _GREY, _RGB, _RGBA = 1, 3, 4  # torchvision.io.ImageReadMode
 _STRIP = 1 << 18  # pixels that are converted at a time
-_STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # bytes a pixel; of others 4
+_STORED = {
+    "1": 1,
+    "L": 1,
+    "P": 1,
+    "I;16": 2,
+    "I;16B": 2,
+    "I;16L": 2,
+    "I;16N": 2,
+}  # bytes a pixel; of others 4
 _PILLOWS_LIMIT = threading.Lock()
 
 
-def pixels_of(data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool) -> Tensor:
+def pixels_of(
+    data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool
+) -> Tensor:
     """uint8 (C, H, W), upright; a JPEG at 1/`shrink` (1, 2, 4 or 8) of its sides, rounded up.
 
-    With `limited` more pixels, or bytes that Pillow would take, than are allowed raise ValueError. What else is wrong
-    raises whatever the decoders raise.
+    With `limited` more pixels, or bytes that Pillow would take, than are allowed raise ValueError.
+    What else is wrong raises whatever the decoders raise.
     """
     return _upright(_decoded(data, header, channels, shrink, limited), header.turn)
 
 
-def _decoded(data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool) -> Tensor:
+def _decoded(
+    data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool
+) -> Tensor:
     """uint8 (C, H, W) as stored."""
     shrink = shrink if header.kind == "JPEG" else 1
     if limited and shrink == 1 and header.width * header.height > header.whole:
@@ -78,9 +93,11 @@ def saved(image_CHW: Tensor, form: str, **options: Any) -> bytes:
 
 @contextmanager
 def _allowing(pixels: int) -> Iterator[None]:
-    """Pillow refuses more than twice its MAX_IMAGE_PIXELS; what our own check let pass may be more, for this while.
+    """Pillow refuses more than twice its MAX_IMAGE_PIXELS; what our own check let pass may be more,
+    for this while.
 
-    The limit is of the whole process: another thread that opens an image meanwhile is not warned by it.
+    The limit is of the whole process: another thread that opens an image meanwhile is not warned by
+    it.
     """
     if Image.MAX_IMAGE_PIXELS is None or pixels <= 2 * Image.MAX_IMAGE_PIXELS:
         yield
@@ -105,7 +122,9 @@ def _open(file: IO[bytes], kind: str) -> Image.Image:
 
 
 def _upright(x_CHW: Tensor, turn: int) -> Tensor:
-    """Undoes an EXIF orientation (CIPA DC-008, section 4.6.4 A: Orientation); a large image in place."""
+    """Undoes an EXIF orientation (CIPA DC-008, section 4.6.4 A: Orientation); a large image in
+    place.
+    """
     if turn >= 5:
         x_CHW = x_CHW.transpose(1, 2)
     sides = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(turn, ())
@@ -128,7 +147,10 @@ def _mirror(x_CHW: Tensor, side: int) -> None:
         return
     for start in range(0, len(rows_first) // 2, step):
         end = min(start + step, len(rows_first) // 2)
-        head, tail = rows_first[start:end], rows_first[len(rows_first) - end : len(rows_first) - start]
+        head, tail = (
+            rows_first[start:end],
+            rows_first[len(rows_first) - end : len(rows_first) - start],
+        )
         kept = head.flip(0)
         head.copy_(tail.flip(0))
         tail.copy_(kept)
@@ -140,7 +162,9 @@ def _by_torchvision(data: bytes, header: headers.Header, channels: int) -> Tenso
         # The operators themselves: torchvision's functions warn at each call that they are to go.
         bytes_N = torch.frombuffer(data, dtype=torch.uint8)
         if header.kind == "JPEG":
-            x_CHW: Tensor = torch.ops.image.decode_jpeg(bytes_N, _GREY if channels == 1 else _RGB, False)
+            x_CHW: Tensor = torch.ops.image.decode_jpeg(
+                bytes_N, _GREY if channels == 1 else _RGB, False
+            )
             return x_CHW
         x_CHW = torch.ops.image.decode_webp(bytes_N, _RGBA if header.alpha else _RGB)
     except (RuntimeError, AttributeError):
@@ -152,13 +176,20 @@ def _by_torchvision(data: bytes, header: headers.Header, channels: int) -> Tenso
     return _in_strips(height, width, channels, lambda rows: Image.fromarray(pixels_HWC[rows]))
 
 
-def _by_pillow(data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool) -> Tensor:
+def _by_pillow(
+    data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool
+) -> Tensor:
     """uint8 (C, H, W) as stored."""
     opened = _open(file_of(data, header), header.kind)
     if sorted(opened.size) != sorted((header.width, header.height)):
-        raise ValueError(f"{opened.width} x {opened.height} pixels beside {header.width} x {header.height}: damaged")
+        raise ValueError(
+            f"{opened.width} x {opened.height} pixels beside {header.width} x {header.height}: "
+            "damaged"
+        )
     if header.kind == "JPEG":
-        opened.draft("L" if channels == 1 else None, (opened.width // shrink, opened.height // shrink))
+        opened.draft(
+            "L" if channels == 1 else None, (opened.width // shrink, opened.height // shrink)
+        )
     if limited:
         _check_room(opened, header)
     opened.load()
@@ -166,13 +197,26 @@ def _by_pillow(data: bytes, header: headers.Header, channels: int, shrink: int, 
 
 
 def _check_room(opened: Image.Image, header: headers.Header) -> None:
-    """Holds what Pillow is about to take, while it decodes and then beside our copy, against the limit."""
+    """Holds what Pillow is about to take, while it decodes and then beside our copy, against the
+    limit.
+    """
     stored, pixels = _STORED.get(opened.mode, 4), opened.width * opened.height
-    taken = int(max(pixels * (stored + headers.COPY), header.held * header.width * header.height + pixels * stored))
+    taken = int(
+        max(
+            pixels * (stored + headers.COPY),
+            header.held * header.width * header.height + pixels * stored,
+        )
+    )
     if taken > headers.MEMORY:
-        why = "torchvision refused it, and " if header.plain and opened.size == (header.width, header.height) else ""
+        why = (
+            "torchvision refused it, and "
+            if header.plain and opened.size == (header.width, header.height)
+            else ""
+        )
         what = f"{opened.width} x {opened.height} pixels as {opened.mode} take {taken} bytes"
-        raise ValueError(f"{why}{what}, more than the {headers.MEMORY} allowed: data.max_pixels allows more")
+        raise ValueError(
+            f"{why}{what}, more than the {headers.MEMORY} allowed: data.max_pixels allows more"
+        )
 
 
 def _pixels(opened: Image.Image, channels: int) -> Tensor:
@@ -183,7 +227,9 @@ def _pixels(opened: Image.Image, channels: int) -> Tensor:
     if opened.mode not in ("I", "F") and not opened.mode.startswith("I;16"):
         return _in_strips(opened.height, opened.width, channels, strip)
     spans = _spans(opened.height, opened.width)
-    ends = [(grey_HW.min(), grey_HW.max()) for grey_HW in (np.asarray(strip(rows)) for rows in spans)]
+    ends = [
+        (grey_HW.min(), grey_HW.max()) for grey_HW in (np.asarray(strip(rows)) for rows in spans)
+    ]
     low, high = np.min([low for low, _ in ends]), np.max([high for _, high in ends])
 
     def eight_bits(rows: slice) -> Image.Image:
@@ -192,7 +238,9 @@ def _pixels(opened: Image.Image, channels: int) -> Tensor:
     return _in_strips(opened.height, opened.width, channels, eight_bits)
 
 
-def _in_strips(height: int, width: int, channels: int, strip: Callable[[slice], Image.Image]) -> Tensor:
+def _in_strips(
+    height: int, width: int, channels: int, strip: Callable[[slice], Image.Image]
+) -> Tensor:
     """uint8 (C, H, W), converted some rows at a time, so that little is held twice."""
     pixels_HWC = np.empty((height, width, channels), np.uint8)
     for rows in _spans(height, width):
@@ -211,14 +259,17 @@ def _spans(height: int, width: int) -> list[slice]:
 
 
 def _eight_bits(grey_HW: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Grey uint8: the high byte of 16-bit integers; floats as 0..1 where none is above 1, else as 0..255.
+    """Grey uint8: the high byte of 16-bit integers; floats as 0..1 where none is above 1, else as
+    0..255.
 
     `low` and `high` are of the whole image. Raises ValueError when they lie outside these.
     """
     white = 65535 if grey_HW.dtype.kind in "iu" else 255
     if not (low >= 0 and high <= white):  # so written, NaN is refused too
         raise ValueError(f"grey values {low} to {high}, outside 0 to {white}")
-    eight_HW = grey_HW >> 8 if grey_HW.dtype.kind in "iu" else np.rint(grey_HW * (255 if high <= 1 else 1))
+    eight_HW = (
+        grey_HW >> 8 if grey_HW.dtype.kind in "iu" else np.rint(grey_HW * (255 if high <= 1 else 1))
+    )
     return np.asarray(eight_HW, dtype=np.uint8)
 
 

@@ -25,17 +25,22 @@ class Copies(Protocol[Mark]):
         """Holds the host until the copy has ended."""
 
 
-def prefetch(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
+def prefetch(
+    batches: Generator[Batch, None, None], device: torch.device
+) -> Generator[Batch, None, None]:
     """The same batches, their pixels on the device, one copied ahead; on a CPU as they are."""
     if device.type != "cuda":
         return batches
     return ahead(batches, SideStream(device))
 
 
-def ahead(batches: Generator[Batch, None, None], copies: Copies[Any]) -> Generator[Batch, None, None]:
+def ahead(
+    batches: Generator[Batch, None, None], copies: Copies[Any]
+) -> Generator[Batch, None, None]:
     """Begins the copy of batch i + 1 before batch i is handed out.
 
-    A batch on the host stays valid until the next but one is asked for, so its copy has to end before that.
+    A batch on the host stays valid until the next but one is asked for, so its copy has to end
+    before that.
     """
     coming: list[tuple[Batch, Any]] = []
     ended: list[Any] = []
@@ -74,7 +79,9 @@ class SideStream:
             return (moved[0] if isinstance(pixels, Tensor) else moved), self._stream.record_event()
 
     def use(self, pixels: Pixels, mark: torch.cuda.Event) -> None:
-        """The memory came from the side stream: it must not be given away while this one reads it."""
+        """The memory came from the side stream: it must not be given away while this one reads
+        it.
+        """
         here = torch.cuda.current_stream(self._device)
         here.wait_event(mark)
         for part in _parts(pixels):

@@ -1,7 +1,7 @@
 """Samples -> uint8 rows in place: a canvas of each image, or one crop for each of its views.
 
-An image that cannot be read is replaced by another that (seed, sample) chooses; its crops follow the sample's own
-draws. So a row is a pure function of (seed, epoch, sample), whoever reads it.
+An image that cannot be read is replaced by another that (seed, sample) chooses; its crops follow
+the sample's own draws. So a row is a pure function of (seed, epoch, sample), whoever reads it.
 """
 
 from collections.abc import Sequence
@@ -37,19 +37,24 @@ class CropPolicy(Protocol):
     def sizes(self, size: Size) -> list[tuple[int, int]]:
         """Height and width of each view."""
 
-    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
+    def boxes(
+        self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
+    ) -> list[Tensor]:
         """For each view int64 (B, 4): top, left, height, width in pixels of each image."""
 
 
 class HostCrops(NamedTuple):
-    """Crops on the host from full-size images: by the law of the views, whose large ones have `size`."""
+    """Crops on the host from full-size images: by the law of the views, whose large ones have
+    `size`.
+    """
 
     law: CropPolicy
     size: Size
 
 
 class Reader:
-    """Reads samples of `images` into given tensors: canvases, or with `cuts` one crop for each view.
+    """Reads samples of `images` into given tensors: canvases, or with `cuts` one crop for each
+    view.
 
     `shapes` are those of one sample's parts, (C, H, W) each.
     """
@@ -75,14 +80,24 @@ class Reader:
             problems = refused | problems  # of each row the first stays
             rows = sorted(refused)
             if not rows:
-                return [Bad(ids[b], p.path, p.reason, chosen[b]) for b, p in sorted(problems.items())]
+                return [
+                    Bad(ids[b], p.path, p.reason, chosen[b]) for b, p in sorted(problems.items())
+                ]
             for b in rows:
                 chosen[b] = rng.seed(self.seed, "replace", ids[b], attempt) % len(self.images)
         first = problems[rows[0]]
-        raise DataError(f"{first.path}: {first.reason}; nor could {_ATTEMPTS - 1} others be read: is the folder sound?")
+        raise DataError(
+            f"{first.path}: {first.reason}; nor could {_ATTEMPTS - 1} others be read: is the "
+            "folder sound?"
+        )
 
     def _take(
-        self, epoch: int, ids: Sequence[int], chosen: list[int], rows: list[int], parts: Sequence[Tensor]
+        self,
+        epoch: int,
+        ids: Sequence[int],
+        chosen: list[int],
+        rows: list[int],
+        parts: Sequence[Tensor],
     ) -> dict[int, BadImage]:
         """Reads the images `chosen` for `rows`; returns which rows they could not fill."""
         opened: dict[int, OpenedImage] = {}
@@ -98,7 +113,11 @@ class Reader:
         return refused | self._cut(epoch, ids, opened, parts) if opened else refused
 
     def _cut(
-        self, epoch: int, ids: Sequence[int], opened: dict[int, OpenedImage], parts: Sequence[Tensor]
+        self,
+        epoch: int,
+        ids: Sequence[int],
+        opened: dict[int, OpenedImage],
+        parts: Sequence[Tensor],
     ) -> dict[int, BadImage]:
         """Decodes each image once and cuts its views; the boxes of all are drawn together."""
         assert self.host_crops is not None
@@ -106,7 +125,9 @@ class Reader:
         sides_B2 = torch.tensor([(image.height, image.width) for image in opened.values()])
         ids_B = torch.tensor([ids[b] for b in opened])
         how = {"heights_B": sides_B2[:, 0], "widths_B": sides_B2[:, 1]}
-        boxes_BV = zip(*(v.tolist() for v in law.boxes(ids_B, seed=self.seed, epoch=epoch, **how)), strict=True)
+        boxes_BV = zip(
+            *(v.tolist() for v in law.boxes(ids_B, seed=self.seed, epoch=epoch, **how)), strict=True
+        )
         for (b, image), boxes in zip(opened.items(), boxes_BV, strict=True):
             try:
                 cut_views(image, boxes, [part[b] for part in parts], law.interpolation)
@@ -115,15 +136,25 @@ class Reader:
         return refused
 
 
-def cut_views(image: OpenedImage, boxes: Sequence[list[int]], outs: Sequence[Tensor], interpolation: str) -> None:
+def cut_views(
+    image: OpenedImage, boxes: Sequence[list[int]], outs: Sequence[Tensor], interpolation: str
+) -> None:
     """Resizes each box of the image into its `outs` (C, H, W), decoding once.
 
-    A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 at which no box is smaller than its view.
+    A JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 at which no box is smaller than its
+    view.
     """
-    room = min(box[a + 1] / out.shape[a] for box, out in zip(boxes, outs, strict=True) for a in (1, 2))
+    room = min(
+        box[a + 1] / out.shape[a] for box, out in zip(boxes, outs, strict=True) for a in (1, 2)
+    )
     image_CHW = image.pixels(next((s for s in SHRINKS if s <= room), 1))
     height, width = image_CHW.shape[1:]
     y, x = height / image.height, width / image.width
     for (top, left, h, w), out in zip(boxes, outs, strict=True):
-        top, bottom, left, right = round(top * y), round((top + h) * y), round(left * x), round((left + w) * x)
+        top, bottom, left, right = (
+            round(top * y),
+            round((top + h) * y),
+            round(left * x),
+            round((left + w) * x),
+        )
         cut(image_CHW, (top, left, bottom - top, right - left), out, interpolation)

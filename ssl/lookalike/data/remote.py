@@ -1,7 +1,7 @@
 """Whole shards from a remote store (fsspec) into a bounded folder of the user's cache.
 
-Credentials come from the environment as each store's own tools take them, never from a recipe, and no message
-holds what a URL may hide.
+Credentials come from the environment as each store's own tools take them, never from a recipe, and
+no message holds what a URL may hide.
 """
 
 import contextlib
@@ -32,13 +32,19 @@ def is_remote(place: str) -> bool:
 
 
 def redacted(text: str) -> str:
-    """The text fit for one line of output, without user names, passwords, queries and fragments of URLs."""
+    """The text fit for one line of output, without user names, passwords, queries and fragments of
+    URLs.
+    """
     text = printable(text)
-    return re.sub(r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?…", re.sub(r"://[^\s/'\"]*@", "://…@", text))
+    return re.sub(
+        r"(://[^\s'\"?#]*)[?#][^\s'\"]*", r"\1?…", re.sub(r"://[^\s/'\"]*@", "://…@", text)
+    )
 
 
 def store_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system and the path in it. Raises DataError for another kind of store, or one not installed."""
+    """The fsspec file system and the path in it. Raises DataError for another kind of store, or one
+    not installed.
+    """
     # Late: it is only needed here, and a store's own package only by those who use it.
     from fsspec.core import url_to_fs
 
@@ -46,25 +52,34 @@ def store_of(url: str) -> tuple[Any, str]:
     if kind not in STORES or "::" in url:
         raise DataError(f"{redacted(url)}: unknown store, use one of {', '.join(sorted(STORES))}")
     if "@" in url.split("://", 1)[1].split("/", 1)[0]:
-        raise DataError(f"{redacted(url)}: a recipe is no place for credentials: give them by the environment")
+        raise DataError(
+            f"{redacted(url)}: a recipe is no place for credentials: give them by the environment"
+        )
     try:
         found: tuple[Any, str] = url_to_fs(url)
     except ImportError as error:
-        raise DataError(f"{redacted(url)}: its package is missing: pip install 'lookalike[remote]'") from error
+        raise DataError(
+            f"{redacted(url)}: its package is missing: pip install 'lookalike[remote]'"
+        ) from error
     return found
 
 
 def patiently(place: str, work: Callable[[], T], sleep: Callable[[float], None] | None = None) -> T:
     """What `work` returns; a failure is tried again after 1, 4 and 16 seconds.
 
-    Raises DataError naming the place after the fourth, at once where nothing is there or may be read.
+    Raises DataError naming the place after the fourth, at once where nothing is there or may be
+    read.
     """
     for pause in (*PAUSES, None):
         try:
             return work()
         except (FileNotFoundError, PermissionError) as error:
-            reason = "no such object" if isinstance(error, FileNotFoundError) else "permission denied"
-            raise DataError(f"{redacted(place)}: {reason}: check the path and the credentials") from None
+            reason = (
+                "no such object" if isinstance(error, FileNotFoundError) else "permission denied"
+            )
+            raise DataError(
+                f"{redacted(place)}: {reason}: check the path and the credentials"
+            ) from None
         except Exception as error:  # every store fails in its own words
             reason = redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
         if pause is not None:
@@ -85,27 +100,35 @@ def read(url: str, limit: int = 1 << 28) -> bytes | None:
 
     found = patiently(url, work)
     if found and len(found) > limit:
-        raise DataError(f"{redacted(url)}: more than the {limit} bytes allowed: pack in larger shards")
+        raise DataError(
+            f"{redacted(url)}: more than the {limit} bytes allowed: pack in larger shards"
+        )
     return found
 
 
 class Files:
-    """Shards as local files, fetched when first asked for; the least recently used go when `cache_gb` is full.
+    """Shards as local files, fetched when first asked for; the least recently used go when
+    `cache_gb` is full.
 
-    Safe among several processes: a shard appears by rename, one process fetches it, the others wait.
+    Safe among several processes: a shard appears by rename, one process fetches it, the others
+    wait.
     """
 
     def __init__(self, cache_gb: float) -> None:
         self._bytes = int(cache_gb * 1e9)
 
     def path(self, url: str, size: int | None = None, crc: int | None = None) -> str:
-        """The local file of the shard. Raises DataError when it cannot be had or is not what was packed."""
+        """The local file of the shard. Raises DataError when it cannot be had or is not what was
+        packed.
+        """
         fs, remote = store_of(url)
         if size is None:
             size, version = self._state(url, fs, remote)
         else:
             version = str(crc)
-        target = self._folder() / hashlib.sha256(f"{url}\0{size}\0{version}".encode()).hexdigest()[:40]
+        target = (
+            self._folder() / hashlib.sha256(f"{url}\0{size}\0{version}".encode()).hexdigest()[:40]
+        )
         if not _used(target, size):
             with cache.locked(f"fetch\0{target}"):
                 if not _used(target, size):
@@ -115,7 +138,9 @@ class Files:
     def _state(self, url: str, fs: Any, remote: str) -> tuple[int, str]:
         def work() -> tuple[int, str]:
             about = fs.info(remote)
-            return int(about["size"]), str(about.get("ETag") or about.get("mtime") or about.get("LastModified"))
+            return int(about["size"]), str(
+                about.get("ETag") or about.get("mtime") or about.get("LastModified")
+            )
 
         return patiently(url, work)
 
@@ -139,10 +164,13 @@ class Files:
                 raise OSError("another crc32 than was packed")
 
     def _make_room(self, size: int) -> None:
-        """Removes the shards longest unused, and what a killed process left, until `size` more bytes fit."""
+        """Removes the shards longest unused, and what a killed process left, until `size` more
+        bytes fit.
+        """
         if size > self._bytes:
             raise DataError(
-                f"data.cache_gb: {self._bytes / 1e9:g} is less than one shard of {size / 1e9:g} GB: raise it"
+                f"data.cache_gb: {self._bytes / 1e9:g} is less than one shard of {size / 1e9:g} "
+                "GB: raise it"
             )
         with cache.locked("make room"):
             kept = []

@@ -1,4 +1,6 @@
-"""Images that a table lists more than once: in both sets, with two labels, or twice in one; by path alone."""
+"""Images that a table lists more than once: in both sets, with two labels, or twice in one; by path
+alone.
+"""
 
 import posixpath
 from collections import Counter
@@ -29,7 +31,9 @@ class Repeat(NamedTuple):
 
 
 def normal(path: bytes) -> bytes:
-    """One spelling for all that name the same file below a folder, links apart: `.//a.png` is `a.png`."""
+    """One spelling for all that name the same file below a folder, links apart: `.//a.png` is
+    `a.png`.
+    """
     if b"//" in path or b"./" in path or path.endswith((b"/", b"/.")):
         return posixpath.normpath(path)
     return path
@@ -38,7 +42,11 @@ def normal(path: bytes) -> bytes:
 def grouped(paths: Sequence[bytes]) -> list[list[int]]:
     """The rows of each image that has two or more."""
     names = list(map(normal, paths))
-    again = {name for name, count in Counter(names).items() if count > 1} if len(set(names)) < len(names) else set()
+    again = (
+        {name for name, count in Counter(names).items() if count > 1}
+        if len(set(names)) < len(names)
+        else set()
+    )
     rows: dict[bytes, list[int]] = {name: [] for name in again}
     for row, name in enumerate(names if again else ()):
         if name in again:
@@ -52,14 +60,17 @@ def found(
     labels: Sequence[str] | None,
     duties: Callable[[int], frozenset[str]],
 ) -> list[Repeat]:
-    """The repeats of each kind. Rows in no set count for none; two of the test set may ask and be searched once each.
+    """The repeats of each kind. Rows in no set count for none; two of the test set may ask and be
+    searched once each.
 
     `duties`: what a row of the test set does, of `query` and `gallery`.
     """
     firsts: dict[str, tuple[int, int]] = {}
     counts: Counter[str] = Counter()
     for rows in groups:
-        for kind, pair in _kinds([row for row in rows if sets_N[row] != NEITHER], sets_N, labels, duties).items():
+        for kind, pair in _kinds(
+            [row for row in rows if sets_N[row] != NEITHER], sets_N, labels, duties
+        ).items():
             counts[kind] += 1
             firsts[kind] = min(firsts.get(kind, pair), pair, key=lambda two: two[1])
     return [Repeat(kind, counts[kind], *firsts[kind]) for kind in REMEDIES if kind in firsts]

@@ -1,9 +1,11 @@
-"""The samples of one tar shard in the WebDataset layout: where each image lies, its crc32 and its label.
+"""The samples of one tar shard in the WebDataset layout: where each image lies, its crc32 and its
+label.
 
-Members whose names agree up to the first dot of the last part are one sample. Its image is the first member with
-an image's suffix, its label the ASCII digits of `.cls`, or else `label` in `.json`. All other members, links,
-devices, absolute names and `..` are passed over and counted; a second member of one name too. Found in one pass,
-then kept: in `SHARD.idx` beside it by `lookalike pack`, else in the user's cache.
+Members whose names agree up to the first dot of the last part are one sample. Its image is the
+first member with an image's suffix, its label the ASCII digits of `.cls`, or else `label` in
+`.json`. All other members, links, devices, absolute names and `..` are passed over and counted; a
+second member of one name too. Found in one pass, then kept: in `SHARD.idx` beside it by `lookalike
+pack`, else in the user's cache.
 """
 
 import contextlib
@@ -39,7 +41,9 @@ _SPLIT = re.compile(rb"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 
 
 class Samples(NamedTuple):
-    """N samples in the order of their images: member names, offset, size, crc32, label (or NO_LABEL), int64."""
+    """N samples in the order of their images: member names, offset, size, crc32, label (or
+    NO_LABEL), int64.
+    """
 
     names: list[bytes]
     offsets_N: np.ndarray
@@ -51,9 +55,11 @@ class Samples(NamedTuple):
 
 
 def samples_of(path: str, place: str = "") -> Samples:
-    """The shard's samples: from the index beside it, else as kept, else by reading the shard (and then kept).
+    """The shard's samples: from the index beside it, else as kept, else by reading the shard (and
+    then kept).
 
-    `place`: how people know the shard, where that is not its path. Raises DataError for a shard that is not whole.
+    `place`: how people know the shard, where that is not its path. Raises DataError for a shard
+    that is not whole.
     """
     place = place or printable(path)
     with os_errors_as(place):
@@ -61,8 +67,15 @@ def samples_of(path: str, place: str = "") -> Samples:
     with contextlib.suppress(OSError):
         if found := _beside(path, status.st_size):
             return found
-        warnings.warn(f"{place}.idx: not of this shard, the shard is read: pack it again", stacklevel=2)
-    state = {"bytes": status.st_size, "inode": status.st_ino, "mtime": status.st_mtime_ns, "ctime": status.st_ctime_ns}
+        warnings.warn(
+            f"{place}.idx: not of this shard, the shard is read: pack it again", stacklevel=2
+        )
+    state = {
+        "bytes": status.st_size,
+        "inode": status.st_ino,
+        "mtime": status.st_mtime_ns,
+        "ctime": status.st_ctime_ns,
+    }
     key = f"shard\0{os.path.realpath(path)}"
     with cache.locked(key):  # the ranks of a machine read a shard once
         if (kept := cache.load(key)) and (found := parse(kept, state)):
@@ -75,9 +88,13 @@ def samples_of(path: str, place: str = "") -> Samples:
 
 
 def _beside(path: str, size: int) -> Samples | None:
-    """What the index beside a shard of this size says; it cannot be larger, names and all. Raises OSError for none."""
+    """What the index beside a shard of this size says; it cannot be larger, names and all. Raises
+    OSError for none.
+    """
     try:
-        return unsealed(read_regular(f"{path}.idx", min(size + _CHUNK, _LARGEST_INDEX)), {"bytes": size})
+        return unsealed(
+            read_regular(f"{path}.idx", min(size + _CHUNK, _LARGEST_INDEX)), {"bytes": size}
+        )
     except ValueError:
         return None
 
@@ -97,9 +114,15 @@ def parse(data: list[bytes], state: Mapping[str, Any]) -> Samples | None:
         offsets, sizes, crcs, labels_N = (np.frombuffer(part, "<i8") for part in numbers)
         listed = names.split(b"\0") if names else []
         found = Samples(listed, offsets, sizes, crcs, labels_N, about["ignored"], about)
-        sane = len({len(column) for column in found[:5]}) == 1 and all(about[key] == state[key] for key in state)
+        sane = len({len(column) for column in found[:5]}) == 1 and all(
+            about[key] == state[key] for key in state
+        )
         ends_N = found.offsets_N + found.sizes_N
-        inside = bool((found.offsets_N >= 0).all() and (found.sizes_N >= 0).all() and (ends_N <= about["bytes"]).all())
+        inside = bool(
+            (found.offsets_N >= 0).all()
+            and (found.sizes_N >= 0).all()
+            and (ends_N <= about["bytes"]).all()
+        )
         labels = bool((found.labels_N >= NO_LABEL).all() and (found.labels_N < MOST_CLASSES).all())
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -115,7 +138,9 @@ def unsealed(data: bytes, state: Mapping[str, Any]) -> Samples | None:
 
 
 def read_samples(file: BinaryIO, place: str) -> Samples:
-    """One pass over the shard. Raises DataError naming the shard and the byte where it is damaged."""
+    """One pass over the shard. Raises DataError naming the shard and the byte where it is
+    damaged.
+    """
     rows: dict[bytes, int] = {}
     names: list[bytes] = []
     numbers: list[tuple[int, int, int]] = []
@@ -127,7 +152,13 @@ def read_samples(file: BinaryIO, place: str) -> Samples:
                 raise Damaged(entry.offset, f"more than {_MOST} members: make smaller shards")
             key, suffix, why = _sorted_out(entry)
             if not why and suffix in _IMAGES:
-                why = "" if key not in rows else "names again" if names[rows[key]] == entry.name else "more images"
+                why = (
+                    ""
+                    if key not in rows
+                    else "names again"
+                    if names[rows[key]] == entry.name
+                    else "more images"
+                )
                 if not why:
                     rows[key] = len(names)
                     names.append(entry.name)
@@ -152,7 +183,12 @@ def _sorted_out(entry: Entry) -> tuple[bytes, bytes, str]:
         name = name[2:].lstrip(b"/")
     if entry.kind != "file":
         return b"", b"", entry.kind
-    if name.startswith(b"/") or b".." in name.split(b"/") or b"\0" in name or len(name) > LONGEST_NAME:
+    if (
+        name.startswith(b"/")
+        or b".." in name.split(b"/")
+        or b"\0" in name
+        or len(name) > LONGEST_NAME
+    ):
         return b"", b"", "name out of the shard"
     split = _SPLIT.fullmatch(name)
     return (split[1], split[2].lower(), "") if split else (b"", b"", "name without a key")
@@ -166,7 +202,9 @@ def _crc(file: BinaryIO, entry: Entry) -> int:
     return crc
 
 
-def _note_label(labels: dict[tuple[bytes, bytes], int], key: bytes, suffix: bytes, file: BinaryIO, entry: Entry) -> str:
+def _note_label(
+    labels: dict[tuple[bytes, bytes], int], key: bytes, suffix: bytes, file: BinaryIO, entry: Entry
+) -> str:
     """Keeps the member's label; why it was passed over otherwise."""
     if (key, suffix) in labels:
         return "names again"
@@ -175,7 +213,13 @@ def _note_label(labels: dict[tuple[bytes, bytes], int], key: bytes, suffix: byte
     file.seek(entry.offset)
     text = file.read(entry.size).strip()
     try:
-        value = json.loads(text).get("label") if suffix == b"json" else int(text) if text.isdigit() else None
+        value = (
+            json.loads(text).get("label")
+            if suffix == b"json"
+            else int(text)
+            if text.isdigit()
+            else None
+        )
     except (ValueError, AttributeError, RecursionError):
         value = None
     if type(value) is not int or not 0 <= value < MOST_CLASSES:

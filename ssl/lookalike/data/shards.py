@@ -27,15 +27,16 @@ EXACT = 50_000_000
 
 
 class Shards:
-    """Tar shards: a folder that `lookalike pack` wrote, a folder of .tar files, a glob, or braces as in
-    s3://bucket/train-{000..146}.tar. `test`: the same for the test set.
+    """Tar shards: a folder that `lookalike pack` wrote, a folder of .tar files, a glob, or braces
+    as in s3://bucket/train-{000..146}.tar. `test`: the same for the test set.
 
-    A packed folder keeps classes, labels and splits. Otherwise PATH/train and PATH/test (or val) hold the splits, or
-    else a hash of each sample's shard and name does. `auto` labels a set in which every sample has a label.
-    `shuffle: window` mixes `window` images of neighbouring shards, permuted anew each epoch, in place of all of
-    them; `auto` does so for remote shards and above 50 million images. Remote shards are kept in at most `cache_gb`.
-    `max_pixels`: how many pixels an image may have, whatever memory and time it takes; by default as many as decode
-    below 200 MB: 100 million of a JPEG, 25 million of other formats.
+    A packed folder keeps classes, labels and splits. Otherwise PATH/train and PATH/test (or val)
+    hold the splits, or else a hash of each sample's shard and name does. `auto` labels a set in
+    which every sample has a label. `shuffle: window` mixes `window` images of neighbouring shards,
+    permuted anew each epoch, in place of all of them; `auto` does so for remote shards and above 50
+    million images. Remote shards are kept in at most `cache_gb`. `max_pixels`: how many pixels an
+    image may have, whatever memory and time it takes; by default as many as decode below 200 MB:
+    100 million of a JPEG, 25 million of other formats.
     """
 
     def __init__(
@@ -75,20 +76,26 @@ class Shards:
             images.keep((hashes_N < self._test_fraction) == (wanted == "test"))
         if not len(images):
             what = f"no images in the {wanted} set of its {len(shards)} shards"
-            raise DataError(f"{remote.redacted(self._path)}: {what}: check the path, or set test or test_fraction")
+            raise DataError(
+                f"{remote.redacted(self._path)}: {what}: check the path, or set test or "
+                "test_fraction"
+            )
         return self._finished(images, classes)
 
     def _finished(self, images: ShardImages, classes: tuple[str, ...]) -> Images:
         has_N = images.numbers_N != NO_LABEL
         if self._labels == "auto" and has_N.all():
             if int(images.numbers_N.max()) >= len(classes):
-                raise DataError(f"{remote.redacted(self._path)}: labels beyond its classes: pack again")
+                raise DataError(
+                    f"{remote.redacted(self._path)}: labels beyond its classes: pack again"
+                )
             images.classes = classes
             images.labels = torch.from_numpy(images.numbers_N.copy())
         elif self._labels == "auto" and has_N.any():
             first = images.name(int(np.argmin(has_N)))
             warnings.warn(
-                f"data: {int((~has_N).sum())} samples have no label, first {first}: all go without", stacklevel=3
+                f"data: {int((~has_N).sum())} samples have no label, first {first}: all go without",
+                stacklevel=3,
             )
         far = any(remote.is_remote(shard.place) for shard in images.shards)
         if self._shuffle == "window" or (self._shuffle == "auto" and (far or len(images) > EXACT)):
@@ -107,11 +114,17 @@ class Shards:
         if not remote.is_remote(self._path):
             with os_errors_as(self._path):
                 home = Path(os.path.expanduser(self._path))  # noqa: PTH111
-                inner = {each: home / each for each in ("train", "test", "val") if (home / each).is_dir()}
+                inner = {
+                    each: home / each for each in ("train", "test", "val") if (home / each).is_dir()
+                }
             if "train" in inner:
-                folder = inner["train"] if wanted == "train" else inner.get("test", inner.get("val"))
+                folder = (
+                    inner["train"] if wanted == "train" else inner.get("test", inner.get("val"))
+                )
                 if folder is None:
-                    raise DataError(f"{printable(home)}: no test or val folder beside train: add one")
+                    raise DataError(
+                        f"{printable(home)}: no test or val folder beside train: add one"
+                    )
                 return expanded(str(folder)), ()
         return None, ()
 
@@ -123,14 +136,22 @@ class Shards:
             if found := unsealed(beside, {} if shard.size is None else {"bytes": shard.size}):
                 return found
             warnings.warn(
-                f"{remote.redacted(shard.place)}.idx: damaged, the shard is fetched: pack it again", stacklevel=2
+                f"{remote.redacted(shard.place)}.idx: damaged, the shard is fetched: pack it again",
+                stacklevel=2,
             )
         return samples_of(self._files.path(*shard), remote.redacted(shard.place))
 
 
 def _numbers(found: Sequence[Samples]) -> tuple[str, ...]:
     """0 … the highest label, as names."""
-    return tuple(map(str, range(1 + max((int(s.labels_N.max(initial=NO_LABEL)) for s in found), default=NO_LABEL))))
+    return tuple(
+        map(
+            str,
+            range(
+                1 + max((int(s.labels_N.max(initial=NO_LABEL)) for s in found), default=NO_LABEL)
+            ),
+        )
+    )
 
 
 def _tell_ignored(place: str, found: Sequence[Samples]) -> None:
@@ -140,4 +161,6 @@ def _tell_ignored(place: str, found: Sequence[Samples]) -> None:
         counts.update({str(why): int(count) for why, count in samples.ignored.items()})
     if counts:
         listed = ", ".join(f"{count} × {printable(why)}" for why, count in counts.most_common(10))
-        warnings.warn(f"{remote.redacted(place)}: passed over, never opened: {listed}", stacklevel=3)
+        warnings.warn(
+            f"{remote.redacted(place)}: passed over, never opened: {listed}", stacklevel=3
+        )

@@ -1,4 +1,6 @@
-"""Batches in shared memory: loader processes write them where the training process, and its GPU, read them."""
+"""Batches in shared memory: loader processes write them where the training process, and its GPU,
+read them.
+"""
 
 import math
 import shutil
@@ -14,7 +16,8 @@ _SHARED = Path("/dev/shm")
 
 
 class Slots:
-    """`count` slots of shared memory, each for up to `rows` samples of parts of these shapes (C, H, W).
+    """`count` slots of shared memory, each for up to `rows` samples of parts of these shapes (C, H,
+    W).
 
     Raises RunError when the machine has not so much shared memory.
     """
@@ -24,7 +27,8 @@ class Slots:
         self._per_row = [math.prod(shape) for shape in shapes]
         size = rows * sum(self._per_row)
         _check_room(count * size)
-        # Shared from the start: share_memory_() would write all of it once, and hold it twice meanwhile.
+        # Shared from the start: share_memory_() would write all of it once, and hold it twice
+        # meanwhile.
         storage = torch.UntypedStorage._new_shared(count * size)  # type: ignore[no-untyped-call]
         self._bytes_SN = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, size)
         self._pinned = False
@@ -32,13 +36,18 @@ class Slots:
     def parts(self, slot: int, rows: int) -> list[Tensor]:
         """The slot's first `rows` samples: uint8 (rows, C, H, W) of each part."""
         if rows > self.rows:
-            raise ValueError(f"{rows} samples for a slot of {self.rows}: a plan's first micro-batch is its largest")
+            raise ValueError(
+                f"{rows} samples for a slot of {self.rows}: a plan's first micro-batch is its "
+                "largest"
+            )
         regions = torch.split(self._bytes_SN[slot], [self.rows * n for n in self._per_row])
         pairs = zip(regions, self.shapes, strict=True)
         return [region.view(self.rows, *shape)[:rows] for region, shape in pairs]
 
     def pin(self) -> None:
-        """Locks the pages, so that copies to the GPU need not wait; after the workers were started."""
+        """Locks the pages, so that copies to the GPU need not wait; after the workers were
+        started.
+        """
         _cuda("cudaHostRegister", self._bytes_SN.data_ptr(), self._bytes_SN.numel(), 0)
         self._pinned = True
 
@@ -62,6 +71,7 @@ def _check_room(size: int) -> None:
     free = shutil.disk_usage(_SHARED).free
     if size > free:
         raise RunError(
-            f"data: the loader processes share {size / 1e6:.0f} MB, but {_SHARED} has {free / 1e6:.0f} MB free: "
+            f"data: the loader processes share {size / 1e6:.0f} MB, but {_SHARED} has "
+            f"{free / 1e6:.0f} MB free: "
             "enlarge it (docker run --shm-size), lower the batch or workers, or set workers to 0"
         )

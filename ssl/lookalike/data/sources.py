@@ -1,4 +1,5 @@
-"""Where images come from: a name and a few values in a recipe -> a train and a test set of `Images`.
+"""Where images come from: a name and a few values in a recipe -> a train and a test set of
+`Images`.
 
 A source's constructor is the schema of its recipe section. It touches no file; `split` does.
 """
@@ -53,15 +54,17 @@ class Digits:
 
 
 class Folder:
-    """A folder of image files: PATH/train and PATH/test, or one set split by a hash of each relative path.
+    """A folder of image files: PATH/train and PATH/test, or one set split by a hash of each
+    relative path.
 
     The hash keeps every image in its split when others are added; it does not balance the classes.
-    Without PATH/test, PATH/val is the test set. Subfolders with images are the classes, in sorted order of
-    the train set; classes that only the test set has come after them. `auto` labels a set that has no image
-    directly in its folder and at least two subfolders with images. Images are read as canvases of a side,
-    or height and width, `canvas`, by default 8/7 of the views' (256 for 224): their largest central box of that shape,
-    or with `fit: squash` all of them. `max_pixels`: how many pixels an image may have, whatever memory and time it
-    takes; by default as many as decode below 200 MB: 100 million of a JPEG, 25 million of other formats.
+    Without PATH/test, PATH/val is the test set. Subfolders with images are the classes, in sorted
+    order of the train set; classes that only the test set has come after them. `auto` labels a set
+    that has no image directly in its folder and at least two subfolders with images. Images are
+    read as canvases of a side, or height and width, `canvas`, by default 8/7 of the views' (256 for
+    224): their largest central box of that shape, or with `fit: squash` all of them. `max_pixels`:
+    how many pixels an image may have, whatever memory and time it takes; by default as many as
+    decode below 200 MB: 100 million of a JPEG, 25 million of other formats.
     """
 
     def __init__(
@@ -106,7 +109,9 @@ class Folder:
         paths = self._scan(root, root)
         mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
         if not mask_N.any():
-            which = f"none of its {len(paths)} images is in the {'test' if wants_test else 'train'} set"
+            which = (
+                f"none of its {len(paths)} images is in the {'test' if wants_test else 'train'} set"
+            )
             raise DataError(f"{printable(root)}: {which}; add images, or change test_fraction")
         return self._images(root, paths, self._classes(root, paths), canvas, mask_N)
 
@@ -114,7 +119,9 @@ class Folder:
         folder = root / self._test
         if self._test == "test" and not folder.exists() and (root / "val").is_dir():
             return root / "val"
-        return folder_at(folder, "add the folder, or name the one that holds the test set with `test`")
+        return folder_at(
+            folder, "add the folder, or name the one that holds the test set with `test`"
+        )
 
     def _scan(self, folder: Path, root: Path) -> list[bytes]:
         if folder not in self._scanned:
@@ -124,7 +131,9 @@ class Folder:
             raise DataError(f"{printable(folder)}: no images in it or below; looked for {suffixes}")
         return self._scanned[folder]
 
-    def _classes(self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()) -> tuple[bytes, ...]:
+    def _classes(
+        self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()
+    ) -> tuple[bytes, ...]:
         if self._labels == "none":
             return ()
         names = top_folders(paths)
@@ -164,7 +173,9 @@ def canvas_for(size: Size) -> tuple[int, int]:
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
-    """Which rows are for testing, bool (N,): a fixed hash's share of each class, never all or none."""
+    """Which rows are for testing, bool (N,): a fixed hash's share of each class, never all or
+    none.
+    """
     is_test_N = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in set(labels_N.tolist()):
         rows = torch.nonzero(labels_N == label).flatten().tolist()

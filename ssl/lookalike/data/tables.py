@@ -1,4 +1,6 @@
-"""A table that a user wrote -> the columns that we know, as text: CSV here, Parquet in parquet.py."""
+"""A table that a user wrote -> the columns that we know, as text: CSV here, Parquet in
+parquet.py.
+"""
 
 import csv
 import difflib
@@ -33,7 +35,10 @@ def read_csv(file: Path) -> Table:
         rows = csv.reader(source, strict=True)
         try:
             header = next(rows, [])
-            places = [(header.index(name), columns.setdefault(name, [])) for name in known_of(file, header)]
+            places = [
+                (header.index(name), columns.setdefault(name, []))
+                for name in known_of(file, header)
+            ]
             width = len(header)
             for row in rows:
                 source.room = LONGEST
@@ -45,7 +50,9 @@ def read_csv(file: Path) -> Table:
                 for place, column in places:
                     column.append(row[place])
                 if len(lines) > MOST:
-                    raise DataError(f"{printable(file)}: more than the {MOST:,} rows allowed: cut it")
+                    raise DataError(
+                        f"{printable(file)}: more than the {MOST:,} rows allowed: cut it"
+                    )
         except csv.Error as error:
             raise DataError(
                 f"{printable(file)}:{rows.line_num}: {error}: mend the line, or quote its fields"
@@ -57,9 +64,13 @@ def read_csv(file: Path) -> Table:
 
 
 def known_of(file: Path, header: Sequence[str]) -> list[str]:
-    """Those of the columns that we read. Raises DataError when there is no path, or one of them twice."""
+    """Those of the columns that we read. Raises DataError when there is no path, or one of them
+    twice.
+    """
     if len(header) > MOST_COLUMNS:
-        raise DataError(f"{printable(file)}:1: more than the {MOST_COLUMNS:,} columns allowed: leave some out")
+        raise DataError(
+            f"{printable(file)}:1: more than the {MOST_COLUMNS:,} columns allowed: leave some out"
+        )
     for name in COLUMNS:
         if header.count(name) > 1:
             raise DataError(f"{printable(file)}:1: two columns {name}: rename one")
@@ -67,7 +78,8 @@ def known_of(file: Path, header: Sequence[str]) -> list[str]:
         near = difflib.get_close_matches(name.strip().lower(), COLUMNS, n=1, cutoff=0.75)
         if near and name not in COLUMNS and near[0] not in header:
             raise DataError(
-                f"{printable(file)}:1: column {printable(name)[:40]!r}: did you mean {near[0]!r}? rename it"
+                f"{printable(file)}:1: column {printable(name)[:40]!r}: did you mean {near[0]!r}? "
+                "rename it"
             )
     if "path" not in header:
         found = ", ".join(printable(name)[:40] for name in header[:8]) or "nothing"
@@ -90,7 +102,9 @@ class _Rows:
         self.room -= len(line)
         if self.room < 0:
             what = f"a row of more than {LONGEST:,} characters"
-            raise DataError(f"{self._place}:{self.number}: {what}: mend its quotes, or leave that column out")
+            raise DataError(
+                f"{self._place}:{self.number}: {what}: mend its quotes, or leave that column out"
+            )
         if not line:
             raise StopIteration
         return line

@@ -1,7 +1,9 @@
-"""What lies where in a tar file: ustar, GNU and pax headers, read one after another; nothing is ever extracted.
+"""What lies where in a tar file: ustar, GNU and pax headers, read one after another; nothing is
+ever extracted.
 
-IEEE Std 1003.1 (pax), and GNU tar's manual, "Basic Tar Format". Sizes and names are of unknown worth: a header is
-believed only with its checksum, and what it declares is held against the length of the file.
+IEEE Std 1003.1 (pax), and GNU tar's manual, "Basic Tar Format". Sizes and names are of unknown
+worth: a header is believed only with its checksum, and what it declares is held against the length
+of the file.
 """
 
 import os
@@ -11,7 +13,15 @@ from typing import BinaryIO, NamedTuple
 _BLOCK = 512
 _LONGEST_HEADER = 1 << 20
 LONGEST_NAME = 4096
-_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "link", b"2": "link", b"5": "folder", b"S": "sparse file"}
+_KINDS = {
+    b"0": "file",
+    b"\0": "file",
+    b"7": "file",
+    b"1": "link",
+    b"2": "link",
+    b"5": "folder",
+    b"S": "sparse file",
+}
 _KINDS |= dict.fromkeys((b"3", b"4", b"6"), "device")
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 
@@ -28,7 +38,9 @@ class Damaged(Exception):
 
 
 class Entry(NamedTuple):
-    """One member: its name, what it is (file, link, device, …), where its bytes begin, how many there are."""
+    """One member: its name, what it is (file, link, device, …), where its bytes begin, how many
+    there are.
+    """
 
     name: bytes
     kind: str
@@ -51,7 +63,9 @@ def entries(file: BinaryIO) -> Iterator[Entry]:
         at += _BLOCK
         if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
             if declared > _LONGEST_HEADER:
-                raise Damaged(start, f"a header of {declared} bytes, more than the {_LONGEST_HEADER} allowed")
+                raise Damaged(
+                    start, f"a header of {declared} bytes, more than the {_LONGEST_HEADER} allowed"
+                )
             body = _read(file, at, declared, total, "cut short in a header")
             at += _padded(declared)
             if kind == _LONG_NAME:
@@ -87,10 +101,18 @@ def _header(block: bytes, at: int) -> tuple[bytes, int]:
     """Kind and size. Raises Damaged without the right checksum."""
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     # Some old writers summed signed bytes.
-    signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:]) if not block.isascii() else total
+    signed = (
+        total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+        if not block.isascii()
+        else total
+    )
     size = _number(block[124:136])
     if _number(block[148:156]) not in (total, signed) or size < 0:
-        what = "compressed: unpack it first, random reads need plain tar" if _compressed(block) else "no tar header"
+        what = (
+            "compressed: unpack it first, random reads need plain tar"
+            if _compressed(block)
+            else "no tar header"
+        )
         raise Damaged(at, what)
     return block[156:157], size
 

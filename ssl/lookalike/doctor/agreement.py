@@ -1,4 +1,5 @@
-"""Before the first step: is every rank about to train the same, by the same program, on the same images?
+"""Before the first step: is every rank about to train the same, by the same program, on the same
+images?
 
 Ranks that differ would train without a word on mixed batches, or on gradients of another recipe.
 """
@@ -15,7 +16,16 @@ from lookalike.doctor.machine import source, version
 from lookalike.errors import Error, RunError, printable
 from lookalike.recipe import Recipe
 
-PACKAGES = ("torch", "torchvision", "timm", "kornia", "deepspeed", "pytorch-metric-learning", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "kornia",
+    "deepspeed",
+    "pytorch-metric-learning",
+    "numpy",
+    "pillow",
+)
 _LONGEST = 80
 _NAMED = 8
 
@@ -26,7 +36,8 @@ _agreed: dict[str, dict[str, Any]] = {}
 def agree(recipe: Recipe, **words: Any) -> None:
     """Returns when every rank has the same recipe, program, libraries, images and `words`.
 
-    Else raises RunError, on every rank with the same line: which ranks differ from the first, and in what.
+    Else raises RunError, on every rank with the same line: which ranks differ from the first, and
+    in what.
     """
     if comm.world_size() == 1:
         return
@@ -39,14 +50,20 @@ def agree(recipe: Recipe, **words: Any) -> None:
     found = [line for rank, one in enumerate(told) for line in _line(rank, one, told[0])]
     if found:
         more = f"; … and {len(found) - _NAMED} ranks more" if len(found) > _NAMED else ""
-        raise RunError(f"ranks differ: {'; '.join(found[:_NAMED])}{more}: give every rank the same and start again")
+        raise RunError(
+            f"ranks differ: {'; '.join(found[:_NAMED])}{more}: give every rank the same and start "
+            "again"
+        )
     _agreed[digest] = words
 
 
 def facts(recipe: Recipe, words: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same on every rank, as flat JSON data: name -> value."""
     versions = {name: version(name) for name in PACKAGES}
-    program = {"python": platform.python_version(), "lookalike": f"{version('lookalike')} {source()}"}
+    program = {
+        "python": platform.python_version(),
+        "lookalike": f"{version('lookalike')} {source()}",
+    }
     return {**dict(_flat("", recipe.plain())), **words, **program, **versions, **_data(recipe)}
 
 
@@ -76,7 +93,9 @@ def _line(rank: int, one: Mapping[str, Any], first: Mapping[str, Any]) -> Iterat
     """How a rank differs from the first, if it does."""
     mine, theirs = one["facts"], first["facts"]
     names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-    what = [f"{name} is {_short(mine, name)}, on rank 0 {_short(theirs, name)}" for name in names[:4]]
+    what = [
+        f"{name} is {_short(mine, name)}, on rank 0 {_short(theirs, name)}" for name in names[:4]
+    ]
     if names:
         yield f"rank {rank} ({printable(one['host'])}): {', '.join(what)}"
 

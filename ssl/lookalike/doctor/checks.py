@@ -23,7 +23,10 @@ def problems(reports: Sequence[Report]) -> list[str]:
         found += _own(one)
         first = known.setdefault(one.get("machine") or one["host"], one["host"])
         if first != one["host"]:
-            found.append(f"{one['host']}: is the same machine as {first}: one line a machine, with all its slots")
+            found.append(
+                f"{one['host']}: is the same machine as {first}: one line a machine, with all its "
+                "slots"
+            )
     gpus = {one["host"]: len(one["gpus"]) for one in sound}
     if len(set(gpus.values())) > 1:
         counts = ", ".join(f"{host} {count}" for host, count in gpus.items())
@@ -48,14 +51,25 @@ def _own(one: Report) -> list[str]:
     """What is wrong with a machine by itself."""
     found = []
     if one["deepspeed"] == "missing" and one.get("slots", 1) * one.get("bandwidth", 0) > 0:
-        found.append(f"{one['host']}: DeepSpeed is missing, which trains several ranks: pip install deepspeed")
+        found.append(
+            f"{one['host']}: DeepSpeed is missing, which trains several ranks: pip install "
+            "deepspeed"
+        )
     if one["gpus"] and one.get("slots", 1) > len(one["gpus"]):
-        found.append(f"{one['host']}: {one['slots']} slots for {len(one['gpus'])} GPUs: lower slots in the hostfile")
+        found.append(
+            f"{one['host']}: {one['slots']} slots for {len(one['gpus'])} GPUs: lower slots in the "
+            "hostfile"
+        )
     if one["free"] < _LEAST_FREE:
         left = f"{one['free'] / 2**20:.0f} MiB"
-        found.append(f"{one['host']}: {left} free for the run folder: free some, or choose another --out")
+        found.append(
+            f"{one['host']}: {left} free for the run folder: free some, or choose another --out"
+        )
     if abs(one.get("skew", 0.0)) > _SKEW:
-        found.append(f"{one['host']}: its clock is {one['skew']:+.1f} s from this one's: run an NTP client, as chrony")
+        found.append(
+            f"{one['host']}: its clock is {one['skew']:+.1f} s from this one's: run an NTP client, "
+            "as chrony"
+        )
     return found
 
 
@@ -71,7 +85,10 @@ def tell(reports: Sequence[Report], as_json: bool) -> None:
             raise RunError("\nlookalike: ".join(found))
         for one in reports:
             if one.get("there"):
-                say(f"{one['host']}: the run folder is not there yet, it will be made in {one['there']}")
+                say(
+                    f"{one['host']}: the run folder is not there yet, it will be made in "
+                    f"{one['there']}"
+                )
         say(f"{len(reports)} machine{'s' * (len(reports) > 1)}, no problem found")
     elif found:
         raise SystemExit(2)

@@ -29,7 +29,9 @@ SAME = {
 
 
 def report(recipe: Recipe | None, out: Path) -> Report:
-    """This machine: versions, GPUs, free disk at `out`, fingerprint of the recipe's images, what went wrong."""
+    """This machine: versions, GPUs, free disk at `out`, fingerprint of the recipe's images, what
+    went wrong.
+    """
     found: Report = {
         "host": socket.gethostname(),
         "python": platform.python_version(),
@@ -64,7 +66,9 @@ def source() -> str:
     """The first letters of a digest over our own files: two checkouts of one version may differ."""
     home = Path(__file__).parent.parent
     files = sorted(home.rglob("*.py"))
-    return hashlib.sha256(b"".join(str(f.relative_to(home)).encode() + f.read_bytes() for f in files)).hexdigest()[:8]
+    return hashlib.sha256(
+        b"".join(str(f.relative_to(home)).encode() + f.read_bytes() for f in files)
+    ).hexdigest()[:8]
 
 
 def _gpu(i: int) -> str:
@@ -73,7 +77,9 @@ def _gpu(i: int) -> str:
 
 
 def _machine() -> str:
-    """The same for two names of one machine: its kernel since it was started, and its network; empty where unknown."""
+    """The same for two names of one machine: its kernel since it was started, and its network;
+    empty where unknown.
+    """
     try:
         network = Path("/proc/self/ns/net").readlink()
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {network}"

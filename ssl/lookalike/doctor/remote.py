@@ -15,14 +15,27 @@ from lookalike.process.hostfile import Host
 
 Remote = Callable[[Host, Sequence[str], float], tuple[int, str, str]]
 
-_SSH = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
+_SSH = (
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=10",
+    "-o",
+    "ServerAliveInterval=5",
+    "-o",
+    "ServerAliveCountMax=3",
+)
 _PORT = "29517"
 # What a report must hold to be one.
 _SHAPE = {"host": str, **dict.fromkeys(SAME, str), "gpus": list, "free": int, "error": str}
 
 
-def everywhere(hosts: Sequence[Host], words: Sequence[str], remote: Remote | None = None) -> list[Report]:
-    """Reports of the hosts, asked over ssh by `lookalike doctor --json` with `words` (recipe, overrides, --out)."""
+def everywhere(
+    hosts: Sequence[Host], words: Sequence[str], remote: Remote | None = None
+) -> list[Report]:
+    """Reports of the hosts, asked over ssh by `lookalike doctor --json` with `words` (recipe,
+    overrides, --out).
+    """
     ask = remote or ssh
     with ThreadPoolExecutor(len(hosts)) as pool:
         reports = list(pool.map(lambda host: _alone(host, words, ask), hosts))
@@ -39,21 +52,36 @@ def _alone(host: Host, words: Sequence[str], ask: Remote) -> Report:
     try:
         skew = float(out.split()[-1]) - (before + after) / 2
     except (ValueError, IndexError):
-        return {**unknown, "error": f"not reachable over ssh ({_reason(code, err)}): does `ssh {host.name} date` work?"}
+        return {
+            **unknown,
+            "error": f"not reachable over ssh ({_reason(code, err)}): does `ssh {host.name} date` work?",
+        }
     code, out, err = ask(host, _lookalike(["doctor", "--json", *words]), 300)
     found = _parsed(out)
     if found is None:
-        return {**unknown, "error": f"lookalike does not run there ({_reason(code, err)}): install it at the same path"}
+        return {
+            **unknown,
+            "error": f"lookalike does not run there ({_reason(code, err)}): install it at the same path",
+        }
     slack = (after - before) / 2
     sure = max(0.0, abs(skew) - slack) * (1 if skew > 0 else -1)
     return {**found, "host": host.name, "slots": host.slots, "skew": sure}
 
 
 def _together(hosts: Sequence[Host], reports: list[Report], ask: Remote) -> None:
-    """One rank a machine meets the others for an all-reduce; every report learns its bandwidth or the failure."""
-    ranks = {"WORLD_SIZE": str(len(hosts)), "MASTER_ADDR": hosts[0].name, "MASTER_PORT": _PORT, "LOCAL_RANK": "0"}
+    """One rank a machine meets the others for an all-reduce; every report learns its bandwidth or
+    the failure.
+    """
+    ranks = {
+        "WORLD_SIZE": str(len(hosts)),
+        "MASTER_ADDR": hosts[0].name,
+        "MASTER_PORT": _PORT,
+        "LOCAL_RANK": "0",
+    }
     ranks["LOOKALIKE_TIMEOUT"] = "60"
-    commands = [_lookalike(["doctor", "--json"], {**ranks, "RANK": str(i)}) for i in range(len(hosts))]
+    commands = [
+        _lookalike(["doctor", "--json"], {**ranks, "RANK": str(i)}) for i in range(len(hosts))
+    ]
     with ThreadPoolExecutor(len(hosts)) as pool:
         answers = list(pool.map(lambda host, command: ask(host, command, 120), hosts, commands))
     rates = [(_parsed(out) or {}).get("bandwidth", 0.0) for _, out, _ in answers]
@@ -66,22 +94,32 @@ def _together(hosts: Sequence[Host], reports: list[Report], ask: Remote) -> None
 
 def _lookalike(words: Sequence[str], environment: dict[str, str] | None = None) -> list[str]:
     """`lookalike …` by the interpreter of this process in its folder, as `env` sets it up."""
-    kept = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ
+    }
     variables = [f"{name}={value}" for name, value in {**kept, **(environment or {})}.items()]
     return ["env", "-C", str(Path.cwd()), *variables, sys.executable, "-m", "lookalike", *words]
 
 
 def ssh(host: Host, words: Sequence[str], seconds: float) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `words` on the host. More options: PDSH_SSH_ARGS_APPEND, as pdsh takes them."""
+    """Exit code, stdout and stderr of `words` on the host. More options: PDSH_SSH_ARGS_APPEND, as
+    pdsh takes them.
+    """
     options = shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", ""))
     command = ["ssh", *options, *_SSH, "--", host.name, shlex.join(words)]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, timeout=seconds, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         return 124, "", f"no answer in {seconds:g} s"
     except OSError as error:
         return 127, "", f"ssh: {error.strerror}"
-    return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    return (
+        done.returncode,
+        done.stdout.decode(errors="replace"),
+        done.stderr.decode(errors="replace"),
+    )
 
 
 def _reason(code: int, err: str) -> str:
@@ -101,7 +139,9 @@ def _parsed(text: str) -> Report | None:
             found = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in _SHAPE.items()):
+        if isinstance(found, dict) and all(
+            isinstance(found.get(key), kind) for key, kind in _SHAPE.items()
+        ):
             texts = {key: _clean(value) for key, value in found.items() if isinstance(value, str)}
             return {**found, **texts, "gpus": [_clean(str(gpu)) for gpu in found["gpus"]]}
     return None

@@ -1,6 +1,8 @@
-"""The seam: who runs forward, backward, step, and gives the state by parameter name. ENGINES lists both.
+"""The seam: who runs forward, backward, step, and gives the state by parameter name. ENGINES lists
+both.
 
-`plain` is one process without DeepSpeed, the oracle of the tests; `zero` is DeepSpeed on any number of ranks.
+`plain` is one process without DeepSpeed, the oracle of the tests; `zero` is DeepSpeed on any number
+of ranks.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,29 +31,36 @@ class Engine(Protocol):
         """Adds one micro-batch's share, 1 / accumulate, of the step's gradient."""
 
     def finite(self) -> Tensor:
-        """Whether every gradient of the step so far is a number on this rank: a boolean on the device, not waited for.
+        """Whether every gradient of the step so far is a number on this rank: a boolean on the
+        device, not waited for.
 
-        To be asked after the last `backward` of a step and before its `step`, and to be agreed on by all ranks.
+        To be asked after the last `backward` of a step and before its `step`, and to be agreed on
+        by all ranks.
         """
 
     def step(self, skip: bool = False) -> None:
-        """Averages over ranks, clips if asked, moves the parameters, clears the gradient; once a micro-batch.
+        """Averages over ranks, clips if asked, moves the parameters, clears the gradient; once a
+        micro-batch.
 
-        `skip`, the same on all ranks, counts in the last call of a step: the step then leaves no trace in
-        parameters, optimizer state and running statistics.
+        `skip`, the same on all ranks, counts in the last call of a step: the step then leaves no
+        trace in parameters, optimizer state and running statistics.
         """
 
     def follow(self) -> None:
         """Lets teachers, queues and running statistics follow a good step."""
 
     def save(self) -> State:
-        """Copies of parameters, buffers and optimizer state by name, on the CPU; called by every rank alike."""
+        """Copies of parameters, buffers and optimizer state by name, on the CPU; called by every
+        rank alike.
+        """
 
     def load(self, state: State) -> None:
         """Takes back what `save` gave, from any engine; called by every rank alike."""
 
     def close(self) -> None:
-        """Ends the training: the module is a plain one with whole parameters; called by every rank alike."""
+        """Ends the training: the module is a plain one with whole parameters; called by every rank
+        alike.
+        """
 
 
 ENGINES: Mapping[str, Callable[..., Engine]] = {"plain": Plain, "zero": Zero}

@@ -1,4 +1,5 @@
-"""Activation checkpoints: a backbone's activations are computed again in backward instead of being kept.
+"""Activation checkpoints: a backbone's activations are computed again in backward instead of being
+kept.
 
 Chen, Xu, Zhang & Guestrin, arXiv 1604.06174. timm says where its models are cut.
 """
@@ -29,6 +30,7 @@ def checkpoint_activations(module: nn.Module) -> None:
             switch(enable=True)
         except (AssertionError, NotImplementedError) as error:
             raise RunError(
-                f"engine.checkpoint_activations: timm has none for {backbone.architecture.name}: remove it, or take "
+                f"engine.checkpoint_activations: timm has none for {backbone.architecture.name}: "
+                "remove it, or take "
                 "micro_batch"
             ) from error

@@ -1,4 +1,6 @@
-"""Watches one step: were its gradients numbers, and, if it is skipped, what its forward moved goes back."""
+"""Watches one step: were its gradients numbers, and, if it is skipped, what its forward moved goes
+back.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,9 @@ from lookalike.nn.batchnorm import running_stats
 
 
 class Guard:
-    """One for each engine, on the parameters that are trained; nothing here waits for the device."""
+    """One for each engine, on the parameters that are trained; nothing here waits for the
+    device.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._watched = [p for p in module.parameters() if p.requires_grad]
@@ -15,27 +19,37 @@ class Guard:
         self._sums: list[Tensor] = []
         self._running = running_stats(module)
         self._before: list[Tensor] = []
-        self._forgets = [f for part in module.modules() if callable(f := getattr(part, "forget", None))]
+        self._forgets = [
+            f for part in module.modules() if callable(f := getattr(part, "forget", None))
+        ]
 
     def _see(self, gradient: Tensor) -> None:
-        """NaN and infinity survive a sum; a hook sees the gradient before an engine moves it away."""
+        """NaN and infinity survive a sum; a hook sees the gradient before an engine moves it
+        away.
+        """
         self._sums.append(gradient.detach().sum())
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Before a forward: remembers the running statistics as they were before the step's first one."""
+        """Before a forward: remembers the running statistics as they were before the step's first
+        one.
+        """
         if self._running and not self._before:
             self._before = [tensor.clone() for tensor in self._running]
 
     def finite(self) -> Tensor:
-        """Whether every gradient of the step so far is a number, on this rank: a boolean on the device."""
+        """Whether every gradient of the step so far is a number, on this rank: a boolean on the
+        device.
+        """
         if not self._sums:
             return torch.ones((), dtype=torch.bool, device=self._watched[0].device)
         return torch.stack(self._sums).isfinite().all()
 
     @torch.no_grad()
     def end(self, skip: bool) -> None:
-        """After the step's last micro-batch: forgets it, and undoes what a skipped one has moved or has waiting."""
+        """After the step's last micro-batch: forgets it, and undoes what a skipped one has moved or
+        has waiting.
+        """
         if skip:
             for forget in self._forgets:
                 forget()

@@ -1,4 +1,6 @@
-"""One process, no DeepSpeed: the engine for a laptop or one GPU, and the oracle that the other is tested against."""
+"""One process, no DeepSpeed: the engine for a laptop or one GPU, and the oracle that the other is
+tested against.
+"""
 
 from typing import Any
 
@@ -9,7 +11,16 @@ from torch.optim import Optimizer
 from lookalike import comm
 from lookalike.engine.activations import checkpoint_activations as checkpoint_backbone
 from lookalike.engine.guard import Guard
-from lookalike.engine.state import Precision, State, autocast, follow, load_model, load_optim, model_state, optim_state
+from lookalike.engine.state import (
+    Precision,
+    State,
+    autocast,
+    follow,
+    load_model,
+    load_optim,
+    model_state,
+    optim_state,
+)
 from lookalike.errors import RunError
 from lookalike.nn.batchnorm import freeze_running_stats
 from lookalike.optim import clip
@@ -33,7 +44,10 @@ class Plain:
         checkpoint_activations: bool = False,
     ) -> None:
         if comm.world_size() > 1:
-            raise RunError("pretrain.engine: plain trains in one process: remove it, or name: zero, for several ranks")
+            raise RunError(
+                "pretrain.engine: plain trains in one process: remove it, or name: zero, for "
+                "several ranks"
+            )
         if checkpoint_activations:
             checkpoint_backbone(module)
         self.module, self.optimizer = module, optimizer

@@ -1,7 +1,8 @@
 """Where the tensors of a training lie at each ZeRO stage, and how they come together by name.
 
-`Whole`: every rank holds everything (stage 0). `Flat`: the optimizer's state is one flat shard a group (stages 1
-and 2). `Split`: the parameters too (stage 3). All of DeepSpeed's private names are in this file.
+`Whole`: every rank holds everything (stage 0). `Flat`: the optimizer's state is one flat shard a
+group (stages 1 and 2). `Split`: the parameters too (stage 3). All of DeepSpeed's private names are
+in this file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,11 +74,15 @@ class Whole:
 
 
 class Flat:
-    """Stages 1 and 2: whole parameters; each rank holds a shard of each group's flat weights and optimizer state."""
+    """Stages 1 and 2: whole parameters; each rank holds a shard of each group's flat weights and
+    optimizer state.
+    """
 
     names: tuple[str, ...] = _FLAT
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, deepspeed: Any, sharded: Any) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: Optimizer, deepspeed: Any, sharded: Any
+    ) -> None:
         refuse_unknown(sharded, self.names, deepspeed.__version__)
         self.module, self.optimizer = module, optimizer
         self._tools, self._zero, self._sharded = deepspeed.utils, deepspeed.zero, sharded
@@ -100,14 +105,20 @@ class Flat:
         pass
 
     def _refresh(self, part: nn.Module) -> None:
-        """The optimizer moves a copy of the weights: it takes what was written into those of `part`."""
+        """The optimizer moves a copy of the weights: it takes what was written into those of
+        `part`.
+        """
         for parameter in part.parameters():
             if parameter.requires_grad:
                 self._tools.safe_set_full_fp32_param(parameter, parameter.detach().float())
 
     def _groups(self) -> Iterator[Group]:
-        """The parameters of each group, and the shard of its flat weights that this rank's optimizer moves."""
-        yield from zip(self._sharded.bit16_groups, self._sharded.single_partition_of_fp32_groups, strict=True)
+        """The parameters of each group, and the shard of its flat weights that this rank's
+        optimizer moves.
+        """
+        yield from zip(
+            self._sharded.bit16_groups, self._sharded.single_partition_of_fp32_groups, strict=True
+        )
 
     def _collect(self) -> dict[str, Tensor]:
         """Each parameter's optimizer state, whole, one tensor at a time."""
@@ -124,12 +135,16 @@ class Flat:
         return found
 
     def _scatter(self, nested: dict[str, dict[str, Tensor]]) -> None:
-        """Cuts each parameter's optimizer state into the flat shards again; what has none begins with zeros."""
+        """Cuts each parameter's optimizer state into the flat shards again; what has none begins
+        with zeros.
+        """
         self.optimizer.state.clear()
         for parameters, flat in self._groups():
             known = [nested[self._name[id(p)]] for p in parameters if self._name[id(p)] in nested]
             for key, value in known[0].items() if known else ():
-                self.optimizer.state[flat][key] = torch.zeros_like(flat) if value.dim() else value.clone()
+                self.optimizer.state[flat][key] = (
+                    torch.zeros_like(flat) if value.dim() else value.clone()
+                )
         self._link()
         for parameters, _ in self._groups():
             for parameter in parameters:
@@ -141,18 +156,26 @@ class Flat:
         self._tools.safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
     def _link(self) -> None:
-        """DeepSpeed links shards to parameters once, too early where there are several groups: link again."""
+        """DeepSpeed links shards to parameters once, too early where there are several groups: link
+        again.
+        """
         self._sharded._hp_optimizer_states_linked = False
         self._sharded._lazy_init_hp_params_optimizer_state()
 
 
 class Split(Flat):
-    """Stage 3: each rank holds a shard of every parameter, frozen ones too; whole ones come and go in forward."""
+    """Stage 3: each rank holds a shard of every parameter, frozen ones too; whole ones come and go
+    in forward.
+    """
 
     names = _SPLIT
 
     def save(self) -> State:
-        model = {name: copied(t) for name, t in self.module.state_dict().items() if name not in self._parameters()}
+        model = {
+            name: copied(t)
+            for name, t in self.module.state_dict().items()
+            if name not in self._parameters()
+        }
         for name, parameter in self._parameters().items():
             with self._gathered([parameter]):
                 model[name] = copied(parameter)
@@ -194,7 +217,9 @@ class Split(Flat):
             with self._gathered([parameter]):
                 plain[id(parameter)] = nn.Parameter(copied(parameter), parameter.requires_grad)
         for part in self.module.modules():
-            part._parameters = {n: p if p is None else plain[id(p)] for n, p in part._parameters.items()}
+            part._parameters = {
+                n: p if p is None else plain[id(p)] for n, p in part._parameters.items()
+            }
             part.__dict__.pop("_original_parameters", None)
         self.module.to("cpu")
 
@@ -223,20 +248,28 @@ class Split(Flat):
         return dict(self.module.named_parameters())
 
     def _gathered(self, parameters: Sequence[nn.Parameter], write: bool = False) -> Any:
-        """Whole parameters while entered; with `write`, what every rank has written into them alike stays."""
+        """Whole parameters while entered; with `write`, what every rank has written into them alike
+        stays.
+        """
         return self._zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
     def _persist(self) -> None:
-        """Gathering has put away the small parameters that DeepSpeed keeps whole between steps: bring them back."""
+        """Gathering has put away the small parameters that DeepSpeed keeps whole between steps:
+        bring them back.
+        """
         small = self._sharded.persistent_parameters
         if small:
             small[0].all_gather(small)
 
     def _groups(self) -> Iterator[Group]:
-        yield from zip(self._sharded.fp16_groups, self._sharded.fp32_partitioned_groups_flat, strict=True)
+        yield from zip(
+            self._sharded.fp16_groups, self._sharded.fp32_partitioned_groups_flat, strict=True
+        )
 
     def _put(self, parameter: nn.Parameter, value: Tensor, key: str) -> None:
-        """The last rank's shard is padded: DeepSpeed's own setter of whole tensors would run over their end."""
+        """The last rank's shard is padded: DeepSpeed's own setter of whole tensors would run over
+        their end.
+        """
         shard = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         mine = torch.zeros(shard, dtype=value.dtype, device=parameter.device)
         start = shard * comm.rank()
@@ -249,7 +282,9 @@ class Split(Flat):
 
 
 def refuse_unknown(sharded: Any, names: Sequence[str], version: str) -> None:
-    """Raises RunError when DeepSpeed's optimizer is not built as the one this file was written for."""
+    """Raises RunError when DeepSpeed's optimizer is not built as the one this file was written
+    for.
+    """
     missing = [name for name in names if not hasattr(sharded, name)]
     if missing:
         raise RunError(

@@ -14,7 +14,9 @@ Precision = Literal["fp32", "bf16"]
 
 
 class State(NamedTuple):
-    """`model`: parameters and buffers by name; `optim`: `<parameter>/<key>`, the optimizer's tensors."""
+    """`model`: parameters and buffers by name; `optim`: `<parameter>/<key>`, the optimizer's
+    tensors.
+    """
 
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
@@ -60,7 +62,9 @@ def misfit(shapes: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> s
 
 def load_model(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Takes parameters and buffers back; every name and shape has to fit."""
-    if problem := misfit({name: tensor.shape for name, tensor in module.state_dict().items()}, tensors):
+    if problem := misfit(
+        {name: tensor.shape for name, tensor in module.state_dict().items()}, tensors
+    ):
         raise RunError(problem)
     module.load_state_dict(tensors, strict=True)
 
@@ -85,7 +89,9 @@ def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def load_optim(module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Takes the optimizer's tensors back, each laid out as its parameter; counters stay on the CPU."""
+    """Takes the optimizer's tensors back, each laid out as its parameter; counters stay on the
+    CPU.
+    """
     nested = by_parameter(tensors)
     optimizer.state.clear()
     for name, parameter in module.named_parameters():

@@ -1,7 +1,9 @@
-"""DeepSpeed behind the seam: ZeRO stages 0 to 3 on any number of ranks, with every default that matters written out.
+"""DeepSpeed behind the seam: ZeRO stages 0 to 3 on any number of ranks, with every default that
+matters written out.
 
-ZeRO: Rajbhandari, Rasley, Ruwase & He, SC 2020, arXiv 1910.02054. The state is saved by parameter name, not in
-DeepSpeed's own format (which is a pickle, and tied to the number of ranks): any engine and stage can load it.
+ZeRO: Rajbhandari, Rasley, Ruwase & He, SC 2020, arXiv 1910.02054. The state is saved by parameter
+name, not in DeepSpeed's own format (which is a pickle, and tied to the number of ranks): any engine
+and stage can load it.
 """
 
 import contextlib
@@ -27,12 +29,17 @@ from lookalike.optim import is_layerwise
 from lookalike.recipe import NonNegative
 
 Stage = Literal[0, 1, 2, 3]
-_BUCKET = 50_000_000  # numbers that cross ranks at a time; DeepSpeed's 500 million would hold 2 GB of each GPU
-_SMALL = 100_000  # numbers of a parameter that stage 3 still keeps whole on every rank between steps
+# numbers that cross ranks at a time; DeepSpeed's 500 million would hold 2 GB of each GPU
+_BUCKET = 50_000_000
+_SMALL = (
+    100_000  # numbers of a parameter that stage 3 still keeps whole on every rank between steps
+)
 
 
 class _Autocast(nn.Module):
-    """The module as DeepSpeed sees it. DeepSpeed switches autocast off around its forward: it is entered inside."""
+    """The module as DeepSpeed sees it. DeepSpeed switches autocast off around its forward: it is
+    entered inside.
+    """
 
     def __init__(self, inner: nn.Module, precision: Precision) -> None:
         super().__init__()
@@ -46,8 +53,9 @@ class _Autocast(nn.Module):
 class Zero:
     """DeepSpeed ZeRO, the engine for several ranks; `clip` 0 leaves the gradient alone.
 
-    `stage`: what is cut over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradient too, 3 the parameters
-    too; `checkpoint_activations`: the backbone's activations are computed again in backward, not kept.
+    `stage`: what is cut over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradient too, 3
+    the parameters too; `checkpoint_activations`: the backbone's activations are computed again in
+    backward, not kept.
     """
 
     def __init__(
@@ -118,7 +126,9 @@ class Zero:
 
 
 class Switch:
-    """Stands before an optimizer's `step`: while off, DeepSpeed counts and clears as ever, but nothing is moved."""
+    """Stands before an optimizer's `step`: while off, DeepSpeed counts and clears as ever, but
+    nothing is moved.
+    """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer, self._on = optimizer, True
@@ -148,16 +158,22 @@ def refuse_layerwise(layerwise: bool, stage: int) -> None:
     """Raises RunError for LARS with sharded optimizer state."""
     if layerwise and stage > 0:
         raise RunError(
-            f"engine: LARS needs whole layers, but ZeRO stage {stage} shows it one flat tensor of all of them: "
+            f"engine: LARS needs whole layers, but ZeRO stage {stage} shows it one flat tensor of "
+            "all of them: "
             "set stage: 0, or take adamw or sgd"
         )
 
 
 def refuse_shapeless(module: nn.Module) -> None:
-    """Raises RunError for a parameter of no dimension, which DeepSpeed cannot send to other ranks."""
+    """Raises RunError for a parameter of no dimension, which DeepSpeed cannot send to other
+    ranks.
+    """
     for name, parameter in module.named_parameters():
         if parameter.dim() == 0:
-            raise RunError(f"engine: {name} has no dimension, which DeepSpeed cannot send: make it of shape (1,)")
+            raise RunError(
+                f"engine: {name} has no dimension, which DeepSpeed cannot send: make it of shape "
+                "(1,)"
+            )
 
 
 def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
@@ -182,9 +198,11 @@ def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
 
 
 def _zero_config(clip: float, stage: Stage) -> dict[str, Any]:
-    """Without the norm, stages 1 and 2 neither wait for the device nor skip a step behind the loop's back.
+    """Without the norm, stages 1 and 2 neither wait for the device nor skip a step behind the
+    loop's back.
 
-    At stage 3 DeepSpeed would put a function of its own in the place of torch's `linear`, for the whole process.
+    At stage 3 DeepSpeed would put a function of its own in the place of torch's `linear`, for the
+    whole process.
     """
     found: dict[str, Any] = {
         "stage": stage,
@@ -212,7 +230,9 @@ def _zero_config(clip: float, stage: Stage) -> dict[str, Any]:
 
 
 def _deepspeed() -> Any:
-    """DeepSpeed, imported only when it is wanted, quiet, and without the operator it would compile on a CPU."""
+    """DeepSpeed, imported only when it is wanted, quiet, and without the operator it would compile
+    on a CPU.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
@@ -223,7 +243,9 @@ def _deepspeed() -> Any:
             import deepspeed.comm
             import deepspeed.ops
         except ImportError as error:
-            raise RunError(f"engine: zero needs DeepSpeed, not importable here ({error}): set engine: plain") from error
+            raise RunError(
+                f"engine: zero needs DeepSpeed, not importable here ({error}): set engine: plain"
+            ) from error
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         comm.start(alone=True)
@@ -233,7 +255,9 @@ def _deepspeed() -> Any:
 
 @contextlib.contextmanager
 def _calm() -> Iterator[None]:
-    """DeepSpeed warns about torch's deprecations and logs to stdout at start: neither is the user's concern."""
+    """DeepSpeed warns about torch's deprecations and logs to stdout at start: neither is the user's
+    concern.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         previous = logging.root.manager.disable

@@ -33,7 +33,9 @@ SUM = "sha256"
 
 
 class Features(NamedTuple):
-    """`x_ND` float32, `labels_N` int64 on the CPU; `dropped` images could not be read: `ids_N` are the others."""
+    """`x_ND` float32, `labels_N` int64 on the CPU; `dropped` images could not be read: `ids_N` are
+    the others.
+    """
 
     x_ND: Tensor
     labels_N: Tensor
@@ -42,7 +44,9 @@ class Features(NamedTuple):
 
 
 def embedder(model: nn.Module, architecture: Architecture) -> Embed:
-    """uint8 canvas (B, C, H, W) -> features (B, D): the test-time view, normalised, through `model` in eval mode."""
+    """uint8 canvas (B, C, H, W) -> features (B, D): the test-time view, normalised, through `model`
+    in eval mode.
+    """
     mean, std = architecture.normalisation()
     model.eval()
 
@@ -55,10 +59,11 @@ def embedder(model: nn.Module, architecture: Architecture) -> Embed:
 
 
 def pixels(canvas_BCHW: Tensor) -> Tensor:
-    """The raw image as a feature, (B, C·H·W) in 0 … 1: the baseline that every backbone has to beat.
+    """The raw image as a feature, (B, C·H·W) in 0 … 1: the baseline that every backbone has to
+    beat.
 
-    A canvas whose longer side is above `PIXELS` is brought down to that, antialiased: at 224 pixels a classifier would
-    have 196,608 dimensions to fit.
+    A canvas whose longer side is above `PIXELS` is brought down to that, antialiased: at 224 pixels
+    a classifier would have 196,608 dimensions to fit.
     """
     x_BCHW = scale(canvas_BCHW)
     share = PIXELS / max(x_BCHW.shape[2:])
@@ -72,20 +77,25 @@ def pixels(canvas_BCHW: Tensor) -> Tensor:
 def embedded_in_order(
     function: Embed, images: Images, batch: int, workers: int
 ) -> Generator[tuple[list[int], Tensor], None, None]:
-    """(ids, float32 features (B, D) on the CPU) of all images in order; those that cannot be read are left out."""
+    """(ids, float32 features (B, D) on the CPU) of all images in order; those that cannot be read
+    are left out.
+    """
     device = comm.device()
     for ids, canvas_BCHW in in_order(images, batch, workers, pin=device.type == "cuda"):
         yield ids, function(canvas_BCHW.to(device)).float().cpu()
 
 
-def extract(function: Embed, images: Images, *, batch: int = 256, workers: int = 0, labelled: bool = True) -> Features:
+def extract(
+    function: Embed, images: Images, *, batch: int = 256, workers: int = 0, labelled: bool = True
+) -> Features:
     """Every readable image's features, in order.
 
     Raises Error where the images have no labels; they are -1 where none are asked for (`labelled`).
     """
     if labelled and images.labels is None:
         raise Error(
-            "data: these images have no labels to score with: use class folders, or leave probe and evaluate out"
+            "data: these images have no labels to score with: use class folders, or leave probe "
+            "and evaluate out"
         )
     rows, kept = [], []
     for ids, x_BD in embedded_in_order(function, images, batch, workers):
@@ -99,7 +109,9 @@ def extract(function: Embed, images: Images, *, batch: int = 256, workers: int =
 
 
 def cache_key(images: Images) -> tuple[str, ...]:
-    """What features depend on: images by their `passport`, shape, fit, and order and labels, which it need not tell."""
+    """What features depend on: images by their `passport`, shape, fit, and order and labels, which
+    it need not tell.
+    """
     digest = hashlib.sha256()
     for i in range(len(images)):
         digest.update(os.fsencode(images.name(i)) + b"\0")
@@ -112,10 +124,12 @@ def cache_key(images: Images) -> tuple[str, ...]:
 
 
 def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:
-    """The features under `key` (a model's digest, and `identity`) from `folder`, made and kept there if new.
+    """The features under `key` (a model's digest, and `identity`) from `folder`, made and kept
+    there if new.
 
-    Kept ones are believed only with the sha256 that they were written with; others are made again, and that is said.
-    Where they cannot be kept, as on a full disk, that is said, and nothing is lost.
+    Kept ones are believed only with the sha256 that they were written with; others are made again,
+    and that is said. Where they cannot be kept, as on a full disk, that is said, and nothing is
+    lost.
     """
     if folder is None:
         return make()
@@ -141,12 +155,18 @@ def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Feature
 
 
 def _kept(path: Path) -> Features:
-    """Features as they were written. Raises whatever is wrong with the file, ValueError where its bytes changed."""
+    """Features as they were written. Raises whatever is wrong with the file, ValueError where its
+    bytes changed.
+    """
     with safe_open(path, framework="pt") as file:
         told = (file.metadata() or {}).get(SUM)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     if told != _sum(tensors):
-        raise ValueError("written without a checksum" if told is None else "its content changed since it was written")
+        raise ValueError(
+            "written without a checksum"
+            if told is None
+            else "its content changed since it was written"
+        )
     return Features(tensors["x_ND"], tensors["labels_N"], int(tensors["dropped"]), tensors["ids_N"])
 
 

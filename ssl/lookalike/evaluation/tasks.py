@@ -1,7 +1,8 @@
-"""What a set of embedded images can be asked: retrieval, re-identification or verification, and the answers.
+"""What a set of embedded images can be asked: retrieval, re-identification or verification, and the
+answers.
 
-Pairs make it verification; cameras, and who asks and who is searched, make it re-identification; labels are enough
-for retrieval.
+Pairs make it verification; cameras, and who asks and who is searched, make it re-identification;
+labels are enough for retrieval.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from lookalike.data.images import Images, Pairs, QueryGallery
 from lookalike.errors import DataError, Error, RecipeError
-from lookalike.scoring import bootstrap, breakdown, clustering, reidentification, rerank, retrieval, verification
+from lookalike.scoring import (
+    bootstrap,
+    breakdown,
+    clustering,
+    reidentification,
+    rerank,
+    retrieval,
+    verification,
+)
 from lookalike.scoring.nearest import Gallery
 from lookalike.scoring.ranks import PerQuery
 from lookalike.scoring.reidentification import AP
@@ -49,7 +58,8 @@ class Measures:
 
 
 class EmbeddedSet(NamedTuple):
-    """N embedded images and what is known of them: labels and cameras int64 (N,), roles, pairs; None: nothing.
+    """N embedded images and what is known of them: labels and cameras int64 (N,), roles, pairs;
+    None: nothing.
 
     `unit`: they are compared by cosine, else by Euclidean distance.
     """
@@ -75,7 +85,8 @@ class Results(TypedDict):
 def task_of(images: Images, wanted: str = "auto") -> Task:
     """The task that the images are made for, or the one that is wanted.
 
-    Raises RecipeError where a wanted one needs what is not known of them, DataError where not even labels are.
+    Raises RecipeError where a wanted one needs what is not known of them, DataError where not even
+    labels are.
     """
     known = {
         "labels": images.labels is not None,
@@ -94,12 +105,20 @@ def task_of(images: Images, wanted: str = "auto") -> Task:
         "cameras": "add them (a manifest's column camera), or set evaluate.task=retrieval",
         "pairs": "take data that lists pairs, or another evaluate.task",
     }
-    needs = {"retrieval": ["labels"], "reidentification": ["labels", "cameras"], "verification": ["pairs"]}
+    needs = {
+        "retrieval": ["labels"],
+        "reidentification": ["labels", "cameras"],
+        "verification": ["pairs"],
+    }
     for name in needs[task]:
         if not known[name] and name == "labels":
-            raise DataError(f"data: evaluation needs labels, and these images have none: {remedies[name]}")
+            raise DataError(
+                f"data: evaluation needs labels, and these images have none: {remedies[name]}"
+            )
         if not known[name]:
-            raise RecipeError(f"evaluate.task: {task} needs {name}, which these images have not: {remedies[name]}")
+            raise RecipeError(
+                f"evaluate.task: {task} needs {name}, which these images have not: {remedies[name]}"
+            )
     return task
 
 
@@ -108,18 +127,24 @@ def query_and_gallery(
 ) -> tuple[Tensor, Tensor]:
     """The rows that ask, int64 (Q,), and that are searched, (G,); without roles all do both.
 
-    A label below 0 names no class: it never asks, and re-identification's -1 is not searched either. Raises DataError
-    where nobody asks or nothing is searched.
+    A label below 0 names no class: it never asks, and re-identification's -1 is not searched
+    either. Raises DataError where nobody asks or nothing is searched.
     """
     everything_N = torch.ones(rows, dtype=torch.bool)
     query_N, gallery_N = (everything_N, everything_N) if roles is None else roles
     if labels_N is not None:
         query_N = query_N & (labels_N >= 0)
-        gallery_N = gallery_N & (labels_N != reidentification.SKIPPED) if task == "reidentification" else gallery_N
+        gallery_N = (
+            gallery_N & (labels_N != reidentification.SKIPPED)
+            if task == "reidentification"
+            else gallery_N
+        )
     query_Q, gallery_G = query_N.nonzero()[:, 0], gallery_N.nonzero()[:, 0]
     for some, what in ((query_Q, "no image asks (query)"), (gallery_G, "the gallery is empty")):
         if not len(some):
-            raise DataError(f"data: {what} among {rows} images: check the split and the roles in the data")
+            raise DataError(
+                f"data: {what} among {rows} images: check the split and the roles in the data"
+            )
     return query_Q, gallery_G
 
 
@@ -151,7 +176,9 @@ def gallery_of(scene: EmbeddedSet, task: Task) -> tuple[Gallery, Tensor, Tensor]
 def refuse_unanswerable(images: Images, task: Task) -> None:
     """Raises, before there are embeddings, what `gallery_of` would raise for these images."""
     nowhere_N1 = torch.zeros(len(images), 1)
-    gallery_of(EmbeddedSet(nowhere_N1, images.labels, images.cameras, images.roles, None, True), task)
+    gallery_of(
+        EmbeddedSet(nowhere_N1, images.labels, images.cameras, images.roles, None, True), task
+    )
 
 
 def refuse_fars(images: Images, fars: tuple[float, ...] | None) -> None:
@@ -161,18 +188,24 @@ def refuse_fars(images: Images, fars: tuple[float, ...] | None) -> None:
         if different and not verification.measurable(far, different):
             least = f"from 1/{different} = {1 / different:.3g} on"
             raise RecipeError(
-                f"evaluate.fars: {far:g}, but {different} different pairs can measure one {least}: change it"
+                f"evaluate.fars: {far:g}, but {different} different pairs can measure one {least}: "
+                "change it"
             )
 
 
 def refuse_hopeless(sets: Gallery) -> None:
     """Raises DataError where no query has anything to find, or nothing could be mistaken for it."""
     if len(torch.unique(torch.cat([sets.labels_Q, sets.labels_N]))) < 2:
-        raise DataError("data: all images are of one class, so every answer is right: give two or more classes")
-    if not bool(relevant(sets).any()):
-        where = "of another camera in the gallery" if sets.cameras_Q is not None else "in the gallery"
         raise DataError(
-            f"data: none of {len(sets.labels_Q)} queries has another image of its class {where}: give two or more of "
+            "data: all images are of one class, so every answer is right: give two or more classes"
+        )
+    if not bool(relevant(sets).any()):
+        where = (
+            "of another camera in the gallery" if sets.cameras_Q is not None else "in the gallery"
+        )
+        raise DataError(
+            f"data: none of {len(sets.labels_Q)} queries has another image of its class {where}: "
+            "give two or more of "
             "a class to the images that are scored, or score more of them (test_fraction, held_out)"
         )
 
@@ -181,14 +214,18 @@ def relevant(sets: Gallery) -> Tensor:
     """How many items of the gallery each query should find, int64 (Q,)."""
     if sets.cameras_Q is None or sets.cameras_N is None:
         return retrieval.relevant(sets.labels_Q, sets.labels_N, sets.own_Q)
-    return reidentification.relevant_and_junk(sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N)[0]
+    return reidentification.relevant_and_junk(
+        sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N
+    )[0]
 
 
 def junk(sets: Gallery) -> Tensor:
     """How many items of the gallery are of each query's own class and camera, int64 (Q,)."""
     if sets.cameras_Q is None or sets.cameras_N is None:
         return torch.zeros_like(sets.labels_Q)
-    return reidentification.relevant_and_junk(sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N)[1]
+    return reidentification.relevant_and_junk(
+        sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N
+    )[1]
 
 
 def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuery]:
@@ -210,9 +247,13 @@ def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuer
     scores: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for prefix, (each, labels_Q) in variants.items():
-        scores |= {f"{prefix}{name}": float(value_Q.mean()) for name, value_Q in each.values.items()}
+        scores |= {
+            f"{prefix}{name}": float(value_Q.mean()) for name, value_Q in each.values.items()
+        }
         if asked.level:
-            ends = bootstrap.intervals(each.values, labels_Q[each.row_Q], level=asked.level, seed=asked.seed)
+            ends = bootstrap.intervals(
+                each.values, labels_Q[each.row_Q], level=asked.level, seed=asked.seed
+            )
             intervals |= {f"{prefix}{name}": pair for name, pair in ends.items()}
     protocol: dict[str, Any] = {"nearness": _nearness(sets.normalize), "ties": "pessimistic"}
     if task == "reidentification":
@@ -232,7 +273,9 @@ def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuer
         groups["class"] = breakdown.by_group(found.values, sets.labels_Q[found.row_Q])
         if sets.cameras_Q is not None:
             groups["camera"] = breakdown.by_group(found.values, sets.cameras_Q[found.row_Q])
-    return Results(scores=scores, counts=counts, protocol=protocol, intervals=intervals, groups=groups), found
+    return Results(
+        scores=scores, counts=counts, protocol=protocol, intervals=intervals, groups=groups
+    ), found
 
 
 def _reidentified(sets: Gallery, asked: Measures) -> dict[str, tuple[PerQuery, Tensor]]:
@@ -247,7 +290,9 @@ def _reidentified(sets: Gallery, asked: Measures) -> dict[str, tuple[PerQuery, T
         some_PD, labels_P, cameras_P = reidentification.pooled(
             sets.query_QD, sets.labels_Q, sets.cameras_Q, normalize=sets.normalize
         )
-        each = reidentification.each(some_PD, labels_P, cameras_P, *searched, **how, normalize=sets.normalize)
+        each = reidentification.each(
+            some_PD, labels_P, cameras_P, *searched, **how, normalize=sets.normalize
+        )
         found[POOLED] = each, labels_P
     if asked.rerank:
         distance_QN = rerank.distances(
@@ -261,9 +306,11 @@ def _reidentified(sets: Gallery, asked: Measures) -> dict[str, tuple[PerQuery, T
 
 
 def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tensor]:
-    """Verification's answers, the similarity of each pair and the threshold that judges it, float64 (P,) both.
+    """Verification's answers, the similarity of each pair and the threshold that judges it, float64
+    (P,) both.
 
-    With folds the threshold of a pair comes from the other folds. Raises Error as `verification.scores` does.
+    With folds the threshold of a pair comes from the other folds. Raises Error as
+    `verification.scores` does.
     """
     assert scene.pairs is not None
     rows_P2, same_P, folds_P = scene.pairs
@@ -275,7 +322,10 @@ def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tens
     folded = len(torch.unique(folds_P)) > 1
     folds = verification.over_folds(near_P, same_P, folds_P) if folded else None
     scores = verification.scores(near_P, same_P, fars=fars) | (folds.scores() if folds else {})
-    protocol = {"nearness": _nearness(scene.unit), "threshold": "of the other folds" if folded else "of these pairs"}
+    protocol = {
+        "nearness": _nearness(scene.unit),
+        "threshold": "of the other folds" if folded else "of these pairs",
+    }
     groups: dict[str, dict[int, dict[str, float]]] = {}
     if folds:
         names_F, fold_P = torch.unique(folds_P, return_inverse=True)
@@ -283,7 +333,9 @@ def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tens
         if asked.breakdown:
             size_F = torch.bincount(fold_P).tolist()
             each = zip(names_F.tolist(), folds.accuracy_F.tolist(), size_F, strict=True)
-            groups["fold"] = {fold: {"accuracy": accuracy, "pairs": size} for fold, accuracy, size in each}
+            groups["fold"] = {
+                fold: {"accuracy": accuracy, "pairs": size} for fold, accuracy, size in each
+            }
     else:
         threshold_P = torch.full_like(near_P, verification.threshold(near_P, same_P))
     counts = {"pairs": len(same_P), "same": len(same_P) - different, "different": different}
@@ -303,7 +355,10 @@ def refuse_numberless(x_ND: Tensor, name: str) -> None:
     """Raises Error, with the model's name, where embeddings are NaN or Inf."""
     bad = int((~x_ND.isfinite().all(1)).sum())
     if bad:
-        raise Error(f"{name}: NaN or Inf in {bad} of {len(x_ND)} embeddings: check the weights and the precision")
+        raise Error(
+            f"{name}: NaN or Inf in {bad} of {len(x_ND)} embeddings: check the weights and the "
+            "precision"
+        )
 
 
 def _nearness(unit: bool) -> str:

@@ -1,4 +1,6 @@
-"""What a kill left half-done: known by its exact name and owner, put back or removed, and nothing of anybody else's."""
+"""What a kill left half-done: known by its exact name and owner, put back or removed, and nothing
+of anybody else's.
+"""
 
 import contextlib
 import os
@@ -14,8 +16,19 @@ from lookalike.folder.manifest import verify
 _LEFTOVER = re.compile(r"\.(tmp|old)-(.+)-([0-9]{1,10})", re.DOTALL)
 
 
-_OUR_PARTS = {"manifest.json", "config.json", "card.json", "README.md", "model.onnx", "names.json", "seen.json"}
-_OUR_PARTS |= {"embeddings.npy", *(f"{name}.safetensors" for name in ("model", "optim", "pool", "head", "cells"))}
+_OUR_PARTS = {
+    "manifest.json",
+    "config.json",
+    "card.json",
+    "README.md",
+    "model.onnx",
+    "names.json",
+    "seen.json",
+}
+_OUR_PARTS |= {
+    "embeddings.npy",
+    *(f"{name}.safetensors" for name in ("model", "optim", "pool", "head", "cells")),
+}
 _OUR_FILES = re.compile(
     r"recipe\.yaml|(metrics|bad_samples)\.jsonl|(latest|probe|evaluate|pack|index)\.json|evaluate\.html"
     r"|(train|test)-\d{6}\.tar(\.idx)?|[0-9a-f]{32}\.safetensors|[0-9a-f]{40}"
@@ -33,8 +46,9 @@ class Leftover(NamedTuple):
 def leftovers(folder: Path) -> list[Leftover]:
     """What processes that have ended left in `folder` while they wrote there, newest first.
 
-    Of another machine no process is known: its leftovers are taken for those of ended ones, which is why a folder's
-    lock is held first. A number that is this process's own was an earlier one's, as in a container.
+    Of another machine no process is known: its leftovers are taken for those of ended ones, which
+    is why a folder's lock is held first. A number that is this process's own was an earlier one's,
+    as in a container.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -48,9 +62,11 @@ def leftovers(folder: Path) -> list[Leftover]:
 
 
 def _lives(pid: int) -> bool:
-    """Whether another Python process of this machine has this number; on Windows, where to ask is to end it, each does.
+    """Whether another Python process of this machine has this number; on Windows, where to ask is
+    to end it, each does.
 
-    Where the system says what a process runs, one that is no Python is a later bearer of the number.
+    Where the system says what a process runs, one that is no Python is a later bearer of the
+    number.
     """
     if os.name == "nt":
         return True
@@ -66,18 +82,22 @@ def _lives(pid: int) -> bool:
 def _may_be_ours(pid: int) -> bool:
     try:
         runs = Path(f"/proc/{pid}/cmdline").read_bytes()
-        # Without words: one that is just being started, or one that has ended and was not yet asked how.
-        ended = not runs and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        # Without words: one that is just being started, or one that has ended and was not yet asked
+        # how.
+        ended = (
+            not runs and Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        )
     except (OSError, IndexError):
         return True
     return not ended if not runs else b"python" in runs or b"lookalike" in runs
 
 
 def sweep(folder: Path) -> None:
-    """Removes, from a folder whose lock is held, what processes that have ended left there half-done.
+    """Removes, from a folder whose lock is held, what processes that have ended left there
+    half-done.
 
-    An old folder whose successor never came is put back first. What is not of a name, or does not hold only files of
-    names, that lookalike writes is somebody else's, and stays.
+    An old folder whose successor never came is put back first. What is not of a name, or does not
+    hold only files of names, that lookalike writes is somebody else's, and stays.
     """
     for left in leftovers(folder):
         if not _is_ours(left):
@@ -96,21 +116,31 @@ def _is_ours(left: Leftover) -> bool:
 
 
 def sweep_beside(target: Path, names: Collection[str]) -> None:
-    """The same of `target` alone, in a folder that others use too: only folders of these files, and of nothing else."""
+    """The same of `target` alone, in a folder that others use too: only folders of these files, and
+    of nothing else.
+    """
     for left in leftovers(target.parent):
-        if left.name == target.name and (left.kind == "tmp" or target.exists()) and _holds_only(left.path, names):
+        if (
+            left.name == target.name
+            and (left.kind == "tmp" or target.exists())
+            and _holds_only(left.path, names)
+        ):
             remove(left.path)
 
 
 def _holds_only(folder: Path, names: Collection[str]) -> bool:
     try:
-        return not folder.is_symlink() and all(p.name in names and p.is_file() for p in folder.iterdir())
+        return not folder.is_symlink() and all(
+            p.name in names and p.is_file() for p in folder.iterdir()
+        )
     except OSError:
         return False
 
 
 def recover(target: Path) -> None:
-    """Puts the old folder back where a kill fell between the two renames of its replacement: the newest whole one."""
+    """Puts the old folder back where a kill fell between the two renames of its replacement: the
+    newest whole one.
+    """
     if os.path.lexists(target):
         return
     for left in leftovers(target.parent):

@@ -18,21 +18,30 @@ _LARGEST = 16 * 2**20
 
 def manifest(files: Mapping[str, bytes], about: Mapping[str, Any]) -> bytes:
     """The manifest of these files, which also holds `about`."""
-    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    entries = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    }
     return json.dumps({"format": FORMAT, **about, "files": entries}, indent=2).encode()
 
 
 def verify(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
-    """The manifest, after every file it names was found whole. Raises `kind` naming the file and the remedy."""
+    """The manifest, after every file it names was found whole. Raises `kind` naming the file and
+    the remedy.
+    """
     manifest = read_manifest(folder, kind)
     for name, entry in manifest["files"].items():
         for problem in _problems(folder / name, entry):
-            raise kind(f"{printable(folder / name)}: {problem}: restore it or write the folder again")
+            raise kind(
+                f"{printable(folder / name)}: {problem}: restore it or write the folder again"
+            )
     return manifest
 
 
 def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
-    """The manifest, before any file it names is looked at. Raises `kind` when it is none, or a later format's."""
+    """The manifest, before any file it names is looked at. Raises `kind` when it is none, or a
+    later format's.
+    """
     path = folder / MANIFEST
     if not folder.is_dir():
         raise kind(f"{printable(folder)}: no such folder: pretrain first, or name another")
@@ -40,18 +49,26 @@ def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
         if path.is_symlink():
             raise ValueError("not a manifest")
         manifest = json.loads(read_regular(path, _LARGEST))
-        if not isinstance(manifest, dict) or not all(isinstance(e, dict) for e in manifest["files"].values()):
+        if not isinstance(manifest, dict) or not all(
+            isinstance(e, dict) for e in manifest["files"].values()
+        ):
             raise ValueError("not a manifest")
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise kind(
-            f"{printable(path)}: missing or unreadable: {printable(folder)} is not a folder that lookalike wrote"
+            f"{printable(path)}: missing or unreadable: {printable(folder)} is not a folder that "
+            "lookalike wrote"
         ) from error
     if isinstance(manifest.get("format"), int) and manifest["format"] > FORMAT and kind is RunError:
         kind = NewerError
     if manifest.get("format") != FORMAT:
-        raise kind(f"{printable(path)}: format {manifest.get('format')}, this version reads {FORMAT}: update lookalike")
+        raise kind(
+            f"{printable(path)}: format {manifest.get('format')}, this version reads {FORMAT}: "
+            "update lookalike"
+        )
     if not all(_NAME.fullmatch(name) for name in manifest["files"]):
-        raise kind(f"{printable(path)}: names a file outside its folder, or one with odd characters")
+        raise kind(
+            f"{printable(path)}: names a file outside its folder, or one with odd characters"
+        )
     return manifest
 
 

@@ -5,9 +5,11 @@ import stat
 
 
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
-    """The bytes of a regular file, itself or through links, of at most `most` bytes; a named pipe is not waited for.
+    """The bytes of a regular file, itself or through links, of at most `most` bytes; a named pipe
+    is not waited for.
 
-    Raises OSError where it cannot be read, ValueError where it is a folder, a pipe or a device, or larger.
+    Raises OSError where it cannot be read, ValueError where it is a folder, a pipe or a device, or
+    larger.
     """
     with open(path, "rb", opener=without_waiting) as file:
         status = os.fstat(file.fileno())

@@ -18,18 +18,24 @@ _NOBODYS = (".DS_Store", "._", ".directory", ".nfs")
 
 def nearest(folder: Path) -> Path:
     """The folder, or the closest of its parents that is there."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Raises RunError unless something can be made in `folder`, or where it would be made; leaves nothing there."""
+    """Raises RunError unless something can be made in `folder`, or where it would be made; leaves
+    nothing there.
+    """
     place = nearest(folder)
     try:
         if not place.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{printable(place)} is a file")
         Path(tempfile.mkdtemp(prefix=".tmp-", dir=place)).rmdir()
     except OSError as error:
-        raise RunError(f"{printable(folder)}: cannot be written ({error.strerror}): choose another place") from error
+        raise RunError(
+            f"{printable(folder)}: cannot be written ({error.strerror}): choose another place"
+        ) from error
 
 
 def write_folder(
@@ -38,11 +44,12 @@ def write_folder(
     about: Mapping[str, Any] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Makes or replaces the folder `target` with these files and a manifest that also holds `about`.
+    """Makes or replaces the folder `target` with these files and a manifest that also holds
+    `about`.
 
-    `check` is called with the finished folder before it is moved into place, and may refuse it by an error. Raises
-    RunError when the disk is full, the place cannot be written, or `target` holds what lookalike did not write; what
-    was there before stays whole.
+    `check` is called with the finished folder before it is moved into place, and may refuse it by
+    an error. Raises RunError when the disk is full, the place cannot be written, or `target` holds
+    what lookalike did not write; what was there before stays whole.
     """
     refuse_strangers(target)
     temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
@@ -61,7 +68,8 @@ def write_folder(
     except OSError as error:
         remove(temporary)
         raise RunError(
-            f"{target}: cannot be written: {error.strerror or error}: free space or choose another place"
+            f"{target}: cannot be written: {error.strerror or error}: free space or choose another "
+            "place"
         ) from error
     except BaseException:
         remove(temporary)
@@ -69,7 +77,8 @@ def write_folder(
 
 
 def refuse_strangers(target: Path) -> None:
-    """Raises RunError where `target` is something that lookalike did not write, or holds something that it did not.
+    """Raises RunError where `target` is something that lookalike did not write, or holds something
+    that it did not.
 
     What file managers leave of themselves is nobody's.
     """
@@ -78,17 +87,22 @@ def refuse_strangers(target: Path) -> None:
     try:
         names = {entry.name for entry in target.iterdir() if not entry.name.startswith(_NOBODYS)}
     except OSError as error:
-        raise RunError(f"{target}: cannot be replaced: {error.strerror or error}: choose another place") from error
+        raise RunError(
+            f"{target}: cannot be replaced: {error.strerror or error}: choose another place"
+        ) from error
     known = {MANIFEST, *read_manifest(target)["files"]} if MANIFEST in names else set()
     if strange := sorted(names - known):
         raise RunError(
-            f"{printable(target)}: holds {printable(strange[0])}, which lookalike did not write there: move it away, "
+            f"{printable(target)}: holds {printable(strange[0])}, which lookalike did not write "
+            "there: move it away, "
             "or choose another place"
         )
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Makes or replaces one file, whole or not at all. Raises RunError when it cannot be written."""
+    """Makes or replaces one file, whole or not at all. Raises RunError when it cannot be
+    written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as file:
@@ -100,7 +114,9 @@ def write_file(target: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_write(target: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
-    """A file to be written that is `target` once all went well, and nothing otherwise; `flush`: on disk before that."""
+    """A file to be written that is `target` once all went well, and nothing otherwise; `flush`: on
+    disk before that.
+    """
     temporary = target.parent / f".tmp-{target.name}-{os.getpid()}"
     try:
         with temporary.open("wb") as file:

@@ -1,7 +1,9 @@
-"""Pretraining without labels: one file a method; a method is its loss, its heads and, perhaps, a teacher.
+"""Pretraining without labels: one file a method; a method is its loss, its heads and, perhaps, a
+teacher.
 
-A method is an nn.Module with `backbone`, `n_views` and `forward(views) -> Loss`. It, and any module in it, may have
-`begin(moment)`, called before each step, and `follow()`, called after each good one. METHODS is the whole list.
+A method is an nn.Module with `backbone`, `n_views` and `forward(views) -> Loss`. It, and any module
+in it, may have `begin(moment)`, called before each step, and `follow()`, called after each good
+one. METHODS is the whole list.
 """
 
 from lookalike.methods.barlow_twins import BarlowTwins

@@ -1,10 +1,10 @@
 """Barlow Twins: makes the cross-correlation of two views' embeddings the identity.
 
-Zbontar, Jing, Misra, LeCun & Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction",
-ICML 2021, arXiv 2103.03230, equation 1.
+Zbontar, Jing, Misra, LeCun & Deny, "Barlow Twins: Self-Supervised Learning via Redundancy
+Reduction", ICML 2021, arXiv 2103.03230, equation 1.
 
-With standardised z of shape (N, D), C = zaᵀzb / N; Σ C_ij² comes from `cross_energy`, which never holds more
-than it must.
+With standardised z of shape (N, D), C = zaᵀzb / N; Σ C_ij² comes from `cross_energy`, which never
+holds more than it must.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from lookalike.recipe import NonNegative, Positive, Width
 def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss:
     """Equation 1 on the embeddings of two views, always in fp32 or better.
 
-    ha_BD, hb_BD: (B, D), row i of both from one image, this rank's rows. The batch statistics and the
-    correlation are those of all ranks' rows. Terms: `on_diagonal` = Σ (1 - C_ii)², `off_diagonal` = Σ C_ij²,
-    i ≠ j, before its weight.
+    ha_BD, hb_BD: (B, D), row i of both from one image, this rank's rows. The batch statistics and
+    the correlation are those of all ranks' rows. Terms: `on_diagonal` = Σ (1 - C_ii)²,
+    `off_diagonal` = Σ C_ij², i ≠ j, before its weight.
     """
     with torch.autocast(ha_BD.device.type, enabled=False):
         za_BD, zb_BD = (standardize(at_least_fp32(h)) for h in (ha_BD, hb_BD))
@@ -51,7 +51,9 @@ class BarlowTwins(nn.Module):
         off_diagonal: NonNegative = 0.0051,
         scale: Positive = 1.0,
     ) -> None:
-        """`projector`: widths; `off_diagonal`: the paper's λ; `scale` multiplies the loss (official code: 0.024)."""
+        """`projector`: widths; `off_diagonal`: the paper's λ; `scale` multiplies the loss (official
+        code: 0.024).
+        """
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector])

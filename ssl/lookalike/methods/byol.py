@@ -20,8 +20,8 @@ from lookalike.recipe import Fraction, Widths
 def byol_loss(q_BD: Tensor, k_BD: Tensor) -> Loss:
     """Equation 2, 2 - 2 cos(q, k), averaged over the rows of all ranks.
 
-    q_BD: (B, D) predictions, k_BD: (B, D) the teacher's embeddings without gradient, of any length, row i of both
-    from one image, this rank's rows. Terms: `alignment`, the mean cosine.
+    q_BD: (B, D) predictions, k_BD: (B, D) the teacher's embeddings without gradient, of any length,
+    row i of both from one image, this rank's rows. Terms: `alignment`, the mean cosine.
     """
     with torch.autocast(q_BD.device.type, enabled=False):
         q_BD, k_BD = l2_normalize(q_BD), l2_normalize(k_BD).detach()
@@ -50,7 +50,9 @@ class BYOL(nn.Module):
         self.teacher = Teacher(backbone, self.projector, momentum=momentum, final=final_momentum)
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both
+        ways.
+        """
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         ka_BD, kb_BD = (self.teacher(view) for view in views)
         ab, ba = byol_loss(self.predictor(za_BD), kb_BD), byol_loss(self.predictor(zb_BD), ka_BD)

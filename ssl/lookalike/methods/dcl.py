@@ -1,7 +1,7 @@
 """DCL and DCLW: the contrastive loss without the positive pair in its denominator.
 
-Yeh, Hong, Hsu, Liu, Chen & LeCun, "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848, equations 6
-and 7: small batches learn as large ones do.
+Yeh, Hong, Hsu, Liu, Chen & LeCun, "Decoupled Contrastive Learning", ECCV 2022, arXiv 2110.06848,
+equations 6 and 7: small batches learn as large ones do.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ from lookalike.recipe import NonNegative, Positive, Width
 def dcl_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float, sigma: float = 0.0) -> Loss:
     """Equation 6, averaged over the 2N views of all ranks; with `sigma` > 0 equation 7 (DCLW).
 
-    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image, this rank's rows. Each row's
-    denominator leaves out both itself and its positive. DCLW weighs the positives by 2 - exp(s / σ) over its
-    mean; the weights carry no gradient, as in the authors' code. Terms: `alignment`, the pairs' mean cosine.
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image, this rank's rows.
+    Each row's denominator leaves out both itself and its positive. DCLW weighs the positives by 2 -
+    exp(s / σ) over its mean; the weights carry no gradient, as in the authors' code. Terms:
+    `alignment`, the pairs' mean cosine.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = l2_normalize(za_BD), l2_normalize(zb_BD)
@@ -32,7 +33,9 @@ def dcl_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float, sigma: float = 0.
         pair_M2 = torch.cat([own_M1, (own_M1 + n) % (2 * n)], dim=1)
         lse = log_sum_exp(rows_MD, keys_MD, temperature, pair_M2).sum()
         cosine_B = (za_BD * zb_BD).sum(dim=1)
-        weighted = (_weights(cosine_B.detach(), sigma) * cosine_B).sum() if sigma > 0 else cosine_B.sum()
+        weighted = (
+            (_weights(cosine_B.detach(), sigma) * cosine_B).sum() if sigma > 0 else cosine_B.sum()
+        )
         value = comm.sum(lse - 2 * weighted / temperature) / (2 * n)
         terms = {"alignment": comm.mean(cosine_B.detach())}
         return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))

@@ -1,7 +1,7 @@
 """DINO: small views predict a slow teacher's centred and sharpened view of the large ones.
 
-Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, arXiv 2104.14294, equations
-1 to 4 and algorithm 1.
+Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, arXiv
+2104.14294, equations 1 to 4 and algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -28,14 +28,18 @@ def dino_loss(
     temperature: float,
     teacher_temperature: float,
 ) -> Loss:
-    """Equation 3 over every pair of a teacher's view and another student's view, averaged over pairs and rows.
+    """Equation 3 over every pair of a teacher's view and another student's view, averaged over
+    pairs and rows.
 
-    students: (B, K) logits of each view; teachers: (B, K) of the first two, without gradient; this rank's rows.
-    Terms: `entropy` of the teacher's mean prediction and `sharpness`, its mean entropy a row, in nats: the one
-    near 0, or the other near log K, is collapse.
+    students: (B, K) logits of each view; teachers: (B, K) of the first two, without gradient; this
+    rank's rows. Terms: `entropy` of the teacher's mean prediction and `sharpness`, its mean entropy
+    a row, in nats: the one near 0, or the other near log K, is collapse.
     """
     logs = [F.log_softmax(s_BK / temperature, dim=1) for s_BK in students]
-    targets = [F.softmax((t_BK - centre_K.to(t_BK.dtype)) / teacher_temperature, dim=1).detach() for t_BK in teachers]
+    targets = [
+        F.softmax((t_BK - centre_K.to(t_BK.dtype)) / teacher_temperature, dim=1).detach()
+        for t_BK in teachers
+    ]
     value = students[0].new_zeros(())
     for t, target_BK in enumerate(targets):
         for s, log_BK in enumerate(logs):
@@ -50,7 +54,9 @@ def dino_loss(
 
 
 class Centre(nn.Module):
-    """The running mean of the teacher's logits over all ranks (equation 4); written by `follow`, as a Queue."""
+    """The running mean of the teacher's logits over all ranks (equation 4); written by `follow`, as
+    a Queue.
+    """
 
     mean_K: Tensor
 
@@ -79,7 +85,9 @@ class Centre(nn.Module):
 
 
 class Head(nn.Module):
-    """Three linear layers with GELU, rows of unit length, then prototypes of unit length: (B, D) -> (B, K)."""
+    """Three linear layers with GELU, rows of unit length, then prototypes of unit length: (B, D) ->
+    (B, K).
+    """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
@@ -102,7 +110,9 @@ class Head(nn.Module):
 
 
 class DINO(nn.Module):
-    """DINO (arXiv 2104.14294): a head of prototypes and a teacher; two large views and any number of small ones."""
+    """DINO (arXiv 2104.14294): a head of prototypes and a teacher; two large views and any number
+    of small ones.
+    """
 
     n_views = 2
     more_views = True
@@ -123,7 +133,9 @@ class DINO(nn.Module):
         final_momentum: Fraction = 1.0,
         frozen_epochs: NonNegative = 1.0,
     ) -> None:
-        """`frozen_epochs`: how long the prototypes stay put; the teacher's temperature rises linearly."""
+        """`frozen_epochs`: how long the prototypes stay put; the teacher's temperature rises
+        linearly.
+        """
         super().__init__()
         self.backbone = backbone
         self.head = Head(backbone.dim, hidden, bottleneck, prototypes)
@@ -136,14 +148,20 @@ class DINO(nn.Module):
     def begin(self, moment: Progress) -> None:
         """Sets the teacher's temperature; holds the prototypes in the first epochs."""
         low, high, epochs = self.rising
-        self.teacher_temperature = low + (high - low) * min(1.0, moment.epoch / epochs if epochs else 1.0)
+        self.teacher_temperature = low + (high - low) * min(
+            1.0, moment.epoch / epochs if epochs else 1.0
+        )
         self.head.prototypes.frozen = moment.epoch < self.frozen_epochs
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch of all ranks."""
+        """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch
+        of all ranks.
+        """
         h_VBD = each_size(self.backbone, views)
         students = self.head(torch.cat(h_VBD)).chunk(len(views))
         teachers = each_size(self.teacher, views[:2])
-        loss = dino_loss(students, teachers, self.centre.mean_K, self.temperature, self.teacher_temperature)
+        loss = dino_loss(
+            students, teachers, self.centre.mean_K, self.temperature, self.teacher_temperature
+        )
         self.centre.put(teachers)
         return loss._replace(embeddings=(h_VBD[0].detach(), h_VBD[1].detach()))

@@ -1,9 +1,9 @@
 """MoCo v2: tells a view's key, made by a slow teacher, from a long queue of earlier keys.
 
-He, Fan, Wu, Xie & Girshick, "Momentum Contrast", CVPR 2020, arXiv 1911.05722, equation 1; Chen, Fan, Girshick &
-He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297. The papers shuffle keys among GPUs
-because their BatchNorm sees one GPU's samples only; here it sees the batch of all ranks, so there is nothing to
-shuffle.
+He, Fan, Wu, Xie & Girshick, "Momentum Contrast", CVPR 2020, arXiv 1911.05722, equation 1; Chen,
+Fan, Girshick & He, "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297. The
+papers shuffle keys among GPUs because their BatchNorm sees one GPU's samples only; here it sees the
+batch of all ranks, so there is nothing to shuffle.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,12 @@ from lookalike.recipe import Count, Fraction, Positive, Widths
 
 
 def moco_v2_loss(q_BD: Tensor, k_BD: Tensor, queue_QD: Tensor, temperature: float) -> Loss:
-    """Equation 1, averaged over the rows of all ranks: each query against its key and the whole queue.
+    """Equation 1, averaged over the rows of all ranks: each query against its key and the whole
+    queue.
 
-    q_BD: (B, D) queries of any length, k_BD: their keys, unit rows; queue_QD: unit rows, alike on all ranks;
-    keys and queue carry no gradient. Terms: `alignment`, the mean cosine of query and key.
+    q_BD: (B, D) queries of any length, k_BD: their keys, unit rows; queue_QD: unit rows, alike on
+    all ranks; keys and queue carry no gradient. Terms: `alignment`, the mean cosine of query and
+    key.
     """
     with torch.autocast(q_BD.device.type, enabled=False):
         q_BD, k_BD = l2_normalize(q_BD), l2_normalize(k_BD).detach()
@@ -38,7 +40,9 @@ def moco_v2_loss(q_BD: Tensor, k_BD: Tensor, queue_QD: Tensor, temperature: floa
 
 
 class MoCoV2(nn.Module):
-    """MoCo v2 (arXiv 2003.04297): queries from the first view, keys from the second; a teacher and a queue."""
+    """MoCo v2 (arXiv 2003.04297): queries from the first view, keys from the second; a teacher and
+    a queue.
+    """
 
     n_views = 2
 
@@ -63,6 +67,8 @@ class MoCoV2(nn.Module):
         """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         query, key = views
         k_BD = self.teacher(key)
-        loss = moco_v2_loss(self.projector(self.backbone(query)), k_BD, self.queue.rows_QD, self.temperature)
+        loss = moco_v2_loss(
+            self.projector(self.backbone(query)), k_BD, self.queue.rows_QD, self.temperature
+        )
         self.queue.put(l2_normalize(k_BD))
         return loss

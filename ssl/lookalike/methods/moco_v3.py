@@ -1,7 +1,8 @@
-"""MoCo v3: no queue; a predictor's queries are told apart against the teacher's keys of the same batch.
+"""MoCo v3: no queue; a predictor's queries are told apart against the teacher's keys of the same
+batch.
 
-Chen, Xie & He, "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021, arXiv 2104.02057,
-equation 1 and algorithm 1.
+Chen, Xie & He, "An Empirical Study of Training Self-Supervised Vision Transformers", ICCV 2021,
+arXiv 2104.02057, equation 1 and algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,11 @@ from lookalike.recipe import Fraction, Positive, Widths
 
 
 def moco_v3_loss(q_BD: Tensor, k_BD: Tensor, temperature: float) -> Loss:
-    """2 T times equation 1, averaged over the rows of all ranks: each query against the keys of the whole batch.
+    """2 T times equation 1, averaged over the rows of all ranks: each query against the keys of the
+    whole batch.
 
-    q_BD: (B, D) queries, k_BD: (B, D) keys without gradient, of any length, row i of both from one image, this
-    rank's rows. Terms: `alignment`, the mean cosine of query and key.
+    q_BD: (B, D) queries, k_BD: (B, D) keys without gradient, of any length, row i of both from one
+    image, this rank's rows. Terms: `alignment`, the mean cosine of query and key.
     """
     with torch.autocast(q_BD.device.type, enabled=False):
         q_BD, k_BD = l2_normalize(q_BD), l2_normalize(k_BD).detach()
@@ -48,7 +50,9 @@ class MoCoV3(nn.Module):
         momentum: Fraction = 0.99,
         final_momentum: Fraction = 1.0,
     ) -> None:
-        """`temperature`: 1 for ResNets, .2 for ViTs in the paper; the heads end with BatchNorm without scale."""
+        """`temperature`: 1 for ResNets, .2 for ViTs in the paper; the heads end with BatchNorm
+        without scale.
+        """
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], last_norm="plain")
@@ -57,7 +61,9 @@ class MoCoV3(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both
+        ways.
+        """
         qa_BD, qb_BD = (self.predictor(self.projector(self.backbone(view))) for view in views)
         ka_BD, kb_BD = (self.teacher(view) for view in views)
         ab = moco_v3_loss(qa_BD, kb_BD, self.temperature)

@@ -1,7 +1,7 @@
 """NNCLR: the positive of a view is the nearest earlier embedding of its twin, not the twin itself.
 
-Dwibedi, Aytar, Tompson, Sermanet & Zisserman, "With a Little Help from My Friends", ICCV 2021, arXiv 2104.14548,
-equation 3 and algorithm 1.
+Dwibedi, Aytar, Tompson, Sermanet & Zisserman, "With a Little Help from My Friends", ICCV 2021,
+arXiv 2104.14548, equation 3 and algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ from lookalike.recipe import Count, Positive, Widths
 
 
 def nnclr_loss(z_BD: Tensor, p_BD: Tensor, queue_QD: Tensor, temperature: float) -> Loss:
-    """Equation 3, averaged over the rows of all ranks: each row's neighbour told from the batch's predictions.
+    """Equation 3, averaged over the rows of all ranks: each row's neighbour told from the batch's
+    predictions.
 
-    z_BD: (B, D) embeddings of one view, used only to find neighbours; p_BD: (B, D) predictions of the other, of
-    any length, this rank's rows; queue_QD: unit rows, alike on all ranks. Terms: `alignment`, the mean cosine of
-    neighbour and prediction.
+    z_BD: (B, D) embeddings of one view, used only to find neighbours; p_BD: (B, D) predictions of
+    the other, of any length, this rank's rows; queue_QD: unit rows, alike on all ranks. Terms:
+    `alignment`, the mean cosine of neighbour and prediction.
     """
     with torch.autocast(z_BD.device.type, enabled=False):
         z_BD, p_BD = l2_normalize(z_BD).detach(), l2_normalize(p_BD)
@@ -37,7 +38,9 @@ def nnclr_loss(z_BD: Tensor, p_BD: Tensor, queue_QD: Tensor, temperature: float)
 
 
 class NNCLR(nn.Module):
-    """NNCLR (arXiv 2104.14548): projector, predictor and a queue of earlier embeddings, both views in both roles."""
+    """NNCLR (arXiv 2104.14548): projector, predictor and a queue of earlier embeddings, both views
+    in both roles.
+    """
 
     n_views = 2
 
@@ -59,7 +62,9 @@ class NNCLR(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both
+        ways.
+        """
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         ab = nnclr_loss(za_BD, self.predictor(zb_BD), self.queue.rows_QD, self.temperature)
         ba = nnclr_loss(zb_BD, self.predictor(za_BD), self.queue.rows_QD, self.temperature)

@@ -1,7 +1,7 @@
 """SimCLR: tells an image's other view from all other views of the batch.
 
-Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual Representations",
-ICML 2020, arXiv 2002.05709, equation 1 (NT-Xent).
+Chen, Kornblith, Norouzi & Hinton, "A Simple Framework for Contrastive Learning of Visual
+Representations", ICML 2020, arXiv 2002.05709, equation 1 (NT-Xent).
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from lookalike.recipe import Positive, Width
 def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
     """Equation 1, averaged over the 2N views of all ranks; each row is told from the 2N - 1 others.
 
-    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image, this rank's rows. Terms:
-    `alignment`, the mean cosine of the pairs.
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image, this rank's rows.
+    Terms: `alignment`, the mean cosine of the pairs.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = l2_normalize(za_BD), l2_normalize(zb_BD)
@@ -31,7 +31,9 @@ def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
         lse = log_sum_exp(rows_MD, keys_MD, temperature, own_M1).sum()
         cosine = (za_BD * zb_BD).sum()
         value = comm.sum(lse - 2 * cosine / temperature) / (2 * n)
-        return Loss(value, {"alignment": comm.sum(cosine.detach()) / n}, (za_BD.detach(), zb_BD.detach()))
+        return Loss(
+            value, {"alignment": comm.sum(cosine.detach()) / n}, (za_BD.detach(), zb_BD.detach())
+        )
 
 
 class SimCLR(nn.Module):
@@ -40,7 +42,11 @@ class SimCLR(nn.Module):
     n_views = 2
 
     def __init__(
-        self, backbone: Backbone, *, projector: Sequence[Width] = (2048, 128), temperature: Positive = 0.1
+        self,
+        backbone: Backbone,
+        *,
+        projector: Sequence[Width] = (2048, 128),
+        temperature: Positive = 0.1,
     ) -> None:
         super().__init__()
         self.backbone = backbone

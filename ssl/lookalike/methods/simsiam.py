@@ -1,6 +1,8 @@
-"""SimSiam: predicts the other view's embedding, through which no gradient flows; no negatives, no teacher.
+"""SimSiam: predicts the other view's embedding, through which no gradient flows; no negatives, no
+teacher.
 
-Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021, arXiv 2011.10566, equations 1 to 4.
+Chen & He, "Exploring Simple Siamese Representation Learning", CVPR 2021, arXiv 2011.10566,
+equations 1 to 4.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from lookalike.recipe import Width, Widths
 
 
 def simsiam_loss(p_BD: Tensor, z_BD: Tensor) -> Loss:
-    """Half of equation 4: the negative cosine of prediction and embedding, averaged over the rows of all ranks.
+    """Half of equation 4: the negative cosine of prediction and embedding, averaged over the rows
+    of all ranks.
 
-    p_BD: (B, D) predictions from one view, z_BD: (B, D) embeddings of the other, detached here; of any length,
-    this rank's rows. Terms: `alignment`, the mean cosine.
+    p_BD: (B, D) predictions from one view, z_BD: (B, D) embeddings of the other, detached here; of
+    any length, this rank's rows. Terms: `alignment`, the mean cosine.
     """
     with torch.autocast(p_BD.device.type, enabled=False):
         p_BD, z_BD = l2_normalize(p_BD), l2_normalize(z_BD).detach()
@@ -29,7 +32,9 @@ def simsiam_loss(p_BD: Tensor, z_BD: Tensor) -> Loss:
 
 
 class SimSiam(nn.Module):
-    """SimSiam (arXiv 2011.10566): a projector and a narrow predictor, whose learning rate stays constant."""
+    """SimSiam (arXiv 2011.10566): a projector and a narrow predictor, whose learning rate stays
+    constant.
+    """
 
     n_views = 2
 
@@ -40,7 +45,9 @@ class SimSiam(nn.Module):
         projector: Widths = (2048, 2048, 2048),
         predictor: Width = 512,
     ) -> None:
-        """`projector`: widths, with BatchNorm also at the end; `predictor`: the width of its middle."""
+        """`projector`: widths, with BatchNorm also at the end; `predictor`: the width of its
+        middle.
+        """
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], last_norm="plain")
@@ -51,7 +58,12 @@ class SimSiam(nn.Module):
         return {f"predictor.{name}" for name, _ in self.predictor.named_parameters()}
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both ways."""
+        """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks, both
+        ways.
+        """
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
-        ab, ba = simsiam_loss(self.predictor(za_BD), zb_BD), simsiam_loss(self.predictor(zb_BD), za_BD)
+        ab, ba = (
+            simsiam_loss(self.predictor(za_BD), zb_BD),
+            simsiam_loss(self.predictor(zb_BD), za_BD),
+        )
         return both_ways(ab, ba, (za_BD.detach(), zb_BD.detach()))

@@ -1,7 +1,7 @@
 """SupCon: SimCLR's loss in which all views of all images of one class are positives.
 
-Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2 (L_out). The one
-method here that reads labels.
+Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362, equation 2
+(L_out). The one method here that reads labels.
 """
 
 from collections.abc import Sequence
@@ -21,15 +21,18 @@ from lookalike.recipe import Positive, Width
 def supcon_loss(za_BD: Tensor, zb_BD: Tensor, labels_B: Tensor, temperature: float) -> Loss:
     """Equation 2, averaged over the 2N views of all ranks.
 
-    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image of class labels_B[i] (int64),
-    this rank's rows. A row's positives enter through the sum of their embeddings, class by class: nothing of
-    size N × N is held. Terms: `alignment`, the mean cosine of an image's two views.
+    za_BD, zb_BD: (B, D) embeddings of any length, row i of both from one image of class labels_B[i]
+    (int64), this rank's rows. A row's positives enter through the sum of their embeddings, class by
+    class: nothing of size N × N is held. Terms: `alignment`, the mean cosine of an image's two
+    views.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = l2_normalize(za_BD), l2_normalize(zb_BD)
         rows_MD, keys_MD, own_M1 = two_views(za_BD, zb_BD)
         lse = log_sum_exp(rows_MD, keys_MD, temperature, own_M1).sum()
-        positives = _mean_positive(rows_MD, keys_MD, labels_B.repeat(2), comm.cat(labels_B).repeat(2)).sum()
+        positives = _mean_positive(
+            rows_MD, keys_MD, labels_B.repeat(2), comm.cat(labels_B).repeat(2)
+        ).sum()
         value = comm.sum(lse - positives / temperature) / len(keys_MD)
         terms = {"alignment": comm.mean((za_BD * zb_BD).sum(dim=1).detach())}
         return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))
@@ -51,7 +54,11 @@ class SupCon(nn.Module):
     needs_labels = True
 
     def __init__(
-        self, backbone: Backbone, *, projector: Sequence[Width] = (2048, 128), temperature: Positive = 0.1
+        self,
+        backbone: Backbone,
+        *,
+        projector: Sequence[Width] = (2048, 128),
+        temperature: Positive = 0.1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -59,6 +66,8 @@ class SupCon(nn.Module):
         self.temperature = temperature
 
     def forward(self, views: Sequence[Tensor], labels_B: Tensor) -> Loss:
-        """Two views (B, C, H, W) of the same images and their classes -> the loss over the batch of all ranks."""
+        """Two views (B, C, H, W) of the same images and their classes -> the loss over the batch of
+        all ranks.
+        """
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         return supcon_loss(za_BD, zb_BD, labels_B, self.temperature)

@@ -1,7 +1,8 @@
-"""SwAV: predicts from each view the cluster to which an even assignment of the batch puts another view.
+"""SwAV: predicts from each view the cluster to which an even assignment of the batch puts another
+view.
 
-Caron, Misra, Mairal, Goyal, Bojanowski & Joulin, "Unsupervised Learning of Visual Features by Contrasting Cluster
-Assignments", NeurIPS 2020, arXiv 2006.09882, equations 1 to 5.
+Caron, Misra, Mairal, Goyal, Bojanowski & Joulin, "Unsupervised Learning of Visual Features by
+Contrasting Cluster Assignments", NeurIPS 2020, arXiv 2006.09882, equations 1 to 5.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from lookalike.recipe import Count, NonNegative, Positive, Widths
 
 @torch.no_grad()
 def sinkhorn(scores_BK: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """The assignment of the rows of all ranks to K prototypes, every prototype equally often (section 3.1).
+    """The assignment of the rows of all ranks to K prototypes, every prototype equally often
+    (section 3.1).
 
     scores_BK: this rank's rows; returns (B, K), rows summing to one.
     """
@@ -34,11 +36,14 @@ def sinkhorn(scores_BK: Tensor, epsilon: float, iterations: int) -> Tensor:
     return q_BK
 
 
-def swav_loss(scores: Sequence[Tensor], temperature: float, epsilon: float, iterations: int) -> Loss:
-    """Equation 1 for every pair of a large view (the first two) with another view, averaged over pairs and rows.
+def swav_loss(
+    scores: Sequence[Tensor], temperature: float, epsilon: float, iterations: int
+) -> Loss:
+    """Equation 1 for every pair of a large view (the first two) with another view, averaged over
+    pairs and rows.
 
-    scores: (B, K) of each view, cosines of its embeddings with the prototypes, this rank's rows. Terms: `entropy`
-    of the mean assignment, in nats (log K when all prototypes are used alike).
+    scores: (B, K) of each view, cosines of its embeddings with the prototypes, this rank's rows.
+    Terms: `entropy` of the mean assignment, in nats (log K when all prototypes are used alike).
     """
     value = scores[0].new_zeros(())
     logs = [F.log_softmax(s_BK / temperature, dim=1) for s_BK in scores]
@@ -53,7 +58,9 @@ def swav_loss(scores: Sequence[Tensor], temperature: float, epsilon: float, iter
 
 
 class SwAV(nn.Module):
-    """SwAV (arXiv 2006.09882): a projector and prototypes; two large views and any number of small ones."""
+    """SwAV (arXiv 2006.09882): a projector and prototypes; two large views and any number of small
+    ones.
+    """
 
     n_views = 2
     more_views = True
@@ -69,7 +76,9 @@ class SwAV(nn.Module):
         iterations: Count = 3,
         frozen_epochs: NonNegative = 1.0,
     ) -> None:
-        """`epsilon`, `iterations`: of Sinkhorn's algorithm; `frozen_epochs`: how long the prototypes stay put."""
+        """`epsilon`, `iterations`: of Sinkhorn's algorithm; `frozen_epochs`: how long the
+        prototypes stay put.
+        """
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], bias=True)
@@ -82,7 +91,9 @@ class SwAV(nn.Module):
         self.prototypes.frozen = moment.epoch < self.frozen_epochs
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
-        """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch of all ranks."""
+        """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch
+        of all ranks.
+        """
         h_VBD = each_size(self.backbone, views)
         z_VBD = self.projector(torch.cat(h_VBD)).chunk(len(views))
         with torch.autocast(views[0].device.type, enabled=False):

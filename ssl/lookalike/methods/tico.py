@@ -1,7 +1,8 @@
-"""TiCo: draws the views of an image together and keeps them off the directions that the past has filled.
+"""TiCo: draws the views of an image together and keeps them off the directions that the past has
+filled.
 
-Zhu, Moraes, Karakulak, Sobol, Canziani & LeCun, "TiCo: Transformation Invariance and Covariance Contrast for
-Self-Supervised Visual Representation Learning", arXiv 2206.10698, algorithm 1.
+Zhu, Moraes, Karakulak, Sobol, Canziani & LeCun, "TiCo: Transformation Invariance and Covariance
+Contrast for Self-Supervised Visual Representation Learning", arXiv 2206.10698, algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, NonNegative, Widths
 
 
-def tico_loss(z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: float) -> tuple[Loss, Tensor]:
+def tico_loss(
+    z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: float
+) -> tuple[Loss, Tensor]:
     """Algorithm 1 over the rows of all ranks, and the covariance that the next step calls past.
 
-    z_BD: (B, D) embeddings, k_BD: (B, D) the teacher's of the other view, without gradient, of any length, this
-    rank's rows. Terms: `alignment`, the mean cosine, and `contrast`, the covariance term before its weight `rho`.
+    z_BD: (B, D) embeddings, k_BD: (B, D) the teacher's of the other view, without gradient, of any
+    length, this rank's rows. Terms: `alignment`, the mean cosine, and `contrast`, the covariance
+    term before its weight `rho`.
     """
     with torch.autocast(z_BD.device.type, enabled=False):
         z_BD, k_BD = l2_normalize(z_BD), l2_normalize(k_BD).detach()
@@ -34,7 +38,9 @@ def tico_loss(z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: flo
 
 
 class TiCo(nn.Module):
-    """TiCo (arXiv 2206.10698): a projector, a teacher for the second view, and a running covariance."""
+    """TiCo (arXiv 2206.10698): a projector, a teacher for the second view, and a running
+    covariance.
+    """
 
     n_views = 2
     past_DD: Tensor
@@ -49,7 +55,9 @@ class TiCo(nn.Module):
         momentum: Fraction = 0.99,
         final_momentum: Fraction = 1.0,
     ) -> None:
-        """`beta`: how much of the past covariance stays; `rho`: the weight of the covariance term."""
+        """`beta`: how much of the past covariance stays; `rho`: the weight of the covariance
+        term.
+        """
         super().__init__()
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], bias=True)

@@ -1,7 +1,8 @@
 """VICReg: keeps every dimension's variance up and its covariances down, without negatives.
 
-Bardes, Ponce & LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning",
-ICLR 2022, arXiv 2105.04906, equations 1 to 6; the variance term halved as in the authors' code.
+Bardes, Ponce & LeCun, "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
+Learning", ICLR 2022, arXiv 2105.04906, equations 1 to 6; the variance term halved as in the
+authors' code.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,17 @@ from lookalike.recipe import NonNegative, Positive, Width
 
 
 def vicreg_loss(
-    za_BD: Tensor, zb_BD: Tensor, invariance: float, variance: float, covariance: float, eps: float = 1e-4
+    za_BD: Tensor,
+    zb_BD: Tensor,
+    invariance: float,
+    variance: float,
+    covariance: float,
+    eps: float = 1e-4,
 ) -> Loss:
     """Equation 6 over the rows of all ranks, always in fp32 or better.
 
-    za_BD, zb_BD: (B, D), row i of both from one image, this rank's rows. Terms: `invariance`, `variance` and
-    `covariance` before their weights.
+    za_BD, zb_BD: (B, D), row i of both from one image, this rank's rows. Terms: `invariance`,
+    `variance` and `covariance` before their weights.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_BD, zb_BD = at_least_fp32(za_BD), at_least_fp32(zb_BD)

@@ -1,7 +1,8 @@
-"""W-MSE: draws the views of an image together after whitening the batch, which no collapse survives.
+"""W-MSE: draws the views of an image together after whitening the batch, which no collapse
+survives.
 
-Ermolov, Siarohin, Sangineto & Sebe, "Whitening for Self-Supervised Representation Learning", ICML 2021,
-arXiv 2007.06346, equations 4 to 7.
+Ermolov, Siarohin, Sangineto & Sebe, "Whitening for Self-Supervised Representation Learning", ICML
+2021, arXiv 2007.06346, equations 4 to 7.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from lookalike.recipe import Count, Fraction, Widths
 
 
 def whiten(x_ND: Tensor, shrink: float) -> Tensor:
-    """(N, D) -> the same with zero mean and unit covariance, by the Cholesky factor (equations 5 and 6).
+    """(N, D) -> the same with zero mean and unit covariance, by the Cholesky factor (equations 5
+    and 6).
 
     `shrink`: how much of the covariance is replaced by the identity times its mean variance.
     """
@@ -38,21 +40,30 @@ def whiten(x_ND: Tensor, shrink: float) -> Tensor:
     return white_ND
 
 
-def w_mse_loss(za_BD: Tensor, zb_BD: Tensor, orders: Sequence[Tensor], slices: int, shrink: float) -> Loss:
-    """Equation 4: the mean of 2 - 2 cos over whitened pairs, the batch of all ranks cut into `slices` in each order.
+def w_mse_loss(
+    za_BD: Tensor, zb_BD: Tensor, orders: Sequence[Tensor], slices: int, shrink: float
+) -> Loss:
+    """Equation 4: the mean of 2 - 2 cos over whitened pairs, the batch of all ranks cut into
+    `slices` in each order.
 
-    za_BD, zb_BD: (B, D), row i of both from one image, this rank's rows; orders: permutations of the N rows of
-    all ranks. Every rank whitens them all: D is small, and a slice spans ranks. Terms: `alignment`, mean cosine.
+    za_BD, zb_BD: (B, D), row i of both from one image, this rank's rows; orders: permutations of
+    the N rows of all ranks. Every rank whitens them all: D is small, and a slice spans ranks.
+    Terms: `alignment`, mean cosine.
     """
     with torch.autocast(za_BD.device.type, enabled=False):
         za_ND, zb_ND = comm.cat(at_least_fp32(za_BD)), comm.cat(at_least_fp32(zb_BD))
         cosines = []
         for order in orders:
             for rows in order.to(za_ND.device).tensor_split(slices):
-                wa, wb = l2_normalize(whiten(za_ND[rows], shrink)), l2_normalize(whiten(zb_ND[rows], shrink))
+                wa, wb = (
+                    l2_normalize(whiten(za_ND[rows], shrink)),
+                    l2_normalize(whiten(zb_ND[rows], shrink)),
+                )
                 cosines.append((wa * wb).sum(dim=1))
         cosine = torch.cat(cosines).mean()
-        return Loss(2 - 2 * cosine, {"alignment": cosine.detach()}, (za_BD.detach(), zb_BD.detach()))
+        return Loss(
+            2 - 2 * cosine, {"alignment": cosine.detach()}, (za_BD.detach(), zb_BD.detach())
+        )
 
 
 class WMSE(nn.Module):
@@ -69,10 +80,15 @@ class WMSE(nn.Module):
         orders: Count = 1,
         shrink: Fraction = 1e-4,
     ) -> None:
-        """`slice_size`: rows whitened together, at least; `orders`: how often the batch is cut anew each step."""
+        """`slice_size`: rows whitened together, at least; `orders`: how often the batch is cut anew
+        each step.
+        """
         super().__init__()
         if slice_size <= projector[-1]:
-            raise ValueError(f"slice_size {slice_size} cannot whiten {projector[-1]} dimensions: it must be larger")
+            raise ValueError(
+                f"slice_size {slice_size} cannot whiten {projector[-1]} dimensions: it must be "
+                "larger"
+            )
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], bias=True)
         self.slice_size, self.orders, self.shrink = slice_size, orders, shrink

@@ -1,1 +1,3 @@
-"""Metric learning: objectives and miners by name, P × K batches, and the embedding that they train."""
+"""Metric learning: objectives and miners by name, P × K batches, and the embedding that they
+train.
+"""

@@ -1,7 +1,7 @@
 """Barlow Twins with labels: two images of one class take the place of two views of one image.
 
-Zbontar, Jing, Misra, LeCun & Deny, "Barlow Twins: Self-Supervised Learning via Redundancy Reduction", ICML 2021,
-arXiv 2103.03230, equation 1.
+Zbontar, Jing, Misra, LeCun & Deny, "Barlow Twins: Self-Supervised Learning via Redundancy
+Reduction", ICML 2021, arXiv 2103.03230, equation 1.
 """
 
 from typing import Any
@@ -17,10 +17,11 @@ EPS = 1e-5
 
 
 def correlation(z_BD: Tensor, ref_RD: Tensor, pair_BR: Tensor) -> Tensor:
-    """(D, D): the correlations of the left rows' dimensions with the right rows' over all pairs that the mask names.
+    """(D, D): the correlations of the left rows' dimensions with the right rows' over all pairs
+    that the mask names.
 
-    As if the pairs, one at least, were listed and both sides standardised: each row counts as often as it stands in
-    one. O(B R D + B D²).
+    As if the pairs, one at least, were listed and both sides standardised: each row counts as often
+    as it stands in one. O(B R D + B D²).
     """
     weight_BR = pair_BR.to(z_BD)
     n = weight_BR.sum()
@@ -36,11 +37,12 @@ def _standardize(x_BD: Tensor, share_B: Tensor) -> Tensor:
 
 
 class BarlowTwinsLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Barlow Twins (arXiv 2103.03230) on images of one class: alike within it, and dimensions that say other things.
+    """Barlow Twins (arXiv 2103.03230) on images of one class: alike within it, and dimensions that
+    say other things.
 
-    Equation 1 over all ordered pairs of different images of a class, each counted once, so the order of the batch
-    does not matter; or over a miner's positive pairs. It knows no negatives, and serves best as one part of a
-    WeightedSum. `off_diagonal`: the paper's λ.
+    Equation 1 over all ordered pairs of different images of a class, each counted once, so the
+    order of the batch does not matter; or over a miner's positive pairs. It knows no negatives, and
+    serves best as one part of a WeightedSum. `off_diagonal`: the paper's λ.
     """
 
     unnormalised = True
@@ -50,7 +52,12 @@ class BarlowTwinsLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self.off_diagonal = off_diagonal
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: one number."""
         pair_BR = masks(indices_tuple, labels, ref_labels).positive_BR

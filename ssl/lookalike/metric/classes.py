@@ -1,7 +1,8 @@
 """Which classes fine-tuning sees and which it never does.
 
-Published sets come divided: where no class is in both, the train images are seen and the test images are not.
-Elsewhere the first classes are seen and the last are not, as CUB and Cars196 are split.
+Published sets come divided: where no class is in both, the train images are seen and the test
+images are not. Elsewhere the first classes are seen and the last are not, as CUB and Cars196 are
+split.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,9 @@ HELD_OUT = 0.5
 
 
 class Split(NamedTuple):
-    """Images to train on, their labels int64 (N,), 0 … C-1 without gaps; test images of other classes."""
+    """Images to train on, their labels int64 (N,), 0 … C-1 without gaps; test images of other
+    classes.
+    """
 
     seen: Images
     labels_N: Tensor
@@ -30,19 +33,24 @@ class Split(NamedTuple):
 
     @property
     def passport(self) -> dict[str, str | int]:
-        """What an embedding of `seen` is made of, and must not be scored on: images, their labels and class names."""
+        """What an embedding of `seen` is made of, and must not be scored on: images, their labels
+        and class names.
+        """
         names, numbers = self.seen.classes, torch.unique(_labels(self.seen)).tolist()
         return {
             **passport(self.seen),
-            "labels": labels_digest(self.labels_N, tuple(names[n] for n in numbers if 0 <= n < len(names))),
+            "labels": labels_digest(
+                self.labels_N, tuple(names[n] for n in numbers if 0 <= n < len(names))
+            ),
         }
 
 
 def split_classes(train: Images, test: Images, held_out: float | None = None) -> Split:
-    """All of train and all of test where they share no class, or for `held_out` 0; else that share (0.5) is unseen.
+    """All of train and all of test where they share no class, or for `held_out` 0; else that share
+    (0.5) is unseen.
 
-    Labels below 0 name no class: never trained on. Raises DataError where there are no labels, too few classes, or a
-    share of classes that are divided already.
+    Labels below 0 name no class: never trained on. Raises DataError where there are no labels, too
+    few classes, or a share of classes that are divided already.
     """
     first = _first_unseen(train, test, held_out)
     if first is None:
@@ -51,11 +59,17 @@ def split_classes(train: Images, test: Images, held_out: float | None = None) ->
             raise DataError("data: only one class to train on: fine-tuning needs two")
         return Split(seen, labels_N, test)
     seen, labels_N = of_classes(train, range(first))
-    return Split(seen, labels_N, of_classes(test, range(first, max(len(train.classes), len(test.classes))))[0])
+    return Split(
+        seen,
+        labels_N,
+        of_classes(test, range(first, max(len(train.classes), len(test.classes))))[0],
+    )
 
 
 def _first_unseen(train: Images, test: Images, held_out: float | None) -> int | None:
-    """The first class that is not trained on; None where train and test are divided already, or are not to be."""
+    """The first class that is not trained on; None where train and test are divided already, or are
+    not to be.
+    """
     if held_out == 0:
         return None
     ours, theirs = (torch.unique(_labels(images)) for images in (train, test))
@@ -63,7 +77,8 @@ def _first_unseen(train: Images, test: Images, held_out: float | None) -> int | 
         return first_unseen(len(train.classes), HELD_OUT if held_out is None else held_out)
     if held_out is not None:
         raise DataError(
-            f"finetune.held_out: {held_out:g}, but train and test share no class: all of train is trained on and all "
+            f"finetune.held_out: {held_out:g}, but train and test share no class: all of train is "
+            "trained on and all "
             "of test is scored: delete it"
         )
     return None
@@ -77,7 +92,8 @@ def first_unseen(count: int, held_out: float) -> int:
     first = count - round(count * held_out)
     if first < 2 or count - first < 2:
         raise DataError(
-            f"finetune.held_out: {held_out:g} of {count} classes leaves fewer than 2 on one side: change it"
+            f"finetune.held_out: {held_out:g} of {count} classes leaves fewer than 2 on one side: "
+            "change it"
         )
     return first
 
@@ -90,11 +106,15 @@ def of_classes(images: Images, classes: range) -> tuple[Images, Tensor]:
     labels_N = _labels(images)
     rows = torch.nonzero((labels_N >= classes.start) & (labels_N < classes.stop)).flatten()
     if not len(rows):
-        raise DataError(f"data: no image of the classes {classes.start} to {classes.stop - 1} in this split")
+        raise DataError(
+            f"data: no image of the classes {classes.start} to {classes.stop - 1} in this split"
+        )
     return subset(images, rows), torch.unique(labels_N[rows], return_inverse=True)[1]
 
 
 def _labels(images: Images) -> Tensor:
     if images.labels is None:
-        raise DataError("data: fine-tuning and its scores need labels: use class folders, or leave finetune out")
+        raise DataError(
+            "data: fine-tuning and its scores need labels: use class folders, or leave finetune out"
+        )
     return images.labels

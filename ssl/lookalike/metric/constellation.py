@@ -1,8 +1,10 @@
-"""Constellation loss: an anchor and its positive against K negatives of K different classes at once.
+"""Constellation loss: an anchor and its positive against K negatives of K different classes at
+once.
 
-Medela & Picon, "Constellation loss: improving the efficiency of deep metric learning loss functions for the optimal
-embedding of histopathological images", 2019, arXiv 1905.10675, equation 5. Sohn's N-pair loss is its special case on
-N-pair batches, the smooth triplet loss with margin 0 that of K = 1.
+Medela & Picon, "Constellation loss: improving the efficiency of deep metric learning loss functions
+for the optimal embedding of histopathological images", 2019, arXiv 1905.10675, equation 5. Sohn's
+N-pair loss is its special case on N-pair batches, the smooth triplet loss with margin 0 that of K =
+1.
 """
 
 from typing import Any, Literal
@@ -19,7 +21,8 @@ from lookalike.recipe import Count
 
 
 def hard_negatives(s_AR: Tensor, negative_AR: Tensor, y_R: Tensor, k: int) -> Tensor:
-    """(A, K): the most similar negative of each class, then the K highest of these; -inf where there are fewer.
+    """(A, K): the most similar negative of each class, then the K highest of these; -inf where
+    there are fewer.
 
     s_AR: similarities of anchors to references; y_R: the references' classes, counted from 0.
     """
@@ -31,7 +34,8 @@ def hard_negatives(s_AR: Tensor, negative_AR: Tensor, y_R: Tensor, k: int) -> Te
 
 
 def random_negatives(negative_AR: Tensor, y_R: Tensor, k: int, seed: int) -> Tensor:
-    """(A, R) booleans: of each anchor K classes, and one negative of each; all that there are where there are fewer.
+    """(A, R) booleans: of each anchor K classes, and one negative of each; all that there are where
+    there are fewer.
 
     A pure function of the seed, drawn on the CPU: alike on all ranks and devices.
     """
@@ -49,27 +53,35 @@ def random_negatives(negative_AR: Tensor, y_R: Tensor, k: int, seed: int) -> Ten
 
 
 def constellation(s_AR: Tensor, negatives_AK: Tensor, a_P: Tensor, p_P: Tensor) -> Tensor:
-    """(P,): log(1 + Σ_k exp(s(a, n_k) - s(a, p))) of each pair (a, p), as the softplus of a log-sum-exp.
+    """(P,): log(1 + Σ_k exp(s(a, n_k) - s(a, p))) of each pair (a, p), as the softplus of a
+    log-sum-exp.
 
-    negatives_AK: the anchors' similarities to their negatives, -inf for none; each row has one at least.
+    negatives_AK: the anchors' similarities to their negatives, -inf for none; each row has one at
+    least.
     """
     x_P = negatives_AK.logsumexp(dim=1)[a_P] - s_AR[a_P, p_P]
     return torch.logaddexp(x_P, torch.zeros_like(x_P))
 
 
 class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Constellation loss (Medela & Picon 2019, arXiv 1905.10675), the mean over all pairs of anchor and positive.
+    """Constellation loss (Medela & Picon 2019, arXiv 1905.10675), the mean over all pairs of anchor
+    and positive.
 
-    `negatives` hard: of each class the most similar, then the K most similar of these; random: K classes and an image
-    of each, drawn anew for each anchor and step; all: every image of another class, whatever K is. `k` above the
-    classes there are becomes their number. A pair without negatives takes no part. Compares raw dot products of
-    embeddings of any length by default.
+    `negatives` hard: of each class the most similar, then the K most similar of these; random: K
+    classes and an image of each, drawn anew for each anchor and step; all: every image of another
+    class, whatever K is. `k` above the classes there are becomes their number. A pair without
+    negatives takes no part. Compares raw dot products of embeddings of any length by default.
     """
 
     unnormalised = True
 
     def __init__(
-        self, seed: int = 0, *, negatives: Literal["hard", "random", "all"] = "hard", k: Count = 4, **kwargs: Any
+        self,
+        seed: int = 0,
+        *,
+        negatives: Literal["hard", "random", "all"] = "hard",
+        k: Count = 4,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.negatives, self.k, self.seed, self.step = negatives, k, seed, 0
@@ -79,7 +91,12 @@ class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self.step = moment.step
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: one value a positive pair."""
         positive_BR, negative_BR, _ = masks(indices_tuple, labels, ref_labels)
@@ -90,7 +107,13 @@ class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
         s_AR = -dissimilarity(self.distance, embeddings, ref_emb)[anchor_A]
         a_P, p_P = torch.nonzero(positive_BR[anchor_A], as_tuple=True)
         loss_P = constellation(s_AR, self._pick(s_AR, negative_BR[anchor_A], y_R), a_P, p_P)
-        return {"loss": {"losses": loss_P, "indices": (anchor_A[a_P], p_P), "reduction_type": "pos_pair"}}
+        return {
+            "loss": {
+                "losses": loss_P,
+                "indices": (anchor_A[a_P], p_P),
+                "reduction_type": "pos_pair",
+            }
+        }
 
     def _pick(self, s_AR: Tensor, negative_AR: Tensor, y_R: Tensor) -> Tensor:
         if self.negatives == "hard":

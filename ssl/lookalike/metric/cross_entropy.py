@@ -1,7 +1,8 @@
 """Classification with smoothed labels behind a BNNeck: the identity loss of re-identification.
 
-Luo, Gu, Liao, Lai & Jiang, "Bag of tricks and a strong baseline for deep person re-identification", CVPR Workshops
-2019, arXiv 1903.07071, sections 3.3 and 3.5; label smoothing: Szegedy et al., CVPR 2016, arXiv 1512.00567, section 7.
+Luo, Gu, Liao, Lai & Jiang, "Bag of tricks and a strong baseline for deep person re-identification",
+CVPR Workshops 2019, arXiv 1903.07071, sections 3.3 and 3.5; label smoothing: Szegedy et al., CVPR
+2016, arXiv 1512.00567, section 7.
 """
 
 from typing import Any
@@ -19,9 +20,11 @@ EPS, MOMENTUM = 1e-5, 0.1
 
 
 class Running(nn.Module):
-    """Mean and variance of the steps so far, for export alone: the mean of all at first, then an exponential one.
+    """Mean and variance of the steps so far, for export alone: the mean of all at first, then an
+    exponential one.
 
-    They move in `follow`, so a skipped step leaves no trace. Without parameters, so that `follow` gathers none.
+    They move in `follow`, so a skipped step leaves no trace. Without parameters, so that `follow`
+    gathers none.
     """
 
     mean_D: Tensor
@@ -76,11 +79,13 @@ class Neck(nn.Module):
 
 
 class CrossEntropyLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Cross-entropy over the classes trained on, smoothed labels (arXiv 1512.00567), behind a BNNeck (1903.07071).
+    """Cross-entropy over the classes trained on, smoothed labels (arXiv 1512.00567), behind a
+    BNNeck (1903.07071).
 
-    Owns the classifier W (C, D), without bias, and the neck. The target is 1 - smoothing + smoothing / C for the class,
-    smoothing / C for others. Other objectives beside it see the embedding before the neck; what is exported is the one
-    after it: the neck is folded into the head.
+    Owns the classifier W (C, D), without bias, and the neck. The target is 1 - smoothing +
+    smoothing / C for the class, smoothing / C for others. Other objectives beside it see the
+    embedding before the neck; what is exported is the one after it: the neck is folded into the
+    head.
     """
 
     unnormalised = True
@@ -96,20 +101,31 @@ class CrossEntropyLoss(BaseMetricLossFunction):  # type: ignore[misc]
     ) -> None:
         super().__init__(reducer=reducer)
         self.smoothing, self.neck = smoothing, Neck(embedding_size) if neck else None
-        self.weight_CD = nn.Parameter(torch.empty(num_classes, embedding_size).normal_(std=0.001 if neck else 0.01))
+        self.weight_CD = nn.Parameter(
+            torch.empty(num_classes, embedding_size).normal_(std=0.001 if neck else 0.01)
+        )
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """What the neck does to an embedding, as (W, b); None without."""
         return self.neck.affine() if self.neck else None
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
-        """As the library asks: one value an image. Raises DataError for a label that is no class."""
+        """As the library asks: one value an image. Raises DataError for a label that is no
+        class.
+        """
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         c_f.indices_tuple_not_supported(indices_tuple)
         refuse_unknown(labels, len(self.weight_CD))
         x_ND = self.neck(embeddings) if self.neck else embeddings
-        losses_N = F.cross_entropy(x_ND @ self.weight_CD.T, labels, label_smoothing=self.smoothing, reduction="none")
+        losses_N = F.cross_entropy(
+            x_ND @ self.weight_CD.T, labels, label_smoothing=self.smoothing, reduction="none"
+        )
         indices_N = torch.arange(len(labels), device=labels.device)
         return {"loss": {"losses": losses_N, "indices": indices_N, "reduction_type": "element"}}

@@ -1,7 +1,7 @@
 """FaceNet's triplet loss with its own semi-hard mining: one margin for both.
 
-Schroff, Kalenichenko & Philbin, "FaceNet: a unified embedding for face recognition and clustering", CVPR 2015,
-arXiv 1503.03832, equations 1 to 4.
+Schroff, Kalenichenko & Philbin, "FaceNet: a unified embedding for face recognition and clustering",
+CVPR 2015, arXiv 1503.03832, equations 1 to 4.
 """
 
 from typing import Any
@@ -15,10 +15,12 @@ from lookalike.recipe import Positive
 
 
 class FaceNetLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """FaceNet's triplet loss (Schroff 2015, arXiv 1503.03832): [d²(a,p) - d²(a,n) + margin]₊ on the unit sphere.
+    """FaceNet's triplet loss (Schroff 2015, arXiv 1503.03832): [d²(a,p) - d²(a,n) + margin]₊ on the
+    unit sphere.
 
-    The mean over all semi-hard triplets of the batch, d²(a,p) < d²(a,n) < d²(a,p) + margin, which are never listed; 0
-    where there are none. A miner's triplets take their place: the mean over those above 0.
+    The mean over all semi-hard triplets of the batch, d²(a,p) < d²(a,n) < d²(a,p) + margin, which
+    are never listed; 0 where there are none. A miner's triplets take their place: the mean over
+    those above 0.
     """
 
     def __init__(self, *, margin: Positive = 0.2) -> None:
@@ -26,7 +28,12 @@ class FaceNetLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self.margin = margin
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: one number."""
         d_BR = self.distance(embeddings, ref_emb)

@@ -1,7 +1,8 @@
 """Sums of hinges over all triplets and all quadruplets of a batch, without listing them.
 
-A sum of active hinges is linear in the distances: each distance counts as often as it stands in an active hinge, and
-those counts come from sorting. So B³ triplets take O(B² log B) time and O(B²) memory, and so do B⁴ quadruplets.
+A sum of active hinges is linear in the distances: each distance counts as often as it stands in an
+active hinge, and those counts come from sorting. So B³ triplets take O(B² log B) time and O(B²)
+memory, and so do B⁴ quadruplets.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,9 @@ from torch import Tensor
 
 
 class Hinges(NamedTuple):
-    """`total`: the sum of all hinges, differentiable; `active`: how many are above 0; `number`: how many there are."""
+    """`total`: the sum of all hinges, differentiable; `active`: how many are above 0; `number`: how
+    many there are.
+    """
 
     total: Tensor
     active: Tensor
@@ -27,16 +30,26 @@ class Hinges(NamedTuple):
 
 
 def triplet_hinges(
-    d_BR: Tensor, positive_BR: Tensor, negative_BR: Tensor, margin: float | Tensor, *, semihard: bool = False
+    d_BR: Tensor,
+    positive_BR: Tensor,
+    negative_BR: Tensor,
+    margin: float | Tensor,
+    *,
+    semihard: bool = False,
 ) -> Hinges:
-    """Σ [d(a,p) - d(a,n) + margin]₊ over every anchor a, each of its positives p and each of its negatives n.
+    """Σ [d(a,p) - d(a,n) + margin]₊ over every anchor a, each of its positives p and each of its
+    negatives n.
 
-    d_BR: distances of anchors (rows) to references; the masks are boolean and disjoint. `semihard`: only where
-    d(a,p) < d(a,n), FaceNet's choice.
+    d_BR: distances of anchors (rows) to references; the masks are boolean and disjoint. `semihard`:
+    only where d(a,p) < d(a,n), FaceNet's choice.
     """
-    weight_BR, active = _triplet_weights(d_BR.detach(), positive_BR, negative_BR, margin, touching=False)
+    weight_BR, active = _triplet_weights(
+        d_BR.detach(), positive_BR, negative_BR, margin, touching=False
+    )
     if semihard:
-        less_BR, fewer = _triplet_weights(d_BR.detach(), positive_BR, negative_BR, 0.0, touching=True)
+        less_BR, fewer = _triplet_weights(
+            d_BR.detach(), positive_BR, negative_BR, 0.0, touching=True
+        )
         weight_BR, active = weight_BR - less_BR, active - fewer
     count = (positive_BR.sum(dim=1) * negative_BR.sum(dim=1)).sum()
     return Hinges(_linear(weight_BR, d_BR) + active.to(d_BR.dtype) * margin, active, count)
@@ -48,9 +61,15 @@ def _linear(weight: Tensor, d: Tensor) -> Tensor:
 
 
 def _triplet_weights(
-    d_BR: Tensor, positive_BR: Tensor, negative_BR: Tensor, margin: float | Tensor, *, touching: bool
+    d_BR: Tensor,
+    positive_BR: Tensor,
+    negative_BR: Tensor,
+    margin: float | Tensor,
+    *,
+    touching: bool,
 ) -> tuple[Tensor, Tensor]:
-    """How often each distance stands in an active hinge (int64, minus for negatives), and how many are active.
+    """How often each distance stands in an active hinge (int64, minus for negatives), and how many
+    are active.
 
     Active is d(a,p) + margin > d(a,n), or ≥ where `touching`.
     """
@@ -72,12 +91,19 @@ def _triplet_weights(
 
 
 def quadruplet_hinges(
-    d_BR: Tensor, y_B: Tensor, y_R: Tensor, positive_BR: Tensor, negative_BR: Tensor, margin: float | Tensor
+    d_BR: Tensor,
+    y_B: Tensor,
+    y_R: Tensor,
+    positive_BR: Tensor,
+    negative_BR: Tensor,
+    margin: float | Tensor,
 ) -> Hinges:
-    """Σ [d(i,j) - d(l,k) + margin]₊ over each positive (i,j) and each negative (l,k) of two classes not i's.
+    """Σ [d(i,j) - d(l,k) + margin]₊ over each positive (i,j) and each negative (l,k) of two classes
+    not i's.
 
-    y_B, y_R: classes counted from 0, of anchors and references. Thresholds d(i,j) + margin are sorted once; how many
-    of one class, or pairs that touch one class, lie below a place is read off a table of C × (positives + 1).
+    y_B, y_R: classes counted from 0, of anchors and references. Thresholds d(i,j) + margin are
+    sorted once; how many of one class, or pairs that touch one class, lie below a place is read off
+    a table of C × (positives + 1).
     """
     flat = d_BR.detach()
     i_P, j_P = torch.nonzero(positive_BR, as_tuple=True)
@@ -106,4 +132,6 @@ def quadruplet_hinges(
 
     positives = _linear(met_P, d_BR[i_P, j_P][order_P])
     active = met_P.sum()
-    return Hinges(positives - _linear(above_E, d_BR[l_E, k_E]) + active.to(d_BR.dtype) * margin, active, count)
+    return Hinges(
+        positives - _linear(above_E, d_BR[l_E, k_E]) + active.to(d_BR.dtype) * margin, active, count
+    )

@@ -1,7 +1,8 @@
 """Cross-batch memory: a batch is compared with the embeddings of the last steps too.
 
-Wang, Zhang, Huang & Scott, "Cross-batch memory for embedding learning", CVPR 2020, arXiv 1912.06798, algorithm 1.
-pytorch-metric-learning's saves neither where it writes nor how full it is, and knows losses by their names.
+Wang, Zhang, Huang & Scott, "Cross-batch memory for embedding learning", CVPR 2020, arXiv
+1912.06798, algorithm 1. pytorch-metric-learning's saves neither where it writes nor how full it is,
+and knows losses by their names.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from lookalike.recipe import Count, Index, NonNegative
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """Cross-batch memory (Wang 2020, arXiv 1912.06798): `weight` times the loss against the last `size` embeddings.
+    """Cross-batch memory (Wang 2020, arXiv 1912.06798): `weight` times the loss against the last
+    `size` embeddings.
 
     It begins to fill after `warmup_steps`, when embeddings drift slowly.
     """
@@ -26,10 +28,11 @@ class MemorySettings:
 
 
 class Memory(nn.Module):
-    """The last `size` embeddings of all ranks with their classes, in one order on all; without gradient.
+    """The last `size` embeddings of all ranks with their classes, in one order on all; without
+    gradient.
 
-    Rows, classes and the number ever written are buffers, so a resumed run goes on where it was. `put` only
-    remembers; `follow`, called by the loop after a good step, writes.
+    Rows, classes and the number ever written are buffers, so a resumed run goes on where it was.
+    `put` only remembers; `follow`, called by the loop after a good step, writes.
     """
 
     rows_QD: Tensor
@@ -55,7 +58,9 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def put(self, z_ND: Tensor, labels_N: Tensor) -> None:
-        """The rows of a batch of all ranks, to be written by the next `follow`; nothing during warm-up."""
+        """The rows of a batch of all ranks, to be written by the next `follow`; nothing during
+        warm-up.
+        """
         if self.training and self.step >= self.warmup_steps:
             self._waiting = [*self._waiting, (z_ND.detach(), labels_N)]
 

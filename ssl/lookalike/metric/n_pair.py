@@ -1,6 +1,7 @@
 """Multi-class N-pair loss: an anchor and its positive against the positives of all other classes.
 
-Sohn, "Improved deep metric learning with multi-class N-pair loss objective", NIPS 2016, equations 7 and 8.
+Sohn, "Improved deep metric learning with multi-class N-pair loss objective", NIPS 2016, equations 7
+and 8.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ from lookalike.recipe import NonNegative
 
 
 def pairs(labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(anchor, positive, round), each (M,): a class's images two by two in the order of the batch, one pair a round.
+    """(anchor, positive, round), each (M,): a class's images two by two in the order of the batch,
+    one pair a round.
 
     An image that is left over takes no part.
     """
@@ -26,7 +28,9 @@ def pairs(labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     _, count_C = torch.unique_consecutive(labels_B[order_B], return_counts=True)
     start_B = (count_C.cumsum(0) - count_C).repeat_interleave(count_C)
     rank_B = torch.arange(len(labels_B), device=labels_B.device) - start_B
-    first = torch.nonzero((rank_B % 2 == 0) & (rank_B + 1 < count_C.repeat_interleave(count_C))).flatten()
+    first = torch.nonzero(
+        (rank_B % 2 == 0) & (rank_B + 1 < count_C.repeat_interleave(count_C))
+    ).flatten()
     return order_B[first], order_B[first + 1], rank_B[first] // 2
 
 
@@ -40,16 +44,20 @@ def n_pair(s_MM: Tensor, round_M: Tensor) -> Tensor:
 
 
 class MultiClassNPairLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Multi-class N-pair loss (Sohn 2016) on un-normalised embeddings, with `l2` times their mean squared length.
+    """Multi-class N-pair loss (Sohn 2016) on un-normalised embeddings, with `l2` times their mean
+    squared length.
 
-    The first image of a class in the batch is the anchor, the second its positive; further ones make further rounds,
-    each an N-pair batch of its own. So the order of the classes does not matter, and on any number of ranks the pairs
-    are those of the whole batch. A miner's tuple gives the first of its pairs of each class.
+    The first image of a class in the batch is the anchor, the second its positive; further ones
+    make further rounds, each an N-pair batch of its own. So the order of the classes does not
+    matter, and on any number of ranks the pairs are those of the whole batch. A miner's tuple gives
+    the first of its pairs of each class.
     """
 
     unnormalised = True
 
-    def __init__(self, *, l2: NonNegative = 0.002, distance: Any = None, reducer: Any = None) -> None:
+    def __init__(
+        self, *, l2: NonNegative = 0.002, distance: Any = None, reducer: Any = None
+    ) -> None:
         super().__init__(
             distance=distance,
             reducer=reducer,
@@ -58,7 +66,12 @@ class MultiClassNPairLoss(BaseMetricLossFunction):  # type: ignore[misc]
         )
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: one value an anchor."""
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
@@ -70,7 +83,9 @@ class MultiClassNPairLoss(BaseMetricLossFunction):  # type: ignore[misc]
         if not len(a_M):
             return self.zero_losses()
         s_MM = -dissimilarity(self.distance, embeddings[a_M], embeddings[p_M])
-        return {"loss": {"losses": n_pair(s_MM, round_M), "indices": a_M, "reduction_type": "element"}}
+        return {
+            "loss": {"losses": n_pair(s_MM, round_M), "indices": a_M, "reduction_type": "element"}
+        }
 
     def get_default_distance(self) -> Any:
         """f_a · f_b."""

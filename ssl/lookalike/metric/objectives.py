@@ -1,4 +1,6 @@
-"""OBJECTIVES, every loss a recipe can name: the library's and our own; and what trains by them over all ranks."""
+"""OBJECTIVES, every loss a recipe can name: the library's and our own; and what trains by them over
+all ranks.
+"""
 
 import contextlib
 import inspect
@@ -21,13 +23,27 @@ from lookalike.metric.n_pair import MultiClassNPairLoss
 from lookalike.metric.pair_masks import refuse_unknown
 from lookalike.metric.pml import LOSSES, MINER, MINERS, PARTS
 from lookalike.metric.quadruplet import QuadrupletLoss
-from lookalike.metric.sentence import SentenceClassificationLoss, SentenceRegressionLoss, SentenceTripletLoss
+from lookalike.metric.sentence import (
+    SentenceClassificationLoss,
+    SentenceRegressionLoss,
+    SentenceTripletLoss,
+)
 from lookalike.nn.loss import Loss
 from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.optim import Progress
 from lookalike.recipe import Choice, NonNegative, Spec
 
-__all__ = ["GIVEN", "MINER", "MINERS", "OBJECTIVE", "OBJECTIVES", "OWN", "Objective", "Part", "WeightedSum"]
+__all__ = [
+    "GIVEN",
+    "MINER",
+    "MINERS",
+    "OBJECTIVE",
+    "OBJECTIVES",
+    "OWN",
+    "Objective",
+    "Part",
+    "WeightedSum",
+]
 
 OWN = (
     QuadrupletLoss,
@@ -72,10 +88,12 @@ OBJECTIVE = Choice(OBJECTIVES, supplied=GIVEN, nested=PARTS)
 
 
 class Term(nn.Module):
-    """A loss, its miner and its weight. Rows come of any length; a loss that asks for unit rows gets these.
+    """A loss, its miner and its weight. Rows come of any length; a loss that asks for unit rows
+    gets these.
 
-    A loss asks for rows as they are by `unnormalised`, or by a distance that does not normalise. Labels beyond the
-    classes that one of the library's knows are refused (DataError): its proxies would make nothing of them, silently.
+    A loss asks for rows as they are by `unnormalised`, or by a distance that does not normalise.
+    Labels beyond the classes that one of the library's knows are refused (DataError): its proxies
+    would make nothing of them, silently.
     """
 
     def __init__(self, part: Part, given: Mapping[str, Any]) -> None:
@@ -86,13 +104,21 @@ class Term(nn.Module):
         self.miner = part.miner.build() if part.miner else None
         normalises = getattr(self.loss.distance, "normalize_embeddings", True)
         self.raw = getattr(self.loss, "unnormalised", False) or not normalises
-        self.classes = given["num_classes"] if "num_classes" in wanted and self.name in LOSSES else None
+        self.classes = (
+            given["num_classes"] if "num_classes" in wanted and self.name in LOSSES else None
+        )
         self.compares = True
 
     def forward(
-        self, z_ND: Tensor, labels_N: Tensor, ref_RD: Tensor | None = None, ref_R: Tensor | None = None
+        self,
+        z_ND: Tensor,
+        labels_N: Tensor,
+        ref_RD: Tensor | None = None,
+        ref_R: Tensor | None = None,
     ) -> Tensor:
-        """The loss of rows (N, D), against themselves or against references (R, D) that they are no part of."""
+        """The loss of rows (N, D), against themselves or against references (R, D) that they are no
+        part of.
+        """
         if not self.raw:
             z_ND, ref_RD = l2_normalize(z_ND), None if ref_RD is None else l2_normalize(ref_RD)
         if self.classes is not None:
@@ -105,11 +131,12 @@ class Term(nn.Module):
 
 
 class Objective(nn.Module):
-    """What fine-tuning descends: losses with their miners over the batch of all ranks, perhaps with a memory.
+    """What fine-tuning descends: losses with their miners over the batch of all ranks, perhaps with
+    a memory.
 
-    Rows are gathered in rank order, so every rank computes the same loss of the same rows, and draws alike by `seed`
-    and step. Embeddings that are no numbers, on any rank, make the loss NaN on all, whatever the loss would say.
-    Raises RunError when parts do not fit one another.
+    Rows are gathered in rank order, so every rank computes the same loss of the same rows, and
+    draws alike by `seed` and step. Embeddings that are no numbers, on any rank, make the loss NaN
+    on all, whatever the loss would say. Raises RunError when parts do not fit one another.
     """
 
     def __init__(
@@ -138,19 +165,31 @@ class Objective(nn.Module):
         self.memory = Memory(memory.size, embedding_size, memory.warmup_steps) if memory else None
         if memory and not any(term.compares for term in self._terms()):
             names = ", ".join(term.name for term in self._terms())
-            raise RunError(f"finetune.memory: {names}: compares no embeddings with others: leave memory out")
+            raise RunError(
+                f"finetune.memory: {names}: compares no embeddings with others: leave memory out"
+            )
         if len([term for term in self._terms() if _affine(term) is not None]) > 1:
-            raise RunError("finetune.objective: two parts want to be folded into the head: leave one neck or A out")
+            raise RunError(
+                "finetune.objective: two parts want to be folded into the head: leave one neck or "
+                "A out"
+            )
 
     def _try(self, term: Term, num_classes: int, embedding_size: int) -> None:
-        """One random batch on this process alone, so that parts that do not fit are refused before training."""
+        """One random batch on this process alone, so that parts that do not fit are refused before
+        training.
+        """
         labels_N = torch.arange(24) % min(4, num_classes)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             z_ND = torch.nn.functional.normalize(torch.randn(24, embedding_size), dim=1)
             term(z_ND, labels_N)
             if self.about_memory:
                 try:
-                    term(z_ND, labels_N, torch.randn(40, embedding_size), torch.arange(40) % min(4, num_classes))
+                    term(
+                        z_ND,
+                        labels_N,
+                        torch.randn(40, embedding_size),
+                        torch.arange(40) % min(4, num_classes),
+                    )
                 except ValueError as error:
                     if "ref_emb is not supported" not in str(error):
                         raise
@@ -167,7 +206,8 @@ class Objective(nn.Module):
         self.step = moment.step
 
     def forward(self, z_BD: Tensor, labels_B: Tensor) -> Loss:
-        """Embeddings (B, D) of any length and classes (B,) of this rank -> the loss over all ranks' rows, in fp32.
+        """Embeddings (B, D) of any length and classes (B,) of this rank -> the loss over all ranks'
+        rows, in fp32.
 
         Terms: each part's value where there are several, and how many rows the memory holds.
         """
@@ -177,29 +217,43 @@ class Objective(nn.Module):
             good = z_ND.detach().isfinite().all()
             rows_ND = torch.where(good, z_ND, 0.0)
             values = self._values(rows_ND, labels_N)
-            total = torch.stack([v * term.weight for v, term in zip(values, self._terms(), strict=True)]).sum()
+            total = torch.stack(
+                [v * term.weight for v, term in zip(values, self._terms(), strict=True)]
+            ).sum()
             value = torch.where(good, total, torch.nan)
             if self.memory:
                 self.memory.put(rows_ND, labels_N)
         named = zip(values, self._terms(), strict=True)
-        terms = {f"loss/{i}_{term.name}": v.detach() for i, (v, term) in enumerate(named)} if len(values) > 1 else {}
+        terms = (
+            {f"loss/{i}_{term.name}": v.detach() for i, (v, term) in enumerate(named)}
+            if len(values) > 1
+            else {}
+        )
         if self.memory:
-            terms["memory"] = self.memory.written.clamp(max=len(self.memory.rows_QD)).to(value.dtype)
+            terms["memory"] = self.memory.written.clamp(max=len(self.memory.rows_QD)).to(
+                value.dtype
+            )
         return Loss(value, terms)
 
     def _values(self, rows_ND: Tensor, labels_N: Tensor) -> list[Tensor]:
-        """Each part's loss within the batch, and against the memory once there is something in it."""
+        """Each part's loss within the batch, and against the memory once there is something in
+        it.
+        """
         values = [term(rows_ND, labels_N) for term in self._terms()]
         past = self.memory.filled() if self.memory else ()
         if past and len(past[0]) and self.about_memory:
             ref_RD, ref_R = past[0].to(rows_ND.dtype), past[1]
             for i, term in enumerate(self._terms()):
                 if term.compares:
-                    values[i] = values[i] + self.about_memory.weight * term(rows_ND, labels_N, ref_RD, ref_R)
+                    values[i] = values[i] + self.about_memory.weight * term(
+                        rows_ND, labels_N, ref_RD, ref_R
+                    )
         return values
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """(W, b) to be folded into the head, so that the embedding is what was compared; None if it is already."""
+        """(W, b) to be folded into the head, so that the embedding is what was compared; None if it
+        is already.
+        """
         return next((found for term in self._terms() if (found := _affine(term)) is not None), None)
 
 
@@ -220,14 +274,18 @@ def _affine(term: Any) -> tuple[Tensor, Tensor] | None:
 def _explained(names: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a library of many authors raises whatever it meets: the recipe chose it
+    except (
+        Exception
+    ) as error:  # a library of many authors raises whatever it meets: the recipe chose it
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"finetune.objective: {names}: {type(error).__name__}: {reason}") from error
 
 
 @contextlib.contextmanager
 def _same_draws(device: torch.device, seed: int, step: int) -> Iterator[None]:
-    """What the library draws from torch's generators is alike on all ranks; afterwards they are as they were."""
+    """What the library draws from torch's generators is alike on all ranks; afterwards they are as
+    they were.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(rng.seed(seed, "objective", step))
         yield

@@ -1,5 +1,5 @@
-"""What a miner or the labels say about pairs, as masks: which reference is a positive, which a negative of an anchor;
-about triplets, as a sum of hinges.
+"""What a miner or the labels say about pairs, as masks: which reference is a positive, which a
+negative of an anchor; about triplets, as a sum of hinges.
 
 B² booleans instead of lists of B³ triplets.
 """
@@ -15,7 +15,9 @@ from lookalike.metric.hinges import Hinges, triplet_hinges
 
 
 class Masks(NamedTuple):
-    """Booleans (B, R) of anchors and references, and whether each pair stands there in both orders."""
+    """Booleans (B, R) of anchors and references, and whether each pair stands there in both
+    orders.
+    """
 
     positive_BR: Tensor
     negative_BR: Tensor
@@ -29,9 +31,11 @@ class Masks(NamedTuple):
 
 
 def masks(indices_tuple: Any, labels_B: Tensor, labels_R: Tensor) -> Masks:
-    """Of a miner's pairs or triplets; where there are none, of the labels, a row never its own positive.
+    """Of a miner's pairs or triplets; where there are none, of the labels, a row never its own
+    positive.
 
-    Raises ValueError when labels are no whole numbers: floats would make one class of 2²⁴ and 2²⁴ + 1.
+    Raises ValueError when labels are no whole numbers: floats would make one class of 2²⁴ and 2²⁴ +
+    1.
     """
     if labels_B.is_floating_point() or labels_R.is_floating_point():
         raise ValueError(f"labels are {labels_B.dtype}: give whole numbers (int64)")
@@ -48,9 +52,17 @@ def masks(indices_tuple: Any, labels_B: Tensor, labels_R: Tensor) -> Masks:
 
 
 def hinges(
-    indices_tuple: Any, labels_B: Tensor, labels_R: Tensor, d_BR: Tensor, margin: float, *, semihard: bool = False
+    indices_tuple: Any,
+    labels_B: Tensor,
+    labels_R: Tensor,
+    d_BR: Tensor,
+    margin: float,
+    *,
+    semihard: bool = False,
 ) -> Hinges:
-    """[d(a,p) - d(a,n) + margin]₊ of a miner's triplets; where there are none, of all, or all `semihard` ones."""
+    """[d(a,p) - d(a,n) + margin]₊ of a miner's triplets; where there are none, of all, or all
+    `semihard` ones.
+    """
     if indices_tuple is None:
         positive_BR, negative_BR, _ = masks(None, labels_B, labels_R)
         return triplet_hinges(d_BR, positive_BR, negative_BR, margin, semihard=semihard)
@@ -77,7 +89,9 @@ def classes(labels_B: Tensor, labels_R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dissimilarity(distance: Any, z_BD: Tensor, ref_RD: Tensor) -> Tensor:
-    """(B, R) by one of the library's distances, larger the further apart; similarities change their sign."""
+    """(B, R) by one of the library's distances, larger the further apart; similarities change their
+    sign.
+    """
     mat_BR: Tensor = distance(z_BD, ref_RD)
     return -mat_BR if distance.is_inverted else mat_BR
 

@@ -1,6 +1,7 @@
 """Every loss, miner, distance, reducer and regularizer of pytorch-metric-learning, by its own name.
 
-Left out are base classes, wrappers that take another loss or a queue, and the two that know no labels.
+Left out are base classes, wrappers that take another loss or a queue, and the two that know no
+labels.
 """
 
 import inspect
@@ -34,7 +35,11 @@ _WRAPPERS = (
 
 
 def _public(room: ModuleType, skip: Iterable[str] = _WRAPPERS) -> dict[str, Any]:
-    return {name: kind for name, kind in sorted(vars(room).items()) if inspect.isclass(kind) and name not in skip}
+    return {
+        name: kind
+        for name, kind in sorted(vars(room).items())
+        if inspect.isclass(kind) and name not in skip
+    }
 
 
 DISTANCES = _public(distances)
@@ -50,11 +55,15 @@ PARTS: Mapping[str, Any] = {
 
 
 class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss):  # type: ignore[misc]
-    """The library's, whose histogram holds on to the graph of the last step and is not saved: here it is a buffer."""
+    """The library's, whose histogram holds on to the graph of the last step and is not saved: here
+    it is a buffer.
+    """
 
     hist_: Tensor
 
-    def __init__(self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs: Any
+    ) -> None:
         super().__init__(min_val=min_val, num_bins=num_bins, momentum=momentum, **kwargs)
         histogram = self.hist_
         del self.hist_

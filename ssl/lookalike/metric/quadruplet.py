@@ -1,7 +1,7 @@
 """Quadruplet loss: a pair of one class is nearer than any pair of two classes, by a margin.
 
-Chen, Chen, Zhang & Huang, "Beyond triplet loss: a deep quadruplet network for person re-identification", CVPR 2017,
-arXiv 1704.01719, equations 6 and 7.
+Chen, Chen, Zhang & Huang, "Beyond triplet loss: a deep quadruplet network for person
+re-identification", CVPR 2017, arXiv 1704.01719, equations 6 and 7.
 """
 
 from typing import Any, Literal
@@ -16,12 +16,18 @@ from lookalike.metric.pair_masks import Masks, classes, dissimilarity, masks, nu
 
 
 def quadruplet_all(
-    d_BR: Tensor, y_B: Tensor, y_R: Tensor, chosen: Masks, margins: tuple[float | Tensor, float | Tensor]
+    d_BR: Tensor,
+    y_B: Tensor,
+    y_R: Tensor,
+    chosen: Masks,
+    margins: tuple[float | Tensor, float | Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The means of [d(i,j) - d(i,k) + α₁]₊ and of [d(i,j) - d(l,k) + α₂]₊ over all that the masks allow.
+    """The means of [d(i,j) - d(i,k) + α₁]₊ and of [d(i,j) - d(l,k) + α₂]₊ over all that the masks
+    allow.
 
-    y_i = y_j, y_k ≠ y_i in the first; y_l ≠ y_k and y_i neither of them in the second, which is 0 below 3 classes.
-    d_BR: squared distances; y_B, y_R: classes counted from 0. O(B² log B) time, O(B²) memory.
+    y_i = y_j, y_k ≠ y_i in the first; y_l ≠ y_k and y_i neither of them in the second, which is 0
+    below 3 classes. d_BR: squared distances; y_B, y_R: classes counted from 0. O(B² log B) time,
+    O(B²) memory.
     """
     first = triplet_hinges(d_BR, chosen.positive_BR, chosen.negative_BR, margins[0])
     once = chosen.once()
@@ -31,12 +37,16 @@ def quadruplet_all(
 
 @torch.no_grad()
 def hardest(d_BR: Tensor, y_B: Tensor, y_R: Tensor, chosen: Masks) -> tuple[Tensor, ...]:
-    """(anchor, positive, negative, l, k), each (A,): the hardest of each anchor that has a positive and a negative.
+    """(anchor, positive, negative, l, k), each (A,): the hardest of each anchor that has a positive
+    and a negative.
 
-    (l, k) is the nearest pair of two classes of which neither is the anchor's, l = -1 where there is none. The nearest
-    pair of all serves every class but its own two, which get a search each: O(B²), no class-to-class table.
+    (l, k) is the nearest pair of two classes of which neither is the anchor's, l = -1 where there
+    is none. The nearest pair of all serves every class but its own two, which get a search each:
+    O(B²), no class-to-class table.
     """
-    anchor_A = torch.nonzero(chosen.positive_BR.any(dim=1) & chosen.negative_BR.any(dim=1)).flatten()
+    anchor_A = torch.nonzero(
+        chosen.positive_BR.any(dim=1) & chosen.negative_BR.any(dim=1)
+    ).flatten()
     farthest_A = d_BR.masked_fill(~chosen.positive_BR, -torch.inf)[anchor_A].argmax(dim=1)
     apart_BR = d_BR.masked_fill(~chosen.negative_BR, torch.inf)
     nearest_A = apart_BR[anchor_A].argmin(dim=1)
@@ -47,7 +57,13 @@ def hardest(d_BR: Tensor, y_B: Tensor, y_R: Tensor, chosen: Masks) -> tuple[Tens
             without_BR = apart_BR.masked_fill((y_B == c)[:, None] | (y_R == c)[None], torch.inf)
             place_C[c] = _nearest_pair(without_BR)
     place_A = place_C[y_B[anchor_A]]
-    return anchor_A, farthest_A, nearest_A, torch.where(place_A < 0, -1, place_A // len(y_R)), place_A % len(y_R)
+    return (
+        anchor_A,
+        farthest_A,
+        nearest_A,
+        torch.where(place_A < 0, -1, place_A // len(y_R)),
+        place_A % len(y_R),
+    )
 
 
 def _nearest_pair(apart_BR: Tensor) -> Tensor:
@@ -58,7 +74,9 @@ def _nearest_pair(apart_BR: Tensor) -> Tensor:
 
 @torch.no_grad()
 def adaptive_margins(d_BR: Tensor, chosen: Masks) -> tuple[Tensor, Tensor]:
-    """α = w (μ⁻ - μ⁺), w = 1 and ½: from the batch's mean distances of negative and of positive pairs; no gradient."""
+    """α = w (μ⁻ - μ⁺), w = 1 and ½: from the batch's mean distances of negative and of positive
+    pairs; no gradient.
+    """
     gap = _mean_where(d_BR, chosen.negative_BR) - _mean_where(d_BR, chosen.positive_BR)
     return gap, gap / 2
 
@@ -68,11 +86,13 @@ def _mean_where(d_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 
 class QuadrupletLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Quadruplet loss (Chen 2017, arXiv 1704.01719): triplets, and pairs of two classes that push apart as well.
+    """Quadruplet loss (Chen 2017, arXiv 1704.01719): triplets, and pairs of two classes that push
+    apart as well.
 
-    `form` all: the mean over all triplets plus the mean over all quadruplets (`reducer` has no say); hard: for each
-    anchor its farthest positive, its nearest negative and the nearest pair of two other classes. `adaptive`: margins
-    w (μ⁻ - μ⁺), w = 1 and ½, in place of those given. Distances are squared and of unit rows by default.
+    `form` all: the mean over all triplets plus the mean over all quadruplets (`reducer` has no
+    say); hard: for each anchor its farthest positive, its nearest negative and the nearest pair of
+    two other classes. `adaptive`: margins w (μ⁻ - μ⁺), w = 1 and ½, in place of those given.
+    Distances are squared and of unit rows by default.
     """
 
     def __init__(
@@ -87,11 +107,18 @@ class QuadrupletLoss(BaseMetricLossFunction):  # type: ignore[misc]
         """Raises ValueError unless second_margin < margin."""
         super().__init__(**kwargs)
         if not second_margin < margin:
-            raise ValueError(f"second_margin {second_margin:g} is not below margin {margin:g}: lower it")
+            raise ValueError(
+                f"second_margin {second_margin:g} is not below margin {margin:g}: lower it"
+            )
         self.form, self.margins, self.adaptive = form, (margin, second_margin), adaptive
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: sub-losses `triplet_loss` and `pair_loss`."""
         chosen = masks(indices_tuple, labels, ref_labels)
@@ -100,7 +127,9 @@ class QuadrupletLoss(BaseMetricLossFunction):  # type: ignore[misc]
         margins: Any = adaptive_margins(d_BR, chosen) if self.adaptive else self.margins
         found = self.zero_losses()
         if self.form == "all":
-            for name, value in zip(found, quadruplet_all(d_BR, y_B, y_R, chosen, margins), strict=False):
+            for name, value in zip(
+                found, quadruplet_all(d_BR, y_B, y_R, chosen, margins), strict=False
+            ):
                 found[name] = number(value)
             return found
         a, p, n, left, k = hardest(d_BR, y_B, y_R, chosen)

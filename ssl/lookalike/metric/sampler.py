@@ -1,12 +1,14 @@
 """P × K batches: P classes, K images of each, a pure function of (seed, epoch, step).
 
-An epoch goes in rounds. Each class comes once a round; what P does not divide sits out in turn, so that after any
-round no class has come more than once more than another. A class's images are shuffled once an epoch and come K by
-K: none twice before all have come, and all again once they are used up. So a class of fewer than K gives all it has
-in every batch, then again from where it stands. A class of one image has no positive but itself, and where K is 2
-or more it is left out; others (pytorch-metric-learning, torchreid) fill its batch with copies.
+An epoch goes in rounds. Each class comes once a round; what P does not divide sits out in turn, so
+that after any round no class has come more than once more than another. A class's images are
+shuffled once an epoch and come K by K: none twice before all have come, and all again once they are
+used up. So a class of fewer than K gives all it has in every batch, then again from where it
+stands. A class of one image has no positive but itself, and where K is 2 or more it is left out;
+others (pytorch-metric-learning, torchreid) fill its batch with copies.
 
-Where cameras are to be distinct, a class's cameras come in turn, and the images of each: see `spread`.
+Where cameras are to be distinct, a class's cameras come in turn, and the images of each: see
+`spread`.
 """
 
 import warnings
@@ -25,7 +27,8 @@ from lookalike.errors import DataError, RunError
 
 
 class _Members(NamedTuple):
-    """The M images that take part, by class: ids_M, ascending in each; of each class where they begin and how many.
+    """The M images that take part, by class: ids_M, ascending in each; of each class where they
+    begin and how many.
 
     y_M: their classes, numbered 0 … C-1.
     """
@@ -38,10 +41,12 @@ class _Members(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PKOrder:
-    """Steps of `classes` × `per_class` samples (both global); an epoch is as many steps as fit the images.
+    """Steps of `classes` × `per_class` samples (both global); an epoch is as many steps as fit the
+    images.
 
-    labels_N: class of each sample, whole numbers of any size; cameras_N: where given, no two images of one class
-    and camera in a batch, as far as `spread` can. Raises DataError when there are fewer classes than a batch asks for.
+    labels_N: class of each sample, whole numbers of any size; cameras_N: where given, no two images
+    of one class and camera in a batch, as far as `spread` can. Raises DataError when there are
+    fewer classes than a batch asks for.
     """
 
     labels_N: Tensor
@@ -56,7 +61,8 @@ class PKOrder:
         if there < self.classes:
             which = "have two images" if self.left_out else "are trained on"
             raise DataError(
-                f"finetune.classes_per_batch: {self.classes} classes a batch, but only {there} {which}: lower it"
+                f"finetune.classes_per_batch: {self.classes} classes a batch, but only {there} "
+                f"{which}: lower it"
             )
 
     @property
@@ -92,9 +98,13 @@ class PKOrder:
             places_PK = (turn_P[:, None] * k + torch.arange(k)) % count_P[:, None]
             return shuffled_M[(start_P[:, None] + places_PK).flatten()]
         found = []
-        for start, count, turn in zip(start_P.tolist(), count_P.tolist(), turn_P.tolist(), strict=True):
+        for start, count, turn in zip(
+            start_P.tolist(), count_P.tolist(), turn_P.tolist(), strict=True
+        ):
             of_class = shuffled_M[start : start + count]
-            sizes = torch.unique_consecutive(self.cameras_N[of_class], return_counts=True)[1].tolist()
+            sizes = torch.unique_consecutive(self.cameras_N[of_class], return_counts=True)[
+                1
+            ].tolist()
             found.append(of_class[spread(sizes, k, turn)])
         return torch.cat(found)
 
@@ -107,7 +117,9 @@ class PKOrder:
 
 @lru_cache(maxsize=2)
 def _shuffled(order: PKOrder, epoch: int) -> Tensor:
-    """The epoch's ids_M: classes as they are, in each its cameras shuffled, in these their images. Sorted once."""
+    """The epoch's ids_M: classes as they are, in each its cameras shuffled, in these their images.
+    Sorted once.
+    """
     ids_M, y_M = order._members.ids_M, order._members.y_M
     keys = [rng.bits(order.seed, "members", epoch, ids_M)]
     if order.cameras_N is not None:
@@ -121,7 +133,8 @@ def _shuffled(order: PKOrder, epoch: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _round(order: PKOrder, epoch: int, number: int) -> tuple[Tensor, Tensor]:
-    """The batches of a round: their classes, and how often each has come in the epoch before; both (C // P, P).
+    """The batches of a round: their classes, and how often each has come in the epoch before; both
+    (C // P, P).
 
     The classes stand in a circle, and in each round the next C mod P of them sit out.
     """
@@ -135,11 +148,13 @@ def _round(order: PKOrder, epoch: int, number: int) -> tuple[Tensor, Tensor]:
 
 
 def spread(sizes: Sequence[int], k: int, turn: int) -> list[int]:
-    """Which k of a class's images come at its `turn`-th turn, from 0; they lie camera after camera, of these sizes.
+    """Which k of a class's images come at its `turn`-th turn, from 0; they lie camera after camera,
+    of these sizes.
 
-    No two of one camera where there are k cameras. Where there are fewer, as evenly over the cameras as can be without
-    an image twice, and all images equally often where there are fewer than k of them. In each camera they come one
-    after another, and what does not come out even goes from turn to turn to other cameras.
+    No two of one camera where there are k cameras. Where there are fewer, as evenly over the
+    cameras as can be without an image twice, and all images equally often where there are fewer
+    than k of them. In each camera they come one after another, and what does not come out even goes
+    from turn to turn to other cameras.
     """
     whole, rest = divmod(k, sum(sizes))
     level = 0
@@ -161,11 +176,13 @@ def spread(sizes: Sequence[int], k: int, turn: int) -> list[int]:
 
 
 class PKSampler(Sampler[list[int]]):
-    """P × K batches for a loop of one's own: `DataLoader(images, batch_sampler=PKSampler(labels, 8, 4))`.
+    """P × K batches for a loop of one's own: `DataLoader(images, batch_sampler=PKSampler(labels, 8,
+    4))`.
 
-    Gives lists of this rank's part of each global batch, to the end of the epoch, then stands at the next one. It is a
-    place, (epoch, step), that counts batches handed out: with loader processes these are some more than were trained
-    on. A loop that counts its own steps goes on exactly with `set_epoch(epoch, start=steps)`.
+    Gives lists of this rank's part of each global batch, to the end of the epoch, then stands at
+    the next one. It is a place, (epoch, step), that counts batches handed out: with loader
+    processes these are some more than were trained on. A loop that counts its own steps goes on
+    exactly with `set_epoch(epoch, start=steps)`.
     """
 
     def __init__(
@@ -178,22 +195,33 @@ class PKSampler(Sampler[list[int]]):
         world: int = 1,
         cameras: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """`classes` × `per_class` images over all ranks; with `cameras` of a class no two of one camera.
+        """`classes` × `per_class` images over all ranks; with `cameras` of a class no two of one
+        camera.
 
-        Raises DataError when labels or cameras are no whole numbers or too few, RunError for a rank without an image.
+        Raises DataError when labels or cameras are no whole numbers or too few, RunError for a rank
+        without an image.
         """
         labels_N = _whole("labels", labels)
         cameras_N = None if cameras is None else _whole("cameras", cameras)
         if cameras_N is not None and len(cameras_N) != len(labels_N):
-            raise DataError(f"cameras: {len(cameras_N)} for {len(labels_N)} labels: give one an image")
+            raise DataError(
+                f"cameras: {len(cameras_N)} for {len(labels_N)} labels: give one an image"
+            )
         if classes < 1 or per_class < 1:
-            raise DataError(f"{classes} classes × {per_class} images are no batch: give 1 at least of both")
+            raise DataError(
+                f"{classes} classes × {per_class} images are no batch: give 1 at least of both"
+            )
         if not 0 <= rank < world <= classes * per_class:
-            raise RunError(f"rank {rank} of {world}, batches of {classes * per_class}: each rank needs an image")
+            raise RunError(
+                f"rank {rank} of {world}, batches of {classes * per_class}: each rank needs an "
+                "image"
+            )
         self.order = PKOrder(labels_N, classes, per_class, seed, cameras_N=cameras_N)
         self.rank, self.world, self.epoch, self.step = rank, world, 0, 0
         if self.order.left_out:
-            warnings.warn(f"{self.order.left_out} classes have one image and are left out", stacklevel=2)
+            warnings.warn(
+                f"{self.order.left_out} classes have one image and are left out", stacklevel=2
+            )
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
@@ -207,7 +235,8 @@ class PKSampler(Sampler[list[int]]):
         self.epoch, self.step = epoch + 1, 0
 
     def set_epoch(self, epoch: int, start: int | None = None) -> None:
-        """Goes to step `start` of the epoch; without, to its first, or nowhere if it stands in that epoch already.
+        """Goes to step `start` of the epoch; without, to its first, or nowhere if it stands in that
+        epoch already.
 
         So a loop that sets each epoch does not undo `load_state_dict`.
         """
@@ -220,15 +249,32 @@ class PKSampler(Sampler[list[int]]):
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on after the batches that `state` counts, on any rank. Raises RunError for what is no place here."""
+        """Goes on after the batches that `state` counts, on any rank. Raises RunError for what is
+        no place here.
+        """
         epoch, step = state.get("epoch"), state.get("step")
-        if type(epoch) is not int or type(step) is not int or epoch < 0 or not 0 <= step <= len(self):
-            raise RunError(f"epoch {epoch!r}, step {step!r}: no place in epochs of {len(self)} steps: other data?")
+        if (
+            type(epoch) is not int
+            or type(step) is not int
+            or epoch < 0
+            or not 0 <= step <= len(self)
+        ):
+            raise RunError(
+                f"epoch {epoch!r}, step {step!r}: no place in epochs of {len(self)} steps: other "
+                "data?"
+            )
         self.epoch, self.step = epoch, step
 
 
 def _whole(name: str, values: Sequence[int] | Tensor) -> Tensor:
     found = torch.as_tensor(values).cpu()
-    if found.ndim != 1 or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise DataError(f"{name}: {found.dtype} of shape {tuple(found.shape)}: give one whole number an image")
+    if (
+        found.ndim != 1
+        or found.is_floating_point()
+        or found.is_complex()
+        or found.dtype == torch.bool
+    ):
+        raise DataError(
+            f"{name}: {found.dtype} of shape {tuple(found.shape)}: give one whole number an image"
+        )
     return found.long()

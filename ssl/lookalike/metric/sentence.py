@@ -1,7 +1,9 @@
-"""Sentence-BERT's three objectives, on embeddings of any length: classification, regression, triplet.
+"""Sentence-BERT's three objectives, on embeddings of any length: classification, regression,
+triplet.
 
-Reimers & Gurevych, "Sentence-BERT: sentence embeddings using siamese BERT-networks", EMNLP 2019, arXiv 1908.10084,
-section 3: softmax(W [u; v; |u - v|]), (cos(u, v) - y)², [‖a - p‖ - ‖a - n‖ + ε]₊. Two images are alike or not.
+Reimers & Gurevych, "Sentence-BERT: sentence embeddings using siamese BERT-networks", EMNLP 2019,
+arXiv 1908.10084, section 3: softmax(W [u; v; |u - v|]), (cos(u, v) - y)², [‖a - p‖ - ‖a - n‖ + ε]₊.
+Two images are alike or not.
 """
 
 from typing import Any
@@ -16,17 +18,23 @@ from lookalike.nn.numerics import l2_normalize
 
 
 def alike(u_BD: Tensor, v_RD: Tensor, weight_2E: Tensor) -> Tensor:
-    """(B, R): by how much the logit of `same` is above that of `different`, the two rows of W [u; v; |u - v|].
+    """(B, R): by how much the logit of `same` is above that of `different`, the two rows of W [u;
+    v; |u - v|].
 
-    Never B × R × D: where a weight is positive, w |u - v| is |w u - w v|, so that part is two city-block distances.
+    Never B × R × D: where a weight is positive, w |u - v| is |w u - w v|, so that part is two
+    city-block distances.
     """
     of_u_D, of_v_D, of_gap_D = (weight_2E[1] - weight_2E[0]).chunk(3)
     up_D, down_D = of_gap_D.relu(), (-of_gap_D).relu()
-    gap_BR = torch.cdist(u_BD * up_D, v_RD * up_D, p=1.0) - torch.cdist(u_BD * down_D, v_RD * down_D, p=1.0)
+    gap_BR = torch.cdist(u_BD * up_D, v_RD * up_D, p=1.0) - torch.cdist(
+        u_BD * down_D, v_RD * down_D, p=1.0
+    )
     return (u_BD @ of_u_D)[:, None] + v_RD @ of_v_D + gap_BR
 
 
-def _pairs(positive_losses: Tensor, negative_losses: Tensor, chosen: Masks) -> dict[str, dict[str, Any]]:
+def _pairs(
+    positive_losses: Tensor, negative_losses: Tensor, chosen: Masks
+) -> dict[str, dict[str, Any]]:
     """Losses (B, R) as the library's two kinds of pairs, each reduced by itself."""
     found = {}
     for kind, losses, mask in (
@@ -35,14 +43,20 @@ def _pairs(positive_losses: Tensor, negative_losses: Tensor, chosen: Masks) -> d
     ):
         pairs = torch.nonzero(mask, as_tuple=True)
         values = losses[pairs] if len(pairs[0]) else 0
-        found[f"{kind}_loss"] = {"losses": values, "indices": pairs, "reduction_type": f"{kind}_pair"}
+        found[f"{kind}_loss"] = {
+            "losses": values,
+            "indices": pairs,
+            "reduction_type": f"{kind}_pair",
+        }
     return found
 
 
 class SentenceClassificationLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Sentence-BERT's classification (arXiv 1908.10084): softmax(W [u; v; |u - v|]), the same class or another.
+    """Sentence-BERT's classification (arXiv 1908.10084): softmax(W [u; v; |u - v|]), the same class
+    or another.
 
-    Owns W, (2, 3D). The mean over pairs of one class plus the mean over pairs of two, in both orders.
+    Owns W, (2, 3D). The mean over pairs of one class plus the mean over pairs of two, in both
+    orders.
     """
 
     unnormalised = True
@@ -52,13 +66,20 @@ class SentenceClassificationLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self.weight_2E = nn.Parameter(nn.Linear(3 * embedding_size, 2).weight.detach())
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: cross-entropies of pairs."""
         x_BR = alike(embeddings, ref_emb, self.weight_2E)
         zero = torch.zeros_like(x_BR)
         return _pairs(
-            torch.logaddexp(-x_BR, zero), torch.logaddexp(x_BR, zero), masks(indices_tuple, labels, ref_labels)
+            torch.logaddexp(-x_BR, zero),
+            torch.logaddexp(x_BR, zero),
+            masks(indices_tuple, labels, ref_labels),
         )
 
     def _sub_loss_names(self) -> list[str]:
@@ -66,7 +87,8 @@ class SentenceClassificationLoss(BaseMetricLossFunction):  # type: ignore[misc]
 
 
 class SentenceRegressionLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Sentence-BERT's regression (arXiv 1908.10084): (cos(u, v) - y)², y is `same` for one class, else `different`.
+    """Sentence-BERT's regression (arXiv 1908.10084): (cos(u, v) - y)², y is `same` for one class,
+    else `different`.
 
     The mean over pairs of one class plus the mean over pairs of two.
     """
@@ -76,19 +98,27 @@ class SentenceRegressionLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self.same, self.different = same, different
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: squared errors of pairs."""
         cosine_BR = l2_normalize(embeddings) @ l2_normalize(ref_emb).T
         chosen = masks(indices_tuple, labels, ref_labels)
-        return _pairs((cosine_BR - self.same).square(), (cosine_BR - self.different).square(), chosen)
+        return _pairs(
+            (cosine_BR - self.same).square(), (cosine_BR - self.different).square(), chosen
+        )
 
     def _sub_loss_names(self) -> list[str]:
         return ["pos_loss", "neg_loss"]
 
 
 class SentenceTripletLoss(BaseMetricLossFunction):  # type: ignore[misc]
-    """Sentence-BERT's triplet (arXiv 1908.10084): [‖a - p‖ - ‖a - n‖ + margin]₊, Euclidean, of any length.
+    """Sentence-BERT's triplet (arXiv 1908.10084): [‖a - p‖ - ‖a - n‖ + margin]₊, Euclidean, of any
+    length.
 
     The mean over all triplets of the batch, which are never listed, or over a miner's.
     """
@@ -100,7 +130,12 @@ class SentenceTripletLoss(BaseMetricLossFunction):  # type: ignore[misc]
         self.margin = margin
 
     def compute_loss(
-        self, embeddings: Tensor, labels: Tensor, indices_tuple: Any, ref_emb: Tensor, ref_labels: Any
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Any,
     ) -> Any:
         """As the library asks: one number."""
         d_BR = self.distance(embeddings, ref_emb)

@@ -1,4 +1,6 @@
-"""A backbone: any timm model as a module from normalised images to features, described by its architecture."""
+"""A backbone: any timm model as a module from normalised images to features, described by its
+architecture.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.recipe import Share, Size, sides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What may stand in `args`, and so in an untrusted config.json, must not reach a file or the network.
+# What may stand in `args`, and so in an untrusted config.json, must not reach a file or the
+# network.
 _FORBIDDEN = (
     "pretrained",
     "checkpoint",
@@ -29,8 +32,8 @@ _FORBIDDEN = (
     "global_pool",
 )
 
-# `token` the class token, `avg` and `max` timm's over the places, `gem` GeM over them, `cls_gem` the class token
-# beside GeM of the patches, twice as wide.
+# `token` the class token, `avg` and `max` timm's over the places, `gem` GeM over them, `cls_gem`
+# the class token beside GeM of the patches, twice as wide.
 Pool = Literal["token", "avg", "max", "gem", "cls_gem"]
 _OURS = ("gem", "cls_gem")
 # Images become canvases of 8/7 of this, and no canvas is larger than 4096.
@@ -39,11 +42,12 @@ LARGEST_SIDE = 3584
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a backbone is before it has weights: a timm name, input size, channels, stem and pooling; or a folder.
+    """What a backbone is before it has weights: a timm name, input size, channels, stem and
+    pooling; or a folder.
 
-    `size`: the side of the square it sees, or height and width.
-    `crop`: the share of an image's shorter side that the test-time view shows (timm's crop_pct); `mean` and
-    `std`: of each channel, for images in [0, 1]; `args`: more keyword arguments of the timm model.
+    `size`: the side of the square it sees, or height and width. `crop`: the share of an image's
+    shorter side that the test-time view shows (timm's crop_pct); `mean` and `std`: of each channel,
+    for images in [0, 1]; `args`: more keyword arguments of the timm model.
     """
 
     name: str = ""
@@ -79,7 +83,10 @@ class Architecture:
         for key in self.args:
             known = printable(key[:60])
             if key.startswith(_FORBIDDEN):
-                raise ValueError(f"args.{known} is not allowed here: size, channels and pool have keys of their own")
+                raise ValueError(
+                    f"args.{known} is not allowed here: size, channels and pool have keys of their "
+                    "own"
+                )
             if self.args[key] is None:
                 raise ValueError(f"args.{known} has no value: write `{known}: value`, with a space")
 
@@ -111,7 +118,9 @@ class Architecture:
         return args
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, for images in [0, 1]: ImageNet's, or .5 for grey."""
+        """Mean and standard deviation of each channel, for images in [0, 1]: ImageNet's, or .5 for
+        grey.
+        """
         mean = self.mean or (IMAGENET_MEAN if self.channels == 3 else (0.5,))
         return mean, self.std or (IMAGENET_STD if self.channels == 3 else (0.5,))
 
@@ -121,15 +130,19 @@ def _default(known: Field[Any]) -> Any:
 
 
 class GeM(nn.Module):
-    """Generalised-mean pooling with a learned power (Radenović, Tolias & Chum, TPAMI 2019, arXiv 1711.02512).
+    """Generalised-mean pooling with a learned power (Radenović, Tolias & Chum, TPAMI 2019, arXiv
+    1711.02512).
 
-    What is below `eps` counts as `eps`: nothing is lost of a map after ReLU, but the negative half of a row of tokens,
-    or of a map that a norm or GELU made.
+    What is below `eps` counts as `eps`: nothing is lost of a map after ReLU, but the negative half
+    of a row of tokens, or of a map that a norm or GELU made.
     """
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
-        self.p, self.eps = nn.Parameter(torch.tensor([p])), eps  # a shape: DeepSpeed sends no number without
+        self.p, self.eps = (
+            nn.Parameter(torch.tensor([p])),
+            eps,
+        )  # a shape: DeepSpeed sends no number without
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) -> (B, D) over the N places."""
@@ -137,12 +150,14 @@ class GeM(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Images (B, C, H, W), normalised, to features h_BD; `.dim` is D, `.architecture` says what it is.
+    """Images (B, C, H, W), normalised, to features h_BD; `.dim` is D, `.architecture` says what it
+    is.
 
-    `pieces`: in training, how many parts of a batch go through the network one after another. Each keeps only its
-    features, and goes through once more when their gradient is known (Gao, Zhang, Han & Callan, arXiv 2101.06983):
-    the memory of one part, the gradient of the whole batch. BatchNorm then sees one part at a time.
-    `dim`: the width of the features where it is known; else an image of zeros goes through the network to tell.
+    `pieces`: in training, how many parts of a batch go through the network one after another. Each
+    keeps only its features, and goes through once more when their gradient is known (Gao, Zhang,
+    Han & Callan, arXiv 2101.06983): the memory of one part, the gradient of the whole batch.
+    BatchNorm then sees one part at a time. `dim`: the width of the features where it is known; else
+    an image of zeros goes through the network to tell.
     """
 
     def __init__(self, architecture: Architecture, dim: int | None = None) -> None:
@@ -167,7 +182,11 @@ class Backbone(nn.Module):
         if self.gem is None:
             return h
         pooled_BD: Tensor = self.gem(self._places(h))
-        return torch.cat([h[:, 0], pooled_BD], dim=1) if self.architecture.pool == "cls_gem" else pooled_BD
+        return (
+            torch.cat([h[:, 0], pooled_BD], dim=1)
+            if self.architecture.pool == "cls_gem"
+            else pooled_BD
+        )
 
     def _places(self, h: Tensor) -> Tensor:
         """A feature map or a row of tokens as (B, N, D), prefix tokens left out."""
@@ -177,19 +196,24 @@ class Backbone(nn.Module):
         return h.flatten(1, 2) if channels_last else h.flatten(2).transpose(1, 2)
 
     def dry_run(self) -> int:
-        """The width of the features of an image of zeros. Raises BackboneError when there are none, or no (B, D)."""
+        """The width of the features of an image of zeros. Raises BackboneError when there are none,
+        or no (B, D).
+        """
         shape = (1, self.architecture.channels, *sides(self.architecture.size))
         was = self.training
         self.eval()
         try:
             with torch.no_grad():
                 h = self(torch.zeros(shape))
-        except Exception as error:  # whatever timm's forward meets at this size is the recipe's doing
+        except (
+            Exception
+        ) as error:  # whatever timm's forward meets at this size is the recipe's doing
             raise BackboneError(_cannot(self.architecture, error)) from error
         self.train(was)
         if h.dim() != 2:
             raise BackboneError(
-                f"backbone: {self.architecture.name} gives features of shape {tuple(h.shape)}, not (B, D): set pool"
+                f"backbone: {self.architecture.name} gives features of shape {tuple(h.shape)}, not "
+                "(B, D): set pool"
             )
         return int(h.shape[1])
 
@@ -207,7 +231,9 @@ def _create(architecture: Architecture) -> nn.Module:
         model: nn.Module = timm.create_model(
             architecture.timm_name, pretrained=architecture.pretrained, **architecture.timm_args()
         )
-    except Exception as error:  # timm raises whatever its constructors meet: all of it is the recipe's doing
+    except (
+        Exception
+    ) as error:  # timm raises whatever its constructors meet: all of it is the recipe's doing
         raise BackboneError(_cannot(architecture, error)) from error
     _check_patch(architecture, model)
     _check_pool(architecture, model)
@@ -222,12 +248,18 @@ def _check_patch(architecture: Architecture, model: nn.Module) -> None:
             if rest := side % p:
                 below, above = side - rest, side - rest + p
                 raise BackboneError(
-                    f"backbone: {architecture.name} cuts patches of {p} pixels, which do not divide "
-                    f"size {side}: take size {f'{below} or ' if below else ''}{above}, or args.patch_size"
+                    f"backbone: {architecture.name} cuts patches of {p} pixels, which do not "
+                    "divide "
+                    f"size {side}: take size {f'{below} or ' if below else ''}{above}, or "
+                    "args.patch_size"
                 )
 
 
 def _check_pool(architecture: Architecture, model: nn.Module) -> None:
-    classified = getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
+    classified = (
+        getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
+    )
     if architecture.pool == "cls_gem" and not classified:
-        raise BackboneError(f"backbone.pool: cls_gem: {architecture.name} has no class token: take gem")
+        raise BackboneError(
+            f"backbone.pool: cls_gem: {architecture.name} has no class token: take gem"
+        )

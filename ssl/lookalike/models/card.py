@@ -1,4 +1,6 @@
-"""A trained model's folder: its files with facts for machines (card.json) and a model card for people (README.md)."""
+"""A trained model's folder: its files with facts for machines (card.json) and a model card for
+people (README.md).
+"""
 
 import hashlib
 import importlib.metadata
@@ -23,7 +25,18 @@ _VERSIONS = ("python", *_PACKAGES)
 _LARGEST = 2**20
 # How a model came to be, as the stages write it, and what of it a README tells.
 _TOLD = ("method", "epochs", "recipe", "data")
-_CARRIED = (*_TOLD, "backbone", "distance", "classes", "rows", "dropped", "images", "content", "times", "labels")
+_CARRIED = (
+    *_TOLD,
+    "backbone",
+    "distance",
+    "classes",
+    "rows",
+    "dropped",
+    "images",
+    "content",
+    "times",
+    "labels",
+)
 
 
 def write_model(
@@ -41,7 +54,9 @@ def write_model(
 
 
 def is_done(folder: Path, about: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds, whole, the model that `about` describes. Raises RunError when it is broken."""
+    """Whether `folder` holds, whole, the model that `about` describes. Raises RunError when it is
+    broken.
+    """
     recover(folder)
     if not folder.exists():
         return False
@@ -60,12 +75,16 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def read_carried(folder: Path) -> dict[str, Any]:
-    """Of the facts of a model's folder, perhaps another's, those that go with the model: known keys, plain values."""
+    """Of the facts of a model's folder, perhaps another's, those that go with the model: known
+    keys, plain values.
+    """
     card = read(folder)
     found = {key: card[key] for key in _CARRIED if _is_plain(card.get(key))}
     named = card.get("versions")
     versions = (
-        {name: named[name] for name in _VERSIONS if _is_plain(named.get(name))} if isinstance(named, dict) else {}
+        {name: named[name] for name in _VERSIONS if _is_plain(named.get(name))}
+        if isinstance(named, dict)
+        else {}
     )
     return {**found, "versions": versions} if versions else found
 
@@ -78,7 +97,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A word that stands for what a model computes: its architecture and weights, and whether vectors have length 1."""
+    """A word that stands for what a model computes: its architecture and weights, and whether
+    vectors have length 1.
+    """
     digest = hashlib.sha256(repr(getattr(model, "architecture", "")).encode())
     if not getattr(model, "unit", True):
         digest.update(b"not unit")
@@ -89,7 +110,9 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def facts(architecture: Architecture, dim: int, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model is, how it came to be (`about`, which has no say in what it is), and what made it."""
+    """What the model is, how it came to be (`about`, which has no say in what it is), and what made
+    it.
+    """
     mean, std = architecture.normalisation()
     model = {
         "architecture": architecture.timm_name,
@@ -118,9 +141,11 @@ def text(card: Mapping[str, Any]) -> str:
     """The model card as Markdown; the front matter is the Hugging Face hub's."""
     image = card["input"]
     head = (
-        "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: image-feature-extraction\n---\n\n"
+        "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: "
+        "image-feature-extraction\n---\n\n"
         f"# {card['architecture']}, {_title(card.get('method'))} with lookalike\n\n"
-        f"Takes {image['channels']}-channel images of {' × '.join(map(str, sides(image['size'])))} pixels "
+        f"Takes {image['channels']}-channel images of {' × '.join(map(str, sides(image['size'])))} "
+        "pixels "
         f"in 0 … 1, normalised by mean {list(image['mean'])} and std {list(image['std'])}; "
         f"gives {card['features']} features.\n\n"
     )
@@ -129,7 +154,11 @@ def text(card: Mapping[str, Any]) -> str:
 
 def _title(method: Any) -> str:
     """A method's name as it stands in a heading, where it is a name."""
-    return method if isinstance(method, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. ]{0,59}", method) else "trained"
+    return (
+        method
+        if isinstance(method, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. ]{0,59}", method)
+        else "trained"
+    )
 
 
 def _code(value: Any) -> str:
@@ -140,17 +169,27 @@ def _code(value: Any) -> str:
 
 def _loading(card: Mapping[str, Any]) -> str:
     cifar = card["architecture"].endswith("_cifar")
-    register = "from lookalike.models import register_cifar_stems\n\nregister_cifar_stems()\n" if cifar else ""
+    register = (
+        "from lookalike.models import register_cifar_stems\n\nregister_cifar_stems()\n"
+        if cifar
+        else ""
+    )
     return (
         "```python\nimport timm\n\n"
         f"{register}"
-        'model = timm.create_model("local-dir:PATH/TO/THIS/FOLDER", pretrained=True).eval()\n```\n\n'
-        'Or, with every file\'s sha256 checked: `lookalike.load_backbone("PATH/TO/THIS/FOLDER")`.\n\n'
+        'model = timm.create_model("local-dir:PATH/TO/THIS/FOLDER", '
+        "pretrained=True).eval()\n```\n\n"
+        "Or, with every file's sha256 checked: "
+        '`lookalike.load_backbone("PATH/TO/THIS/FOLDER")`.\n\n'
     )
 
 
 def _scores(scores: Any) -> str:
-    found = [(k, v) for k, v in scores.items() if isinstance(v, float)] if isinstance(scores, Mapping) else []
+    found = (
+        [(k, v) for k, v in scores.items() if isinstance(v, float)]
+        if isinstance(scores, Mapping)
+        else []
+    )
     if not found:
         return ""
     rows = "".join(f"| {_score(name)} | {value:.4f} |\n" for name, value in found)
@@ -159,7 +198,9 @@ def _scores(scores: Any) -> str:
 
 def _score(name: Any) -> str:
     """The name of a score, as `linear/top1`, `map@r`; as code where it has other characters."""
-    return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9_@/.]{1,60}", name) else _code(name)
+    return (
+        name if isinstance(name, str) and re.fullmatch(r"[a-z0-9_@/.]{1,60}", name) else _code(name)
+    )
 
 
 def _origin(card: Mapping[str, Any]) -> str:

@@ -10,14 +10,23 @@ from torch import nn
 
 from lookalike.errors import BackboneError
 
-CIFAR_STEMS = ("resnet18", "resnet26", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2")
+CIFAR_STEMS = (
+    "resnet18",
+    "resnet26",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "wide_resnet50_2",
+)
 
 
 def register_cifar_stems() -> None:
-    """Adds `resnet18_cifar` and its sisters to timm's registry: 3 × 3 first convolution of stride 1, no max-pool.
+    """Adds `resnet18_cifar` and its sisters to timm's registry: 3 × 3 first convolution of stride
+    1, no max-pool.
 
-    The stem of SimCLR's CIFAR experiments (arXiv 2002.05709, B.9). timm has no word for it, so a folder of such
-    a backbone loads through timm only after this call.
+    The stem of SimCLR's CIFAR experiments (arXiv 2002.05709, B.9). timm has no word for it, so a
+    folder of such a backbone loads through timm only after this call.
     """
     for name in CIFAR_STEMS:
         if not timm.is_model(f"{name}_cifar"):
@@ -35,7 +44,9 @@ def _cifar_entry(name: str) -> Any:
             **{k: v for k, v in kwargs.items() if k not in ("pretrained_cfg_overlay", "cache_dir")},
         )
         stem: Any = model.conv1
-        model.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=False)
+        model.conv1 = nn.Conv2d(
+            stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=False
+        )
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
         if pretrained:
@@ -50,5 +61,7 @@ def _cifar_entry(name: str) -> Any:
 def _local(cfg: Any) -> str:
     where = cfg.get("file") if isinstance(cfg, Mapping) else getattr(cfg, "file", None)
     if not where:
-        raise BackboneError("backbone: no published weights exist for a CIFAR stem: set pretrained: false")
+        raise BackboneError(
+            "backbone: no published weights exist for a CIFAR stem: set pretrained: false"
+        )
     return str(where)

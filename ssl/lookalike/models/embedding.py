@@ -1,4 +1,6 @@
-"""An embedding model: a backbone, a head and perhaps the unit sphere; its folder is a backbone folder with a head."""
+"""An embedding model: a backbone, a head and perhaps the unit sphere; its folder is a backbone
+folder with a head.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +20,18 @@ HEAD = "head.safetensors"
 
 
 class Embedding(nn.Module):
-    """Images (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them without `unit`.
+    """Images (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them
+    without `unit`.
 
-    Without, nearness is the Euclidean distance, not the cosine. The head is a linear layer, begun as an orthogonal map,
-    so that fine-tuning starts from the backbone's own angles, or nothing where `dim` is None; then, with `batchnorm`,
-    a BatchNorm, which a folder holds as part of the linear layer.
+    Without, nearness is the Euclidean distance, not the cosine. The head is a linear layer, begun
+    as an orthogonal map, so that fine-tuning starts from the backbone's own angles, or nothing
+    where `dim` is None; then, with `batchnorm`, a BatchNorm, which a folder holds as part of the
+    linear layer.
     """
 
-    def __init__(self, backbone: Backbone, dim: int | None, *, unit: bool = True, batchnorm: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, dim: int | None, *, unit: bool = True, batchnorm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone, self.dim, self.unit = backbone, dim or backbone.dim, unit
         self.head = None if dim is None else nn.Linear(backbone.dim, dim)
@@ -40,24 +46,32 @@ class Embedding(nn.Module):
         return F.normalize(self.raw(x_BCHW), dim=1) if self.unit else self.raw(x_BCHW)
 
     def raw(self, x_BCHW: Tensor) -> Tensor:
-        """The same before it is brought to length 1, for objectives to which lengths say something."""
+        """The same before it is brought to length 1, for objectives to which lengths say
+        something.
+        """
         h_BD: Tensor = self.backbone(x_BCHW)
         z_BD = (h_BD if self.head is None else self.head(h_BD)).float()
         return z_BD if self.norm is None else self.norm(z_BD)
 
     @torch.no_grad()
     def linear(self) -> tuple[Tensor, Tensor] | None:
-        """(W, b) of the head as it is in eval mode, BatchNorm inside, computed in fp64; None where there is no head."""
+        """(W, b) of the head as it is in eval mode, BatchNorm inside, computed in fp64; None where
+        there is no head.
+        """
         found = None if self.head is None else (self.head.weight, self.head.bias)
         if self.norm is None:
             return found
         norm: Any = self.norm
         slope_D = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
-        return _after(found, slope_D.diag(), norm.bias.double() - slope_D * norm.running_mean.double())
+        return _after(
+            found, slope_D.diag(), norm.bias.double() - slope_D * norm.running_mean.double()
+        )
 
     @torch.no_grad()
     def fold(self, weight_KD: Tensor, bias_K: Tensor) -> None:
-        """Appends x -> W x + b to the head, and makes one linear layer of all of it; `dim` becomes K."""
+        """Appends x -> W x + b to the head, and makes one linear layer of all of it; `dim` becomes
+        K.
+        """
         weight_KH, bias_K = _after(self.linear(), weight_KD, bias_K)
         self.dim, self.norm = len(bias_K), None
         self.head = nn.Linear(self.backbone.dim, self.dim, device=weight_KH.device)
@@ -68,30 +82,43 @@ class Embedding(nn.Module):
     def put(self, weight_KH: Tensor, bias_K: Tensor) -> None:
         """Makes x -> W x + b the head; `dim` becomes K. No random number is drawn."""
         self.dim = len(bias_K)
-        self.head = nn.Linear(self.backbone.dim, self.dim, device="meta").to_empty(device=weight_KH.device)
+        self.head = nn.Linear(self.backbone.dim, self.dim, device="meta").to_empty(
+            device=weight_KH.device
+        )
         self.head.weight.copy_(weight_KH)
         self.head.bias.copy_(bias_K)
 
 
-def _after(first: tuple[Tensor, Tensor] | None, weight_KD: Tensor, bias_K: Tensor) -> tuple[Tensor, Tensor]:
+def _after(
+    first: tuple[Tensor, Tensor] | None, weight_KD: Tensor, bias_K: Tensor
+) -> tuple[Tensor, Tensor]:
     """W (A x + a) + b as one map."""
     if first is None:
         return weight_KD, bias_K
-    return weight_KD.double() @ first[0].double(), weight_KD.double() @ first[1].double() + bias_K.double()
+    return weight_KD.double() @ first[0].double(), weight_KD.double() @ first[
+        1
+    ].double() + bias_K.double()
 
 
 def embedding_files(model: Embedding) -> dict[str, bytes]:
-    """The backbone's files and `head.safetensors`: weight and bias where there is a head, `unit` where it is false."""
+    """The backbone's files and `head.safetensors`: weight and bias where there is a head, `unit`
+    where it is false.
+    """
     tensors: dict[str, Tensor] = {}
     if (linear := model.linear()) is not None:
-        tensors = {n: t.detach().float().cpu().clone() for n, t in zip(("weight", "bias"), linear, strict=True)}
+        tensors = {
+            n: t.detach().float().cpu().clone()
+            for n, t in zip(("weight", "bias"), linear, strict=True)
+        }
     if not model.unit:
         tensors["unit"] = torch.tensor(model.unit)
     return {**folder_files(model.backbone), HEAD: save(tensors)}
 
 
 def open_model(what: "Backbone | Embedding | str | Path", like: Architecture | None) -> Any:
-    """A model in memory, an embedding or backbone folder, or a timm name, which gets size and channels of `like`."""
+    """A model in memory, an embedding or backbone folder, or a timm name, which gets size and
+    channels of `like`.
+    """
     if isinstance(what, nn.Module):
         return what
     if (Path(what) / "manifest.json").exists():
@@ -100,14 +127,17 @@ def open_model(what: "Backbone | Embedding | str | Path", like: Architecture | N
 
 
 def load_model(folder: str | Path) -> Backbone | Embedding:
-    """The embedding model or plain backbone of a folder, in eval mode. Raises BackboneError as load_backbone does."""
+    """The embedding model or plain backbone of a folder, in eval mode. Raises BackboneError as
+    load_backbone does.
+    """
     backbone, folder = load_backbone(folder), Path(folder)
     if HEAD not in read_manifest(folder, BackboneError)["files"]:
         return backbone
     stored = mapped(folder / HEAD)
     if problem := misfit(stored, _wanted(stored, backbone.dim)):
         raise BackboneError(
-            f"{printable(folder / HEAD)}: the head does not fit its backbone of {backbone.dim} features: {problem}: "
+            f"{printable(folder / HEAD)}: the head does not fit its backbone of {backbone.dim} "
+            f"features: {problem}: "
             "export it again"
         )
     model = Embedding(backbone, None, unit=bool(stored.pop("unit", True)))
@@ -117,9 +147,14 @@ def load_model(folder: str | Path) -> Backbone | Embedding:
 
 
 def _wanted(stored: Mapping[str, Tensor], features: int) -> dict[str, Tensor]:
-    """What a head's file must hold, without memory: as many rows as its bias has numbers, and `unit` if it is there."""
+    """What a head's file must hold, without memory: as many rows as its bias has numbers, and
+    `unit` if it is there.
+    """
     bias = stored.get("bias")
     dim = max(1, bias.numel()) if bias is not None else 1
-    layer = {"weight": torch.empty(dim, features, device="meta"), "bias": torch.empty(dim, device="meta")}
+    layer = {
+        "weight": torch.empty(dim, features, device="meta"),
+        "bias": torch.empty(dim, device="meta"),
+    }
     unit = {"unit": torch.empty((), dtype=torch.bool, device="meta")} if "unit" in stored else {}
     return unit if stored.keys() <= {"unit"} else {**layer, **unit}

@@ -1,4 +1,6 @@
-"""A backbone without memory: built on torch's meta device to see what it would hold, within what its file holds."""
+"""A backbone without memory: built on torch's meta device to see what it would hold, within what
+its file holds.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -13,14 +15,15 @@ from torch.utils._pytree import tree_leaves
 from lookalike.errors import BackboneError, printable
 from lookalike.models.backbone import Architecture, Backbone
 
-# What a model computes when it is built, as positions and masks, beside its weights; and the parameters that it makes
-# and replaces, as classifiers.
+# What a model computes when it is built, as positions and masks, beside its weights; and the
+# parameters that it makes and replaces, as classifiers.
 _BESIDE = 64 * 2**20
 _REPLACED = 200
 
 
 class _Bound(TorchDispatchMode):
-    """Stops the construction of a model at a tensor, or a count of parameters, beyond what its weights can explain.
+    """Stops the construction of a model at a tensor, or a count of parameters, beyond what its
+    weights can explain.
 
     timm's constructors may wrap or hide what stops them: `passed` says what it was.
     """
@@ -57,10 +60,12 @@ class _Bound(TorchDispatchMode):
 
 
 def sketch(architecture: Architecture, stored: Mapping[str, Tensor], path: Path) -> Backbone:
-    """The backbone on torch's meta device, its width known, for the weights in `path`: dtypes and shapes, no numbers.
+    """The backbone on torch's meta device, its width known, for the weights in `path`: dtypes and
+    shapes, no numbers.
 
-    Where a model cannot be made there, it is made in memory, within the same bounds. The stream of random numbers
-    stays where it was. Raises BackboneError where the model would hold more than the file does, or cannot be made.
+    Where a model cannot be made there, it is made in memory, within the same bounds. The stream of
+    random numbers stays where it was. Raises BackboneError where the model would hold more than the
+    file does, or cannot be made.
     """
     try:
         return _sketch(architecture, stored, path, "meta")
@@ -74,7 +79,9 @@ def _knows_no_meta(error: BaseException | None) -> bool:
     return isinstance(error, NotImplementedError) or "meta" in str(error)
 
 
-def _sketch(architecture: Architecture, stored: Mapping[str, Tensor], path: Path, device: str) -> Backbone:
+def _sketch(
+    architecture: Architecture, stored: Mapping[str, Tensor], path: Path, device: str
+) -> Backbone:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device(device):
         warnings.simplefilter("ignore")  # the model itself will give them
         backbone = _within(_Bound(stored), architecture, path)
@@ -85,7 +92,9 @@ def _sketch(architecture: Architecture, stored: Mapping[str, Tensor], path: Path
 
 
 def _within(bound: _Bound, architecture: Architecture, path: Path) -> Backbone:
-    """The backbone, its width not yet known. Raises BackboneError where it passes the bound, or cannot be made."""
+    """The backbone, its width not yet known. Raises BackboneError where it passes the bound, or
+    cannot be made.
+    """
     try:
         with bound:
             backbone = Backbone(architecture, dim=0)
@@ -96,14 +105,17 @@ def _within(bound: _Bound, architecture: Architecture, path: Path) -> Backbone:
         bound.passed = "larger buffers"
     if bound.passed:
         raise BackboneError(
-            f"{printable(path)}: the weights do not fit config.json, which asks for {bound.passed} than they explain: "
+            f"{printable(path)}: the weights do not fit config.json, which asks for {bound.passed} "
+            "than they explain: "
             "export it again"
         )
     return backbone
 
 
 def _without_recurrence(backbone: Backbone) -> None:
-    """Without memory torch would walk an LSTM step by step, for seconds; only the shape of what it gives is wanted."""
+    """Without memory torch would walk an LSTM step by step, for seconds; only the shape of what it
+    gives is wanted.
+    """
     for module in backbone.modules():
         if isinstance(module, nn.RNNBase):
             width = (module.proj_size or module.hidden_size) * (1 + module.bidirectional)

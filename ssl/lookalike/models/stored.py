@@ -1,4 +1,6 @@
-"""Tensors in a safetensors file: mapped, not read, and held against those of a model before any of them is copied."""
+"""Tensors in a safetensors file: mapped, not read, and held against those of a model before any of
+them is copied.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,19 +29,23 @@ def mapped(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = printable(" ".join(str(error).split())[:200])
-        raise BackboneError(f"{printable(path)}: not a safetensors file ({reason}): export it again") from error
+        raise BackboneError(
+            f"{printable(path)}: not a safetensors file ({reason}): export it again"
+        ) from error
     if len(tensors) > _MOST_TENSORS:
         raise BackboneError(
-            f"{printable(path)}: {len(tensors)} tensors, more than the {_MOST_TENSORS} allowed: export it again"
+            f"{printable(path)}: {len(tensors)} tensors, more than the {_MOST_TENSORS} allowed: "
+            "export it again"
         )
     return tensors
 
 
 def misfit(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """The first thing that keeps the stored tensors from being those of a model, by name; empty where nothing does.
+    """The first thing that keeps the stored tensors from being those of a model, by name; empty
+    where nothing does.
 
-    Names, dtypes and shapes must be equal: torch would cast what is of another dtype without a word. Numbers must be
-    finite, variances not negative.
+    Names, dtypes and shapes must be equal: torch would cast what is of another dtype without a
+    word. Numbers must be finite, variances not negative.
     """
     return next(_misfits(stored, wanted), "")
 

@@ -1,4 +1,5 @@
-"""Backbone folders: timm's own layout, with a `lookalike` key in `config.json` for what timm has no word for.
+"""Backbone folders: timm's own layout, with a `lookalike` key in `config.json` for what timm has no
+word for.
 
 Loading reads JSON and safetensors and checks every file's sha256: never a pickle.
 """
@@ -29,8 +30,12 @@ _MOST_VALUES, _MOST_FILES = 1_000, 100
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
-    """The files of the backbone's folder: `config.json`, `model.safetensors`, GeM's power in `pool.safetensors`."""
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.model.state_dict().items()}
+    """The files of the backbone's folder: `config.json`, `model.safetensors`, GeM's power in
+    `pool.safetensors`.
+    """
+    tensors = {
+        k: v.detach().cpu().contiguous().clone() for k, v in backbone.model.state_dict().items()
+    }
     files = {
         "config.json": json.dumps(_config(backbone), indent=2).encode(),
         "model.safetensors": save(tensors, {"format": "pt"}),
@@ -72,8 +77,9 @@ def _config(backbone: Backbone) -> dict[str, Any]:
 def load_backbone(folder: str | Path) -> Backbone:
     """The backbone of a folder, in eval mode, bit for bit as it was saved.
 
-    What its files ask for is held against what they hold before any memory is taken. Raises BackboneError when a file
-    is missing, was changed since it was written, or does not fit the others.
+    What its files ask for is held against what they hold before any memory is taken. Raises
+    BackboneError when a file is missing, was changed since it was written, or does not fit the
+    others.
     """
     folder = Path(folder)
     checked = _checked(folder)
@@ -94,7 +100,10 @@ def _checked(folder: Path) -> dict[str, Any]:
     """The files of the folder, each found whole."""
     count = len(read_manifest(folder, BackboneError)["files"])
     if count > _MOST_FILES:
-        raise BackboneError(f"{printable(folder)}: {count} files, more than a model's {_MOST_FILES}: export it again")
+        raise BackboneError(
+            f"{printable(folder)}: {count} files, more than a model's {_MOST_FILES}: export it "
+            "again"
+        )
     files: dict[str, Any] = verify(folder, BackboneError)["files"]
     return files
 
@@ -114,7 +123,9 @@ def _power(path: Path, gem: nn.Module) -> dict[str, Tensor]:
 
 def _refuse_misfit(stored: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
     if problem := misfit(stored, module.state_dict()):
-        raise BackboneError(f"{printable(path)}: the weights do not fit config.json: {problem}: export it again")
+        raise BackboneError(
+            f"{printable(path)}: the weights do not fit config.json: {problem}: export it again"
+        )
 
 
 def make_backbone(architecture: Architecture) -> Backbone:
@@ -123,23 +134,28 @@ def make_backbone(architecture: Architecture) -> Backbone:
 
 
 def open_backbone(what: "Backbone | str | Path", like: Architecture | None) -> Backbone:
-    """A backbone as every stage takes it: one in memory, a folder, or a timm name with published weights.
+    """A backbone as every stage takes it: one in memory, a folder, or a timm name with published
+    weights.
 
-    A timm name gets size, channels and normalisation of `like`, the recipe's architecture; without, its publisher's.
+    A timm name gets size, channels and normalisation of `like`, the recipe's architecture; without,
+    its publisher's.
     """
     if isinstance(what, Backbone):
         return what
     if not Path(what).exists() and timm.is_model(str(what)):
         like = like or _published(str(what))
-        return Backbone(replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)).eval()
+        return Backbone(
+            replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)
+        ).eval()
     return load_backbone(what)
 
 
 def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
-    """The same weights with another pooling of timm's or ours; the backbone itself where it has that, or for None.
+    """The same weights with another pooling of timm's or ours; the backbone itself where it has
+    that, or for None.
 
-    A last norm that timm has after one pooling and before another moves with its weights; what only the old pooling
-    had goes. Raises BackboneError when the model cannot be pooled so.
+    A last norm that timm has after one pooling and before another moves with its weights; what only
+    the old pooling had goes. Raises BackboneError when the model cannot be pooled so.
     """
     if pool is None or pool == backbone.architecture.pool:
         return backbone
@@ -149,7 +165,9 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
         for name in [name for name in given if name.startswith(here) and name not in wanted]:
             given[name.replace(here, there, 1)] = given.pop(name)
     if missing := sorted(wanted.keys() - given.keys()):
-        raise BackboneError(f"pool: {pool}: {backbone.architecture.name} has no weights for it ({missing[0]})")
+        raise BackboneError(
+            f"pool: {pool}: {backbone.architecture.name} has no weights for it ({missing[0]})"
+        )
     made.model.load_state_dict({name: given[name] for name in wanted})
     if made.gem and backbone.gem:
         made.gem.load_state_dict(backbone.gem.state_dict())
@@ -159,7 +177,13 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
 def _published(name: str) -> Architecture:
     """Size, crop and normalisation with which timm's weights of this name were trained."""
     config = timm.get_pretrained_cfg(name)
-    return Architecture(name, size=_size(config.input_size[1:]), crop=config.crop_pct, mean=config.mean, std=config.std)
+    return Architecture(
+        name,
+        size=_size(config.input_size[1:]),
+        crop=config.crop_pct,
+        mean=config.mean,
+        std=config.std,
+    )
 
 
 def _size(shape: Sequence[int]) -> Size:
@@ -192,7 +216,9 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_excess(ours: Any) -> None:
-    """Raises ValueError where timm would loop, or allocate, for what a model's configuration cannot mean."""
+    """Raises ValueError where timm would loop, or allocate, for what a model's configuration cannot
+    mean.
+    """
     leaves = list(itertools.islice(_leaves(ours, 5), _MOST_VALUES + 1))
     if len(leaves) > _MOST_VALUES:
         raise ValueError(f"more than {_MOST_VALUES} values")
@@ -200,11 +226,15 @@ def _refuse_excess(ours: Any) -> None:
     if not all(number <= _LARGEST_SUM for number in numbers) or sum(numbers) > _LARGEST_SUM:
         raise ValueError(f"its numbers are not finite, or add up to more than {_LARGEST_SUM}")
     if any(len(leaf) > 200 or not leaf.isprintable() for leaf in leaves if isinstance(leaf, str)):
-        raise ValueError("a text of more than 200 characters, or of characters that cannot be shown")
+        raise ValueError(
+            "a text of more than 200 characters, or of characters that cannot be shown"
+        )
 
 
 def _leaves(value: Any, depth: int) -> Iterator[Any]:
-    """Each value and key in a JSON value. Raises ValueError where it is nested deeper than `depth`."""
+    """Each value and key in a JSON value. Raises ValueError where it is nested deeper than
+    `depth`.
+    """
     if not isinstance(value, dict | list):
         yield value
         return

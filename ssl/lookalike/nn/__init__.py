@@ -1,1 +1,3 @@
-"""Parts that several methods share: heads, teacher, queue, contrast, correlation, BatchNorm over ranks."""
+"""Parts that several methods share: heads, teacher, queue, contrast, correlation, BatchNorm over
+ranks.
+"""

@@ -15,13 +15,16 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class _Standardize(torch.autograd.Function):
-    """(x - mean) / √(variance + eps) over `dims` and all ranks; keeps its output alone, and one number a channel.
+    """(x - mean) / √(variance + eps) over `dims` and all ranks; keeps its output alone, and one
+    number a channel.
 
     The variance is the mean square of the centred values: E[x²] - E[x]² would cancel in fp32.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, dims: list[int], eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         here = torch.full((), x.numel() // max(_kept(x, dims), 1), dtype=x.dtype, device=x.device)
         n = comm.all_sum(here)
         mean = comm.all_sum(x.sum(dim=dims, keepdim=True)) / n
@@ -37,13 +40,17 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         z, scale, n = ctx.saved_tensors
-        sums = torch.stack([grad.sum(dim=ctx.dims, keepdim=True), (grad * z).sum(dim=ctx.dims, keepdim=True)])
+        sums = torch.stack(
+            [grad.sum(dim=ctx.dims, keepdim=True), (grad * z).sum(dim=ctx.dims, keepdim=True)]
+        )
         plain, along = comm.all_sum(sums) / n
         return (grad - plain).addcmul_(z, along, value=-1).mul_(scale), None, None
 
 
 def standardized(x: Tensor, dims: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x with zero mean and unit variance over `dims` and all ranks; its mean, biased variance, count (no gradient)."""
+    """x with zero mean and unit variance over `dims` and all ranks; its mean, biased variance,
+    count (no gradient).
+    """
     found: tuple[Tensor, Tensor, Tensor, Tensor] = _Standardize.apply(x, dims, eps)
     return found
 
@@ -56,16 +63,18 @@ def _kept(x: Tensor, dims: Sequence[int]) -> int:
 
 
 def standardize(x_BD: Tensor, eps: float = 1e-5) -> Tensor:
-    """Zero mean and unit variance of every dimension over the batch of all ranks, as an affine-free BatchNorm."""
+    """Zero mean and unit variance of every dimension over the batch of all ranks, as an affine-free
+    BatchNorm.
+    """
     return standardized(x_BD, [0], eps)[0]
 
 
 class GlobalBatchNorm(nn.Module):
     """BatchNorm whose statistics are those of the whole batch over all ranks, on CPU too.
 
-    torch.nn.SyncBatchNorm refuses CPU tensors. Takes over the parameters, buffers and, for timm's fused
-    layers, the `drop` and `act` of the module that it replaces, under the same names: a checkpoint does not
-    show which of the two wrote it.
+    torch.nn.SyncBatchNorm refuses CPU tensors. Takes over the parameters, buffers and, for timm's
+    fused layers, the `drop` and `act` of the module that it replaces, under the same names: a
+    checkpoint does not show which of the two wrote it.
     """
 
     running_mean: Tensor | None
@@ -91,7 +100,9 @@ class GlobalBatchNorm(nn.Module):
         return activated
 
     def _running(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
 
     def _batch(self, x: Tensor) -> Tensor:
         dims = [d for d in range(x.dim()) if d != 1]
@@ -106,8 +117,14 @@ class GlobalBatchNorm(nn.Module):
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, var_C: Tensor, n: Tensor) -> None:
-        """Moves the running statistics as torch does: the unbiased variance, momentum None = cumulative."""
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        """Moves the running statistics as torch does: the unbiased variance, momentum None =
+        cumulative.
+        """
+        if (
+            self.running_mean is None
+            or self.running_var is None
+            or self.num_batches_tracked is None
+        ):
             return
         self.num_batches_tracked.add_(1)
         rate = self.momentum if self.momentum is not None else 1.0 / self.num_batches_tracked.item()
@@ -120,8 +137,9 @@ class GlobalBatchNorm(nn.Module):
 def freeze_running_stats(module: nn.Module) -> Iterator[None]:
     """While entered, no BatchNorm below moves its running statistics.
 
-    For backward: what runs forward again there (micro-batches, activation checkpoints) was counted before. It moves
-    tensors that are thrown away; without any, it would keep other tensors than the first time, which torch refuses.
+    For backward: what runs forward again there (micro-batches, activation checkpoints) was counted
+    before. It moves tensors that are thrown away; without any, it would keep other tensors than the
+    first time, which torch refuses.
     """
     norms = _norms(module)
     kept = [dict(norm._buffers) for norm in norms]
@@ -129,7 +147,9 @@ def freeze_running_stats(module: nn.Module) -> Iterator[None]:
         for name in _RUNNING:
             found = buffers.get(name)
             if found is not None:
-                norm._buffers[name] = torch.zeros_like(found) if found.dim() == 0 else torch.empty_like(found)
+                norm._buffers[name] = (
+                    torch.zeros_like(found) if found.dim() == 0 else torch.empty_like(found)
+                )
     try:
         yield
     finally:
@@ -138,22 +158,35 @@ def freeze_running_stats(module: nn.Module) -> Iterator[None]:
 
 
 def _norms(module: nn.Module) -> list[Any]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm | GlobalBatchNorm)]
+    return [
+        m
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm | GlobalBatchNorm)
+    ]
 
 
 def running_stats(module: nn.Module) -> list[Tensor]:
-    """The running statistics of every BatchNorm below, as they are: a forward in training moves them."""
-    return [tensor for norm in _norms(module) for name in _RUNNING if (tensor := getattr(norm, name)) is not None]
+    """The running statistics of every BatchNorm below, as they are: a forward in training moves
+    them.
+    """
+    return [
+        tensor
+        for norm in _norms(module)
+        for name in _RUNNING
+        if (tensor := getattr(norm, name)) is not None
+    ]
 
 
 Form = Literal["torch", "sync", "global"]
 
 
 def batchnorm_form(norm: nn.Module, *, device: str, ranks: int, even: bool) -> Form:
-    """What a BatchNorm becomes: itself on one rank, else torch.nn.SyncBatchNorm where that works, else ours.
+    """What a BatchNorm becomes: itself on one rank, else torch.nn.SyncBatchNorm where that works,
+    else ours.
 
-    torch's refuses CPU tensors and knows nothing of the `drop` and `act` of timm's fused layers; that it gives the
-    same with another number of images on every rank (`even` false) has not been run here, so it is not relied on.
+    torch's refuses CPU tensors and knows nothing of the `drop` and `act` of timm's fused layers;
+    that it gives the same with another number of images on every rank (`even` false) has not been
+    run here, so it is not relied on.
     """
     if ranks == 1:
         return "torch"
@@ -164,7 +197,8 @@ def batchnorm_form(norm: nn.Module, *, device: str, ranks: int, even: bool) -> F
 def global_batchnorm(module: nn.Module, *, even: bool = False) -> nn.Module:
     """Replaces every BatchNorm below `module` by one over all ranks; nothing changes on one rank.
 
-    `even`: every rank always holds as many images as every other, which lets torch's own do it on GPUs.
+    `even`: every rank always holds as many images as every other, which lets torch's own do it on
+    GPUs.
     """
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         form = batchnorm_form(module, device=comm.device().type, ranks=comm.world_size(), even=even)

@@ -1,8 +1,8 @@
 """Contrastive sums without their matrices: log Σ exp(q · k / T) in tiles, with a running maximum.
 
-A contrastive loss over N rows and M keys needs N × M logits, but never all at once: each tile adds to a running
-log-sum-exp, and the gradient forms the tiles once more (the scheme of Milakov & Gimelshein, arXiv 1805.02867).
-Memory grows with N + M, not with N · M.
+A contrastive loss over N rows and M keys needs N × M logits, but never all at once: each tile adds
+to a running log-sum-exp, and the gradient forms the tiles once more (the scheme of Milakov &
+Gimelshein, arXiv 1805.02867). Memory grows with N + M, not with N · M.
 """
 
 from collections.abc import Iterator
@@ -50,8 +50,12 @@ class _LogSumExp(torch.autograd.Function):
         return dq, dk, None, None
 
 
-def _tiles(q_BD: Tensor, k_MD: Tensor, scale: float, without_BE: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Every tile of scale · q kᵀ with -inf where a row leaves a key out; the tile may be overwritten."""
+def _tiles(
+    q_BD: Tensor, k_MD: Tensor, scale: float, without_BE: Tensor
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Every tile of scale · q kᵀ with -inf where a row leaves a key out; the tile may be
+    overwritten.
+    """
     for top in range(0, len(q_BD), ROWS):
         rows = slice(top, min(top + ROWS, len(q_BD)))
         q = q_BD[rows] * scale
@@ -72,11 +76,13 @@ def _leave_out(tile: Tensor, without_BE: Tensor) -> Tensor:
     return tile
 
 
-def log_sum_exp(q_BD: Tensor, k_MD: Tensor, temperature: float, without_BE: Tensor | None = None) -> Tensor:
+def log_sum_exp(
+    q_BD: Tensor, k_MD: Tensor, temperature: float, without_BE: Tensor | None = None
+) -> Tensor:
     """log Σ_m exp(q_i · k_m / temperature) of each row, (B,); differentiable in q and k.
 
-    `without_BE` (int64): columns that row i leaves out of its sum; any that is no column leaves nothing out.
-    A row without any key is -inf.
+    `without_BE` (int64): columns that row i leaves out of its sum; any that is no column leaves
+    nothing out. A row without any key is -inf.
     """
     if without_BE is None:
         without_BE = torch.empty(len(q_BD), 0, dtype=torch.int64, device=q_BD.device)
@@ -85,10 +91,16 @@ def log_sum_exp(q_BD: Tensor, k_MD: Tensor, temperature: float, without_BE: Tens
 
 
 def two_views(za_BD: Tensor, zb_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """This rank's rows of both views (2B, D), those of all ranks (2N, D), and where each row stands in them (2B, 1)."""
+    """This rank's rows of both views (2B, D), those of all ranks (2N, D), and where each row stands
+    in them (2B, 1).
+    """
     keys_MD = torch.cat([comm.cat(za_BD), comm.cat(zb_BD)])
     own_B = comm.offset(za_BD) + torch.arange(len(za_BD), device=za_BD.device)
-    return torch.cat([za_BD, zb_BD]), keys_MD, torch.cat([own_B, own_B + len(keys_MD) // 2])[:, None]
+    return (
+        torch.cat([za_BD, zb_BD]),
+        keys_MD,
+        torch.cat([own_B, own_B + len(keys_MD) // 2])[:, None],
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""Energies of correlation matrices over the batch of all ranks, in the cheaper of two exact forms."""
+"""Energies of correlation matrices over the batch of all ranks, in the cheaper of two exact
+forms.
+"""
 
 from typing import Any
 
@@ -9,7 +11,9 @@ from lookalike import comm
 
 
 class _CrossEnergy(torch.autograd.Function):
-    """‖aᵀb‖²_F over all ranks by Gram matrices, each rank forming the rows of its own samples only."""
+    """‖aᵀb‖²_F over all ranks by Gram matrices, each rank forming the rows of its own samples
+    only.
+    """
 
     @staticmethod
     def forward(ctx: Any, a_BD: Tensor, b_BD: Tensor) -> Tensor:
@@ -20,7 +24,8 @@ class _CrossEnergy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        # Every rank holds the same loss, so the others' copies send back the same gradient: W times one.
+        # Every rank holds the same loss, so the others' copies send back the same gradient: W times
+        # one.
         a_ND, b_ND, ga_BN, gb_BN = ctx.saved_tensors
         scale = 2.0 * comm.world_size() * grad
         return scale * (gb_BN @ a_ND), scale * (ga_BN @ b_ND)
@@ -44,9 +49,11 @@ class _Energy(torch.autograd.Function):
 
 
 def cross_energy(a_BD: Tensor, b_BD: Tensor) -> Tensor:
-    """‖aᵀb‖²_F over the rows of all ranks, in the form that costs less: 2 N² D (Gram) or N D² products.
+    """‖aᵀb‖²_F over the rows of all ranks, in the form that costs less: 2 N² D (Gram) or N D²
+    products.
 
-    ‖aᵀb‖²_F = Σ (a aᵀ) ∘ (b bᵀ): for N well below D two N × N Gram matrices replace the D × D one, exactly.
+    ‖aᵀb‖²_F = Σ (a aᵀ) ∘ (b bᵀ): for N well below D two N × N Gram matrices replace the D × D one,
+    exactly.
     """
     if 2 * comm.count(a_BD) <= a_BD.shape[1]:
         gram_energy: Tensor = _CrossEnergy.apply(a_BD, b_BD)
@@ -63,5 +70,7 @@ def gram_energy(a_BD: Tensor) -> Tensor:
 
 
 def identity_gaps(diagonal_D: Tensor, gram_energy: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ (1 - C_ii)² and Σ C_ij², i ≠ j, from a matrix's diagonal and ‖C‖²_F (Barlow Twins, arXiv 2103.03230, eq. 1)."""
+    """Σ (1 - C_ii)² and Σ C_ij², i ≠ j, from a matrix's diagonal and ‖C‖²_F (Barlow Twins, arXiv
+    2103.03230, eq. 1).
+    """
     return (1 - diagonal_D).square().sum(), gram_energy - diagonal_D.square().sum()

@@ -12,10 +12,14 @@ from lookalike.nn.numerics import l2_normalize
 LastNorm = Literal["none", "plain", "affine"]
 
 
-def mlp(widths: Sequence[int], *, last_norm: LastNorm = "none", bias: bool = False) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU for each step of `widths`; the last step is Linear and, if asked, a BatchNorm.
+def mlp(
+    widths: Sequence[int], *, last_norm: LastNorm = "none", bias: bool = False
+) -> nn.Sequential:
+    """Linear, BatchNorm, ReLU for each step of `widths`; the last step is Linear and, if asked, a
+    BatchNorm.
 
-    `last_norm`: "affine" is BatchNorm with scale and shift, "plain" without; `bias`: of the last Linear.
+    `last_norm`: "affine" is BatchNorm with scale and shift, "plain" without; `bias`: of the last
+    Linear.
     """
     layers: list[nn.Module] = []
     for wide, (d_in, d_out) in enumerate(zip(widths, widths[1:], strict=False), start=2):
@@ -34,12 +38,16 @@ def mlp_back(projector: Sequence[int], predictor: Sequence[int], **how: Any) -> 
     Raises ValueError when its width is not theirs.
     """
     if predictor[-1] != projector[-1]:
-        raise ValueError(f"predictor ends {predictor[-1]} wide and projector {projector[-1]}: make them equal")
+        raise ValueError(
+            f"predictor ends {predictor[-1]} wide and projector {projector[-1]}: make them equal"
+        )
     return mlp([projector[-1], *predictor], **how)
 
 
 class Prototypes(nn.Module):
-    """Cosines with K learned directions: unit rows (B, D) -> (B, K). While `frozen` they have a gradient of zeros."""
+    """Cosines with K learned directions: unit rows (B, D) -> (B, K). While `frozen` they have a
+    gradient of zeros.
+    """
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()

@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """What a method returns: the scalar to descend, equal on all ranks, its parts for the log, and embeddings.
+    """What a method returns: the scalar to descend, equal on all ranks, its parts for the log, and
+    embeddings.
 
-    `embeddings`: what the loss compares, (B, D) of each view, this rank's rows, detached: the log measures their
-    health.
+    `embeddings`: what the loss compares, (B, D) of each view, this rank's rows, detached: the log
+    measures their health.
     """
 
     value: Tensor

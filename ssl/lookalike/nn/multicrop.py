@@ -8,10 +8,14 @@ from torch import Tensor, nn
 
 
 def each_size(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
-    """`module` of every view, views of one size in one pass: (B, C, H, W) each -> (B, D) each, in order."""
+    """`module` of every view, views of one size in one pass: (B, C, H, W) each -> (B, D) each, in
+    order.
+    """
     found: list[Tensor] = []
     apart = getattr(module, "pieces", 1) > 1
-    for _, group in itertools.groupby(enumerate(views), key=lambda item: item[0] if apart else item[1].shape[-1]):
+    for _, group in itertools.groupby(
+        enumerate(views), key=lambda item: item[0] if apart else item[1].shape[-1]
+    ):
         same = [view for _, view in group]
         found += module(torch.cat(same)).chunk(len(same)) if len(same) > 1 else [module(same[0])]
     return found

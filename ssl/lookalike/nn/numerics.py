@@ -6,9 +6,12 @@ from torch import Tensor
 
 
 def l2_normalize(x_BD: Tensor) -> Tensor:
-    """Rows of length one, in fp32 or better; a row of zeros stays zero, and has a gradient of zeros."""
+    """Rows of length one, in fp32 or better; a row of zeros stays zero, and has a gradient of
+    zeros.
+    """
     x_BD = at_least_fp32(x_BD)
-    # Scaled by the largest entry first: the squares of huge or tiny rows would leave the range of fp32.
+    # Scaled by the largest entry first: the squares of huge or tiny rows would leave the range of
+    # fp32.
     largest_B1 = x_BD.detach().abs().amax(dim=1, keepdim=True)
     nonzero_B1 = largest_B1 > 0
     return F.normalize(x_BD / torch.where(nonzero_B1, largest_B1, 1.0), dim=1) * nonzero_B1

@@ -8,10 +8,11 @@ from lookalike import comm
 
 
 class Queue(nn.Module):
-    """The last `size` rows of all ranks, alike on all of them; starts with random unit rows (MoCo, arXiv 1911.05722).
+    """The last `size` rows of all ranks, alike on all of them; starts with random unit rows (MoCo,
+    arXiv 1911.05722).
 
-    `put` only remembers; `follow`, called by the loop after a good step, writes: a step that is skipped leaves
-    no trace.
+    `put` only remembers; `follow`, called by the loop after a good step, writes: a step that is
+    skipped leaves no trace.
     """
 
     rows_QD: Tensor
@@ -35,7 +36,9 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Writes what was put over the oldest rows; the order is that of the batch, the same on all ranks."""
+        """Writes what was put over the oldest rows; the order is that of the batch, the same on all
+        ranks.
+        """
         for rows_ND in self._waiting:
             size, n = len(self.rows_QD), len(rows_ND)
             places = (self.written + torch.arange(n, device=rows_ND.device)) % size

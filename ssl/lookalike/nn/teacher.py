@@ -9,19 +9,23 @@ from lookalike.optim import Progress, cosine
 
 
 class Teacher(nn.Module):
-    """An exponential moving average of its students, called like them one after another; never trained.
+    """An exponential moving average of its students, called like them one after another; never
+    trained.
 
-    The loop says where the training stands (`begin`) and, after each good step, lets it `follow` with momentum
-    that goes from `momentum` to `final` by a half cosine (BYOL, arXiv 2006.07733, section 3.3). Its BatchNorms
-    keep running statistics of their own; its dropout is off.
+    The loop says where the training stands (`begin`) and, after each good step, lets it `follow`
+    with momentum that goes from `momentum` to `final` by a half cosine (BYOL, arXiv 2006.07733,
+    section 3.3). Its BatchNorms keep running statistics of their own; its dropout is off.
     """
 
-    elementwise = True  # `follow` works number by number: at ZeRO stage 3 shards of the weights are enough for it
+    # `follow` works number by number: at ZeRO stage 3 shards of the weights are enough for it
+    elementwise = True
 
     def __init__(self, *students: nn.Module, momentum: float, final: float = 1.0) -> None:
         super().__init__()
         self.momentum, self.final, self.now = momentum, final, momentum
-        self.copies = nn.ModuleList(copy.deepcopy(student) for student in students).requires_grad_(False)
+        self.copies = nn.ModuleList(copy.deepcopy(student) for student in students).requires_grad_(
+            False
+        )
         self._students = students  # in a tuple, so that they are not registered a second time
         for module in self.copies.modules():
             for name in ("p", "drop_prob"):
@@ -43,5 +47,7 @@ class Teacher(nn.Module):
     def follow(self) -> None:
         """Moves each weight towards its student's by 1 - momentum."""
         own: list[Tensor] = [p for module in self.copies for p in module.parameters()]
-        theirs = [p.detach().to(p.dtype) for student in self._students for p in student.parameters()]
+        theirs = [
+            p.detach().to(p.dtype) for student in self._students for p in student.parameters()
+        ]
         torch._foreach_lerp_(own, theirs, 1.0 - self.now)

@@ -1,8 +1,9 @@
-"""Faults on purpose, for tests and rehearsals: one hook in the loop, inert unless LOOKALIKE_FAULT is set.
+"""Faults on purpose, for tests and rehearsals: one hook in the loop, inert unless LOOKALIKE_FAULT
+is set.
 
-`LOOKALIKE_FAULT="kill:rank=1,step=7"`: on rank 1, when step 7 begins, SIGKILL. Also `raise:` (an exception), `hang:`
-(sleeps for ever) and `stop:` (SIGSTOP, as a frozen machine). With `once=FILE` it happens only while FILE does not
-exist, and makes it: after a restart the same step passes.
+`LOOKALIKE_FAULT="kill:rank=1,step=7"`: on rank 1, when step 7 begins, SIGKILL. Also `raise:` (an
+exception), `hang:` (sleeps for ever) and `stop:` (SIGSTOP, as a frozen machine). With `once=FILE`
+it happens only while FILE does not exist, and makes it: after a restart the same step passes.
 """
 
 import os
@@ -63,7 +64,9 @@ def inject(step: int) -> None:
 @cache
 def _warn(text: str) -> None:
     """Once a process, whatever others do to Python's own memory of warnings."""
-    warnings.warn(f"{NAME}={text} is set: this run is meant to fail; unset it otherwise", stacklevel=3)
+    warnings.warn(
+        f"{NAME}={text} is set: this run is meant to fail; unset it otherwise", stacklevel=3
+    )
 
 
 def _first_time(marker: Path | None) -> bool:

@@ -1,4 +1,6 @@
-"""A hostfile, `name slots=N` a line: names that a shell, ssh and pdsh cannot take for anything else."""
+"""A hostfile, `name slots=N` a line: names that a shell, ssh and pdsh cannot take for anything
+else.
+"""
 
 import os
 import re
@@ -25,19 +27,30 @@ def read_hosts(path: str | Path) -> list[Host]:
     try:
         lines = [line.decode("ascii") for line in _contents(path).splitlines()]
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as a hostfile ({error}): a line `name slots=N` a machine") from error
-    hosts = [_host(f"{path}:{number}", line) for number, line in enumerate(lines, 1) if _says_something(line)]
+        raise RunError(
+            f"{path}: cannot be read as a hostfile ({error}): a line `name slots=N` a machine"
+        ) from error
+    hosts = [
+        _host(f"{path}:{number}", line)
+        for number, line in enumerate(lines, 1)
+        if _says_something(line)
+    ]
     if not hosts:
         raise RunError(f"{path}: names no machine: a line `name slots=N` each")
     names = [host.name.lower() for host in hosts]
     twice = {host.name for host in hosts if names.count(host.name.lower()) > 1}
     if twice:
-        raise RunError(f"{path}: {', '.join(sorted(twice))} stands twice: one line a machine, with all its slots")
+        raise RunError(
+            f"{path}: {', '.join(sorted(twice))} stands twice: one line a machine, with all its "
+            "slots"
+        )
     return hosts
 
 
 def _contents(path: str | Path) -> bytes:
-    """The bytes of a file, a pipe or a device, if they end; a named pipe that nobody writes to is empty."""
+    """The bytes of a file, a pipe or a device, if they end; a named pipe that nobody writes to is
+    empty.
+    """
     with open(path, "rb", opener=_without_waiting) as file:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
@@ -61,5 +74,8 @@ def _says_something(line: str) -> bool:
 def _host(place: str, line: str) -> Host:
     found = _LINE.fullmatch(line.strip(" \t\r"))
     if not found:
-        raise RunError(f"{place}: {line[:80]!r} is no machine: write `name slots=N`, name in letters, digits, . _ -")
+        raise RunError(
+            f"{place}: {line[:80]!r} is no machine: write `name slots=N`, name in letters, digits, "
+            ". _ -"
+        )
     return Host(found[1], int(found[2]))

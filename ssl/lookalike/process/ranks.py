@@ -1,7 +1,9 @@
-"""Ranks of one machine: starts N processes, hands signals on, and ends with the code of the first cause.
+"""Ranks of one machine: starts N processes, hands signals on, and ends with the code of the first
+cause.
 
-`python -m lookalike.process.ranks N WORDS…` runs `python WORDS…` N times, each told who it is as torchrun would;
-torchrun itself makes 1 of every code. A rank watches its launcher: when that is gone, the rank stops as on SIGTERM.
+`python -m lookalike.process.ranks N WORDS…` runs `python WORDS…` N times, each told who it is as
+torchrun would; torchrun itself makes 1 of every code. A rank watches its launcher: when that is
+gone, the rank stops as on SIGTERM.
 """
 
 import os
@@ -17,7 +19,8 @@ from typing import Any
 from lookalike.errors import LOST
 
 PARENT = "LOOKALIKE_PARENT"
-# After the first rank that failed the others have so long to say why, then to leave, before they are killed.
+# After the first rank that failed the others have so long to say why, then to leave, before they
+# are killed.
 _GRACE = 10.0
 _LEAVE = 20.0
 _TICK = 0.05
@@ -29,7 +32,9 @@ Process = subprocess.Popen[bytes]
 
 
 def launch(ranks: int, words: Sequence[str]) -> int:
-    """Runs `python words` on so many ranks of this machine; returns 0, or the exit code of the first cause."""
+    """Runs `python words` on so many ranks of this machine; returns 0, or the exit code of the
+    first cause.
+    """
     wishes: list[int] = []
     for number in (getattr(signal, name) for name in _FORWARDED if hasattr(signal, name)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
@@ -45,12 +50,15 @@ def launch(ranks: int, words: Sequence[str]) -> int:
     rank, code = _wait(started, wishes)
     if code < 0 and -code not in _ASKED:
         name = signal.Signals(-code).name
-        print(f"lookalike: rank {rank} was ended by {name}: the same command goes on", file=sys.stderr)
+        print(
+            f"lookalike: rank {rank} was ended by {name}: the same command goes on", file=sys.stderr
+        )
     return 128 - code if code < 0 else code
 
 
 def _wait(started: Sequence[Process], wishes: list[int]) -> tuple[int, int]:
-    """The first cause, a rank and its code. Once one has failed the others are asked to leave, and in the end killed.
+    """The first cause, a rank and its code. Once one has failed the others are asked to leave, and
+    in the end killed.
 
     `wishes`: signals that came to this process, which are handed on.
     """
@@ -75,7 +83,9 @@ def _wait(started: Sequence[Process], wishes: list[int]) -> tuple[int, int]:
 
 
 def _first(codes: dict[int, int]) -> tuple[int, int]:
-    """The rank, in order of their ends, that is no mere consequence of another one's; and its code."""
+    """The rank, in order of their ends, that is no mere consequence of another one's; and its
+    code.
+    """
     failed = [(rank, code) for rank, code in codes.items() if code]
     causes = [(rank, code) for rank, code in failed if code != LOST]
     return (causes or failed or [(0, 0)])[0]
@@ -84,7 +94,9 @@ def _first(codes: dict[int, int]) -> tuple[int, int]:
 def _send(started: Sequence[Process], number: int) -> None:
     for process in started:
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM if signal.Signals(number).name == "SIGHUP" else number)
+            process.send_signal(
+                signal.SIGTERM if signal.Signals(number).name == "SIGHUP" else number
+            )
 
 
 def _kill(started: Sequence[Process]) -> None:
@@ -102,12 +114,20 @@ def _free_port() -> int:
 
 
 def follow_launcher() -> None:
-    """Where a launcher that watches over ranks started this one: once it is gone, SIGTERM for this process.
+    """Where a launcher that watches over ranks started this one: once it is gone, SIGTERM for this
+    process.
 
-    That is the process which LOOKALIKE_PARENT names, or torchrun; a rank started by hand may outlive its shell.
+    That is the process which LOOKALIKE_PARENT names, or torchrun; a rank started by hand may
+    outlive its shell.
     """
     told = os.environ.get(PARENT, "")
-    parent = int(told) if told.isdecimal() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    parent = (
+        int(told)
+        if told.isdecimal()
+        else os.getppid()
+        if "TORCHELASTIC_RUN_ID" in os.environ
+        else 0
+    )
     if parent:
         threading.Thread(target=_follow, args=(parent,), name="launcher", daemon=True).start()
 

@@ -8,23 +8,32 @@ from typing import Self
 
 
 class Stopped(Exception):
-    """A signal ended the training after a whole step; `number` is the signal's, SIGTERM where another rank got it."""
+    """A signal ended the training after a whole step; `number` is the signal's, SIGTERM where
+    another rank got it.
+    """
 
     def __init__(self, number: int, done: int, steps: int) -> None:
         self.number = number or int(signal.SIGTERM)
         name = signal.Signals(self.number).name
-        super().__init__(f"stopped by {name} after step {done} of {steps}, saved: the same command goes on from there")
+        super().__init__(
+            f"stopped by {name} after step {done} of {steps}, saved: the same command goes on from "
+            "there"
+        )
 
 
 class Signals:
-    """While entered, the first signal is remembered in `caught` (0: none); a second one exits at once.
+    """While entered, the first signal is remembered in `caught` (0: none); a second one exits at
+    once.
 
-    Outside the main thread, where Python allows no handlers, nothing is caught. `heard`: whether any ever was in this
-    process, which then is about to leave: the same wish may reach it again, from a launcher or a shell.
+    Outside the main thread, where Python allows no handlers, nothing is caught. `heard`: whether
+    any ever was in this process, which then is about to leave: the same wish may reach it again,
+    from a launcher or a shell.
     """
 
     heard = False
-    _numbers = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+    _numbers = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
         self.caught = 0
@@ -35,7 +44,10 @@ class Signals:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)

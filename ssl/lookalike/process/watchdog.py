@@ -1,4 +1,6 @@
-"""A thread that ends a training in which no step ends any more, whatever hangs: a collective, a disk, a driver."""
+"""A thread that ends a training in which no step ends any more, whatever hangs: a collective, a
+disk, a driver.
+"""
 
 import faulthandler
 import os
@@ -18,7 +20,8 @@ _GRACE = 3.0
 
 
 class Watchdog:
-    """While entered, the process ends with exit code HUNG once no `step` was reported for `seconds`.
+    """While entered, the process ends with exit code HUNG once no `step` was reported for
+    `seconds`.
 
     First it writes the stacks of all threads to stderr and to `stacks_rank0.txt` in `folder`.
     """
@@ -35,7 +38,10 @@ class Watchdog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._left.set()
 
@@ -44,14 +50,18 @@ class Watchdog:
         self.done, self._idle = done, 0.0
 
     def _watch(self) -> None:
-        """Counts ticks, not the clock: time in which the whole process was suspended is nobody's fault."""
+        """Counts ticks, not the clock: time in which the whole process was suspended is nobody's
+        fault.
+        """
         while not self._left.wait(self._tick):
             self._idle += self._tick
             if self._idle >= self.seconds:
                 self._end()
 
     def _end(self) -> None:
-        """Tells where everything stands, and ends the process without asking the thread that hangs."""
+        """Tells where everything stands, and ends the process without asking the thread that
+        hangs.
+        """
         last = threading.Timer(_GRACE, os._exit, (HUNG,))
         last.daemon = True
         last.start()
@@ -69,7 +79,8 @@ class Watchdog:
         frame = sys._current_frames().get(self._watched)
         place = _place(frame) if frame else "no thread"
         return (
-            f"rank {comm.rank()}: no step ended for {self.seconds:g} s after step {self.done}; it stands in {place}; "
+            f"rank {comm.rank()}: no step ended for {self.seconds:g} s after step {self.done}; it "
+            f"stands in {place}; "
             f"stacks in {path}; the same command goes on from the last checkpoint"
         )
 

@@ -1,7 +1,7 @@
 """A recipe: YAML to checked values, each problem with line and column; signatures are the schema.
 
-Nothing in a recipe names an import path or runs code: a `Choice` picks from a table the program passes in.
-Imports go down this list:
+Nothing in a recipe names an import path or runs code: a `Choice` picks from a table the program
+passes in. Imports go down this list:
 
     recipes      Recipe; load and from_text
     overrides    key.path=value

@@ -1,4 +1,6 @@
-"""Nodes held against annotations: a Choice picks a constructor by name, Check walks both and gathers problems."""
+"""Nodes held against annotations: a Choice picks a constructor by name, Check walks both and
+gathers problems.
+"""
 
 import json
 import types
@@ -17,11 +19,12 @@ from lookalike.recipe.values import Spec, is_json, plain_of
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Marks `Annotated[Spec, Choice(TABLE)]`: `{name: a key of the table, **its constructor's arguments}`.
+    """Marks `Annotated[Spec, Choice(TABLE)]`: `{name: a key of the table, **its constructor's
+    arguments}`.
 
-    `table` may be a function that returns the table, called only for a recipe that has the section. `supplied`
-    are arguments the program supplies; `nested` are arguments, of constructors without annotations, that are
-    Choices themselves, or annotations for what a default alone does not tell.
+    `table` may be a function that returns the table, called only for a recipe that has the section.
+    `supplied` are arguments the program supplies; `nested` are arguments, of constructors without
+    annotations, that are Choices themselves, or annotations for what a default alone does not tell.
     """
 
     table: Mapping[str, Callable[..., Any]] | Callable[[], Mapping[str, Callable[..., Any]]]
@@ -32,7 +35,10 @@ class Choice:
         return self.table() if callable(self.table) else self.table
 
     def keys(self, name: str) -> dict[str, Parameter]:
-        nested = {k: Annotated[Spec, kind] if isinstance(kind, Choice) else kind for k, kind in self.nested.items()}
+        nested = {
+            k: Annotated[Spec, kind] if isinstance(kind, Choice) else kind
+            for k, kind in self.nested.items()
+        }
         return keys_of(self.makers()[name], {*self.supplied, "name"}, nested)
 
     def spec(self, name: str, **args: Any) -> Spec:
@@ -53,13 +59,19 @@ class ListOf:
 
 
 def kind_of(annotation: Any) -> tuple[Any, bool]:
-    """Choice, dataclass, Many of these or None for a leaf; and whether the annotation allows null."""
+    """Choice, dataclass, Many of these or None for a leaf; and whether the annotation allows
+    null.
+    """
     if get_origin(annotation) is Annotated:
         kind, optional = kind_of(get_args(annotation)[0])
-        return next((mark for mark in annotation.__metadata__ if isinstance(mark, Choice)), kind), optional
+        return next(
+            (mark for mark in annotation.__metadata__ if isinstance(mark, Choice)), kind
+        ), optional
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [part for part in get_args(annotation) if part is not types.NoneType]
-        return kind_of(rest[0])[0] if len(rest) == 1 else None, len(rest) < len(get_args(annotation))
+        return kind_of(rest[0])[0] if len(rest) == 1 else None, len(rest) < len(
+            get_args(annotation)
+        )
     if (make := get_origin(annotation)) in (list, tuple) and get_args(annotation):
         item = get_args(annotation)[0]
         return (None if kind_of(item)[0] is None else ListOf(item, make)), False
@@ -88,15 +100,26 @@ class Check:
         self.problems.append((at, f"{path}: {text}" if path else text))
 
     def finish(self, names: Sequence[str]) -> None:
-        """Raises RecipeError when there are problems, sorted by place; `names` orders the sources."""
+        """Raises RecipeError when there are problems, sorted by place; `names` orders the
+        sources.
+        """
         if self.problems:
-            ordered = sorted(self.problems, key=lambda found: (names.index(found[0].name), found[0][1:]))
+            ordered = sorted(
+                self.problems, key=lambda found: (names.index(found[0].name), found[0][1:])
+            )
             raise RecipeError("\n".join(dict.fromkeys(f"{at}: {text}" for at, text in ordered)))
 
     def keywords(
-        self, node: Node, keys: Mapping[str, Parameter], path: str, at: Position, given: Sequence[str] = ()
+        self,
+        node: Node,
+        keys: Mapping[str, Parameter],
+        path: str,
+        at: Position,
+        given: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """The value of each key, in the order of the signature; whole only if no problem was added."""
+        """The value of each key, in the order of the signature; whole only if no problem was
+        added.
+        """
         if not isinstance(node.value, dict):
             text = f"{quoted(node.plain())} is not a section, give it keys, {listed(keys, '{}')}"
             self.say(node.at, path, text)
@@ -112,15 +135,23 @@ class Check:
         for name in keys:
             if name not in node.value:
                 self.absent(values, name, keys[name], path, at)
-        return {name: values[name] for name in keys if name in values and not keys[name].omit(values[name])}
+        return {
+            name: values[name]
+            for name in keys
+            if name in values and not keys[name].omit(values[name])
+        }
 
-    def absent(self, values: dict[str, Any], name: str, wanted: Parameter, path: str, at: Position) -> None:
+    def absent(
+        self, values: dict[str, Any], name: str, wanted: Parameter, path: str, at: Position
+    ) -> None:
         if wanted.required:
             self.say(at, join(path, name), "missing, add it")
         elif kind_of(wanted.annotation)[0] is not None:
             values[name] = wanted.default
         elif is_json(wanted.default):
-            values[name] = self.leaf(node_of(plain_of(wanted.default), at), wanted, join(path, name))
+            values[name] = self.leaf(
+                node_of(plain_of(wanted.default), at), wanted, join(path, name)
+            )
 
     def value(self, node: Node, wanted: Parameter, path: str, at: Position) -> Any:
         kind, optional = kind_of(wanted.annotation)
@@ -130,7 +161,11 @@ class Check:
             return None
         if isinstance(kind, Choice):
             return self.spec(node, kind, path, at)
-        return self.many(node, kind, path) if isinstance(kind, ListOf) else self.section(node, kind, path, at)
+        return (
+            self.many(node, kind, path)
+            if isinstance(kind, ListOf)
+            else self.section(node, kind, path, at)
+        )
 
     def section(self, node: Node, kind: Any, path: str, at: Position) -> Any:
         before = len(self.problems)
@@ -146,7 +181,9 @@ class Check:
         if not isinstance(node.value, list):
             return self.say(node.at, path, f"{quoted(node.plain())} is not a list")
         items = enumerate(node.value)
-        return kind.make(self.value(item, Parameter(kind.item), f"{path}[{i}]", item.at) for i, item in items)
+        return kind.make(
+            self.value(item, Parameter(kind.item), f"{path}[{i}]", item.at) for i, item in items
+        )
 
     def spec(self, node: Node, choice: Choice, path: str, at: Position) -> Any:
         members = dict(node.value) if isinstance(node.value, dict) else {"name": (node.at, node)}

@@ -11,10 +11,15 @@ from lookalike.recipe.values import is_json, plain_of
 
 def schema(sections: Mapping[str, Any]) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of the recipes that `load` accepts."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_object_schema(root_keys(sections))}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_object_schema(root_keys(sections)),
+    }
 
 
-def _object_schema(keys: Mapping[str, Parameter], make: Any = None, name: str | None = None) -> dict[str, Any]:
+def _object_schema(
+    keys: Mapping[str, Parameter], make: Any = None, name: str | None = None
+) -> dict[str, Any]:
     first = {} if name is None else {"name": {"const": name}}
     return {
         "type": "object",
@@ -26,7 +31,9 @@ def _object_schema(keys: Mapping[str, Parameter], make: Any = None, name: str | 
 
 
 def _description(make: Any) -> dict[str, str]:
-    """The first line of the docstring; not the signature that dataclass writes where there is none."""
+    """The first line of the docstring; not the signature that dataclass writes where there is
+    none.
+    """
     doc = inspect.cleandoc(getattr(make, "__doc__", None) or "")
     written = doc and not doc.startswith(f"{make.__name__}(")
     return {"description": doc.splitlines()[0]} if written else {}

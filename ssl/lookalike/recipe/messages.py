@@ -1,4 +1,6 @@
-"""Problems in words: paths, values and names as a message shows them, and pydantic's errors as sentences."""
+"""Problems in words: paths, values and names as a message shows them, and pydantic's errors as
+sentences.
+"""
 
 import difflib
 import json
@@ -81,7 +83,9 @@ _PHRASES = {
 }
 
 
-def sentences(error: ValidationError, node: Node, path: str, schema: Any) -> Iterator[tuple[Node, str, str]]:
+def sentences(
+    error: ValidationError, node: Node, path: str, schema: Any
+) -> Iterator[tuple[Node, str, str]]:
     """Node, path and words of each wrong part; where a union failed, of its deepest parts."""
     sizes = _sizes(schema)
     found: dict[str, tuple[Node, list[str]]] = {}
@@ -126,5 +130,9 @@ def _sizes(part: Any) -> set[int]:
         return {size for item in part for size in _sizes(item)}
     if not isinstance(part, dict):
         return set()
-    own = {part["minItems"]} if "minItems" in part and part["minItems"] == part.get("maxItems") else set()
+    own = (
+        {part["minItems"]}
+        if "minItems" in part and part["minItems"] == part.get("maxItems")
+        else set()
+    )
     return own | _sizes(list(part.values()))

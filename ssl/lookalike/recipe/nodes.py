@@ -28,7 +28,9 @@ class Refusal(RecipeError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value and where it stands; a mapping holds for each key the key's own position and its node."""
+    """A value and where it stands; a mapping holds for each key the key's own position and its
+    node.
+    """
 
     value: "str | int | float | bool | list[Node] | dict[str, tuple[Position, Node]] | None"
     at: Position

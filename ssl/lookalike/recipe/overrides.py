@@ -20,7 +20,9 @@ def overridden(root: Node, override: str) -> Node:
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         raise Refusal(at, "not an override, write key.path=value")
     node = read(" " * (len(path) + 1) + value, at.name)
-    return _placed(root, parts, node if value else Node(None, at._replace(column=len(override) + 1)), at)
+    return _placed(
+        root, parts, node if value else Node(None, at._replace(column=len(override) + 1)), at
+    )
 
 
 def _placed(node: Node, parts: Sequence[str], value: Node, at: Position) -> Node:
@@ -29,7 +31,10 @@ def _placed(node: Node, parts: Sequence[str], value: Node, at: Position) -> Node
     members = _members(node, at)
     place, child = members.get(head, (at, Node(None, at)))
     if rest:
-        members[head] = (place, _placed(child, rest, value, at._replace(column=at.column + len(head) + 1)))
+        members[head] = (
+            place,
+            _placed(child, rest, value, at._replace(column=at.column + len(head) + 1)),
+        )
     else:
         members[head] = (at, value)
     return Node(members, node.at)

@@ -1,4 +1,6 @@
-"""A whole recipe: read from a file or from text, changed by overrides, checked; and written out again."""
+"""A whole recipe: read from a file or from text, changed by overrides, checked; and written out
+again.
+"""
 
 import hashlib
 import json
@@ -34,8 +36,12 @@ class Recipe:
         for value in self.values.values():
             if type(value) is kind:
                 return value
-        kinds = {kind_of(wanted.annotation)[0]: key for key, wanted in root_keys(self.sections).items()}
-        raise RecipeError(f"{self.name} has no `{kinds.get(kind, kind.__name__.lower())}:` section, add one")
+        kinds = {
+            kind_of(wanted.annotation)[0]: key for key, wanted in root_keys(self.sections).items()
+        }
+        raise RecipeError(
+            f"{self.name} has no `{kinds.get(kind, kind.__name__.lower())}:` section, add one"
+        )
 
     def plain(self) -> dict[str, Any]:
         """JSON data of the whole recipe, defaults filled in."""
@@ -53,8 +59,12 @@ class Recipe:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str], sections: Mapping[str, Any]) -> Recipe:
-    """The recipe file, changed by `key.path=value`s and checked. Raises RecipeError with every problem."""
+def load(
+    path: str | os.PathLike[str], overrides: Sequence[str], sections: Mapping[str, Any]
+) -> Recipe:
+    """The recipe file, changed by `key.path=value`s and checked. Raises RecipeError with every
+    problem.
+    """
     name = os.fspath(path)
     try:
         data = _contents(path)
@@ -68,7 +78,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str], sections: Mappi
 
 
 def _contents(path: str | os.PathLike[str]) -> bytes:
-    """The first `MAX_BYTES` and one of a file, a device, or a pipe, such as a shell's <(…), whose writer may be late.
+    """The first `MAX_BYTES` and one of a file, a device, or a pipe, such as a shell's <(…), whose
+    writer may be late.
 
     Raises OSError where nothing comes out of a pipe for `_PATIENCE` seconds.
     """
@@ -92,7 +103,9 @@ def _without_waiting(path: str, flags: int) -> int:
     return handle
 
 
-def from_text(text: str, name: str, overrides: Sequence[str], sections: Mapping[str, Any]) -> Recipe:
+def from_text(
+    text: str, name: str, overrides: Sequence[str], sections: Mapping[str, Any]
+) -> Recipe:
     """The same from text named `name`; each section is an annotation or (annotation, default).
 
     Raises RecipeError, one line a problem, in the order of the file and then of the overrides.

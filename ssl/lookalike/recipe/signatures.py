@@ -33,7 +33,9 @@ class Parameter:
         return self.bare and value is None and self.default is None
 
     def adapter(self) -> TypeAdapter[Any]:
-        """The validator of a leaf; a type that pydantic does not know counts as that of its default."""
+        """The validator of a leaf; a type that pydantic does not know counts as that of its
+        default.
+        """
         try:
             return TypeAdapter(self.annotation, config=_STRICT)
         except PydanticSchemaGenerationError:
@@ -59,14 +61,20 @@ def keys_of(make: Any, given: set[str], nested: Mapping[str, Any]) -> dict[str, 
 
 
 def _key(parameter: inspect.Parameter, hint: Any, nested: Any) -> Parameter:
-    annotation = nested if nested is not None else _inferred(parameter.default) if hint is None else hint
+    annotation = (
+        nested if nested is not None else _inferred(parameter.default) if hint is None else hint
+    )
     if parameter.default is None:
         annotation = Union[annotation, None]  # noqa: UP007 (a string annotation has no |)
     return Parameter(annotation, parameter.default, bare=hint is None)
 
 
 def _whole(value: float) -> int | float:
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+    return (
+        int(value)
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+        else value
+    )
 
 
 def _inferred(default: Any) -> Any:
@@ -82,7 +90,9 @@ def _inferred(default: Any) -> Any:
 
 
 def _signatures(make: Any) -> Iterator[tuple[list[inspect.Parameter], dict[str, Any], Set[str]]]:
-    """Parameters, annotations and names set on the way up: of `make`, then of each class it hands on to."""
+    """Parameters, annotations and names set on the way up: of `make`, then of each class it hands
+    on to.
+    """
     if not isinstance(make, type) or is_dataclass(make):
         parameters = [_with_factory(make, p) for p in inspect.signature(make).parameters.values()]
         yield parameters, get_type_hints(make, include_extras=True), frozenset()
@@ -97,7 +107,9 @@ def _signatures(make: Any) -> Iterator[tuple[list[inspect.Parameter], dict[str, 
 
 
 def _with_factory(make: Any, parameter: inspect.Parameter) -> inspect.Parameter:
-    factories = {f.name: f.default_factory for f in dataclasses.fields(make)} if is_dataclass(make) else {}
+    factories = (
+        {f.name: f.default_factory for f in dataclasses.fields(make)} if is_dataclass(make) else {}
+    )
     factory = factories.get(parameter.name, dataclasses.MISSING)
     return parameter if factory is dataclasses.MISSING else parameter.replace(default=factory())
 
@@ -117,6 +129,8 @@ def _passed_on(init: Any) -> frozenset[str] | None:
     for call in ast.walk(tree):
         if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "__init__":
             names = {word.arg for word in call.keywords}
-            if extra & {getattr(word.value, "id", "") for word in call.keywords if word.arg is None}:
+            if extra & {
+                getattr(word.value, "id", "") for word in call.keywords if word.arg is None
+            }:
                 return frozenset(name for name in names if name)
     return None

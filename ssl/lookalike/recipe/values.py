@@ -1,4 +1,6 @@
-"""The values of a recipe: annotated numbers, a Spec for what is chosen by name, and all of them as JSON data."""
+"""The values of a recipe: annotated numbers, a Spec for what is chosen by name, and all of them as
+JSON data.
+"""
 
 import inspect
 import json
@@ -37,8 +39,12 @@ class Spec:
     make: Callable[..., Any] = field(repr=False, compare=False)
 
     def build(self, *positional: Any, **given: Any) -> Any:
-        """Calls the constructor with `positional`, the arguments (nested Specs built first) and `given`."""
-        return self.make(*positional, **{key: _built(value) for key, value in self.args.items()}, **given)
+        """Calls the constructor with `positional`, the arguments (nested Specs built first) and
+        `given`.
+        """
+        return self.make(
+            *positional, **{key: _built(value) for key, value in self.args.items()}, **given
+        )
 
 
 def _built(value: Any) -> Any:
@@ -52,7 +58,9 @@ def plain_of(value: Any) -> Any:
     if isinstance(value, Spec):
         return {"name": value.name, **plain_of(value.args)}
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: plain_of(getattr(value, key)) for key in inspect.signature(type(value)).parameters}
+        return {
+            key: plain_of(getattr(value, key)) for key in inspect.signature(type(value)).parameters
+        }
     if isinstance(value, Mapping):
         return {key: plain_of(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,5 @@
-"""YAML text to values that know their line and column, and back: one document, no tags, anchors or aliases.
+"""YAML text to values that know their line and column, and back: one document, no tags, anchors or
+aliases.
 
 YAML 1.2.2, section 10.3 (the core schema): `1e-3` is a number, `yes` and `1:30` are text.
 """
@@ -31,16 +32,22 @@ _NOT_TEXT = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-
 
 
 def decode(data: bytes, name: str) -> str:
-    """UTF-8 text of a file, a byte order mark left out. Raises RecipeError at the first bad byte."""
+    """UTF-8 text of a file, a byte order mark left out. Raises RecipeError at the first bad
+    byte.
+    """
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         at = _position(data[: error.start].decode(), name)
-        raise Refusal(at, f"byte 0x{data[error.start]:02x} is not UTF-8, save the file as UTF-8") from None
+        raise Refusal(
+            at, f"byte 0x{data[error.start]:02x} is not UTF-8, save the file as UTF-8"
+        ) from None
 
 
 def read(text: str, name: str) -> Node:
-    """The one document in `text`. Raises RecipeError, `name:line:column: …`, at the first thing refused."""
+    """The one document in `text`. Raises RecipeError, `name:line:column: …`, at the first thing
+    refused.
+    """
     if len(text) > MAX_BYTES or len(text.encode(errors="replace")) > MAX_BYTES:
         raise Refusal(Position(name, 1, 1), f"over {MAX_BYTES // 1024} KiB, shorten it")
     if bad := _NOT_TEXT.search(text):
@@ -66,7 +73,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's scanner, stopped at deep brackets: its look-ahead would take quadratic time over them."""
+    """PyYAML's scanner, stopped at deep brackets: its look-ahead would take quadratic time over
+    them.
+    """
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         if self.flow_level >= MAX_DEPTH:
@@ -98,7 +107,9 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             raise self._syntax(error) from None
         except (ValueError, OverflowError):
-            raise Refusal(_at(loader.get_mark(), self.name), "an escape that names no character") from None
+            raise Refusal(
+                _at(loader.get_mark(), self.name), "an escape that names no character"
+            ) from None
         finally:
             loader.dispose()
 
@@ -106,16 +117,22 @@ class _Reader:
         mark = error.problem_mark or error.context_mark
         at = _at(mark, self.name) if mark else Position(self.name, 1, 1)
         what = " ".join(f"{error.context or ''} {error.problem or ''}".split())
-        return Refusal(at, f"not YAML ({what}), check indentation, colons, quotes and brackets up to here")
+        return Refusal(
+            at, f"not YAML ({what}), check indentation, colons, quotes and brackets up to here"
+        )
 
     def _allowed(self, events: Iterator[yaml.Event]) -> Iterator[yaml.Event]:
         documents = 0
         for count, event in enumerate(events):
             documents += isinstance(event, yaml.DocumentStartEvent)
             if documents > 1:
-                raise Refusal(_at(event.start_mark, self.name), "a second document, keep one in a file")
+                raise Refusal(
+                    _at(event.start_mark, self.name), "a second document, keep one in a file"
+                )
             if count > MAX_EVENTS:
-                raise Refusal(_at(event.start_mark, self.name), "too many values, shorten the recipe")
+                raise Refusal(
+                    _at(event.start_mark, self.name), "too many values, shorten the recipe"
+                )
             if text := _forbidden(event):
                 raise Refusal(_at(event.start_mark, self.name), text)
             yield event

@@ -1,4 +1,6 @@
-"""Which queries or pairs people should look at: the worst, and some by chance, with what stands nearest to them."""
+"""Which queries or pairs people should look at: the worst, and some by chance, with what stands
+nearest to them.
+"""
 
 from typing import NamedTuple
 
@@ -37,7 +39,9 @@ def class_name(images: Images, label: int) -> str:
 
 
 def chosen(found: PerQuery, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The half of `count` queries whose AP is lowest, and as many of the others by chance; places in `found`."""
+    """The half of `count` queries whose AP is lowest, and as many of the others by chance; places
+    in `found`.
+    """
     order_Q = found.values["map"].argsort(stable=True)
     worst, rest = order_Q[: (count + 1) // 2], order_Q[(count + 1) // 2 :]
     generator = torch.Generator().manual_seed(rng.seed(seed, "examples"))
@@ -46,9 +50,17 @@ def chosen(found: PerQuery, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def of_lists(
-    named: Named, sets: Gallery, query_Q: Tensor, gallery_G: Tensor, found: PerQuery, count: int, seed: int
+    named: Named,
+    sets: Gallery,
+    query_Q: Tensor,
+    gallery_G: Tensor,
+    found: PerQuery,
+    count: int,
+    seed: int,
 ) -> list[Section]:
-    """The worst queries and some others, each before its ten nearest. `query_Q`, `gallery_G`: rows of the sets."""
+    """The worst queries and some others, each before its ten nearest. `query_Q`, `gallery_G`: rows
+    of the sets.
+    """
     right_Q = relevant(sets)
     sections: list[Section] = []
     titles = ("The worst queries", "Queries by chance")
@@ -66,7 +78,9 @@ def of_lists(
                     where = "junk" if kind == JUNK else str(rank)
                     cards.append(named.card(int(gallery_G[row]), mark, where, f"{near:.3f}"))
             precision = 100 * float(found.values["map"][place])
-            strips.append(Strip(f"{query.kind}: AP {precision:.2f} %, {int(right_Q[ask])} to find", cards))
+            strips.append(
+                Strip(f"{query.kind}: AP {precision:.2f} %, {int(right_Q[ask])} to find", cards)
+            )
         note = (
             f"{len(strips)} of {len(found.row_Q)} queries, the lowest average precision first."
             if not sections
@@ -79,17 +93,27 @@ def of_lists(
 
 def _legend(sets: Gallery) -> str:
     what = "cosine similarity" if sets.normalize else "distance, in units of the embeddings' spread"
-    junk = "; –, grey: junk, same class and camera, takes no place" if sets.cameras_Q is not None else ""
+    junk = (
+        "; –, grey: junk, same class and camera, takes no place"
+        if sets.cameras_Q is not None
+        else ""
+    )
     return f"✓ same class, ✗ another{junk}. At the right the {what}."
 
 
-def of_pairs(named: Named, pairs: Pairs, near_P: Tensor, threshold_P: Tensor, count: int) -> list[Section]:
-    """The different pairs that are most alike beside their thresholds, and the same ones that are least."""
+def of_pairs(
+    named: Named, pairs: Pairs, near_P: Tensor, threshold_P: Tensor, count: int
+) -> list[Section]:
+    """The different pairs that are most alike beside their thresholds, and the same ones that are
+    least.
+    """
     sections = []
     for same, title in ((False, "Different, but most alike"), (True, "The same, but least alike")):
         place_P = (pairs.same_P == same).nonzero()[:, 0]
         sign = 1 if same else -1
-        place_P = place_P[(near_P[place_P] * sign).argsort(stable=True)]  # decides where a threshold is infinite
+        place_P = place_P[
+            (near_P[place_P] * sign).argsort(stable=True)
+        ]  # decides where a threshold is infinite
         margin_P = (near_P - threshold_P)[place_P] * sign
         wrong = int(((near_P >= threshold_P) != pairs.same_P)[place_P].sum())
         strips = []
@@ -97,7 +121,9 @@ def of_pairs(named: Named, pairs: Pairs, near_P: Tensor, threshold_P: Tensor, co
             accepted = bool(near_P[p] >= threshold_P[p])
             mark: Mark = "right" if accepted == same else "wrong"
             words = "accepted: {} ≥ {}" if accepted else "rejected: {} < {}"
-            about = words.format(f"{float(near_P[p]):.3f}", f"{float(threshold_P[p]):.3f}".replace("inf", "∞"))
+            about = words.format(
+                f"{float(near_P[p]):.3f}", f"{float(threshold_P[p]):.3f}".replace("inf", "∞")
+            )
             a, b = pairs.rows_P2[p].tolist()
             cards = [named.card(a, mark), named.card(b, mark, value=f"{float(near_P[p]):.3f}")]
             strips.append(Strip(f"{about}, fold {int(pairs.folds_P[p])}", cards))

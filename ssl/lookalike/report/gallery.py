@@ -22,7 +22,12 @@ _SIDE = 160
 _TINY = 64
 _FRAME = 4
 _PER_ROW = 12
-_COLOURS = {"query": (9, 105, 218), "right": (26, 127, 55), "wrong": (207, 34, 46), "junk": (140, 149, 159)}
+_COLOURS = {
+    "query": (9, 105, 218),
+    "right": (26, 127, 55),
+    "wrong": (207, 34, 46),
+    "junk": (140, 149, 159),
+}
 _BITMAPS = {
     "query": ("..###..", ".#...#.", ".....#.", "...##..", "...#...", ".......", "...#..."),
     "right": (".......", "......#", ".....##", "#...##.", "##.##..", ".###...", "..#...."),
@@ -60,7 +65,9 @@ font-variant-numeric:tabular-nums}.query .s{color:var(--query)}.right .s{color:v
 
 
 class Card(NamedTuple):
-    """Image number `i`, what it was judged, its place and similarity in words, its class and its name."""
+    """Image number `i`, what it was judged, its place and similarity in words, its class and its
+    name.
+    """
 
     i: int
     mark: Mark
@@ -100,8 +107,12 @@ def small(image_CHW: Tensor) -> Tensor:
 
 
 def document(title: str, lead: str, sections: Sequence[Section], read: Read) -> bytes:
-    """The HTML page: `lead` (whose texts are escaped), then the sections. One image at a time is in memory."""
-    return page.document(title, lead + "".join(_section(section, read) for section in sections), _STYLE).encode()
+    """The HTML page: `lead` (whose texts are escaped), then the sections. One image at a time is in
+    memory.
+    """
+    return page.document(
+        title, lead + "".join(_section(section, read) for section in sections), _STYLE
+    ).encode()
 
 
 def _section(section: Section, read: Read) -> str:
@@ -126,7 +137,8 @@ def _figure(card: Card, image_CHW: Tensor | None) -> str:
     sign = f'<span title="{card.mark}">{SIGNS[card.mark]} {html.escape(card.place)}</span>'
     caption = f'<span class="s">{sign}<span>{html.escape(card.value)}</span></span><span title="{kind}">{kind}</span>'
     return (
-        f'<figure class="{card.mark}">{shown}<figcaption>{caption}<small title="{name}">{tail}</small></figcaption>'
+        f'<figure class="{card.mark}">{shown}<figcaption>{caption}<small '
+        f'title="{name}">{tail}</small></figcaption>'
         "</figure>"
     )
 
@@ -139,7 +151,9 @@ def _image(image_CHW: Tensor, alt: str) -> str:
 
 
 def sheet(sections: Sequence[Section], read: Read) -> bytes:
-    """The PNG: a row a strip, or several of a row where they are short; each tile framed, its sign in the corner."""
+    """The PNG: a row a strip, or several of a row where they are short; each tile framed, its sign
+    in the corner.
+    """
     rows: list[list[Tensor]] = []
     for section in sections:
         room = 0
@@ -160,7 +174,9 @@ def _gap() -> Tensor:
 
 
 def framed(image_CHW: Tensor | None, mark: Mark) -> Tensor:
-    """A square tile, uint8 (3, S, S): the image, pale where it is junk, in a frame with the mark's sign."""
+    """A square tile, uint8 (3, S, S): the image, pale where it is junk, in a frame with the mark's
+    sign.
+    """
     side = _SIDE - 2 * _FRAME
     inner_CHW = torch.full((3, side, side), 235, dtype=torch.uint8)
     if image_CHW is not None:
@@ -175,7 +191,9 @@ def framed(image_CHW: Tensor | None, mark: Mark) -> Tensor:
     colour_C11 = torch.tensor(_COLOURS[mark], dtype=torch.uint8)[:, None, None]
     tile_CHW = colour_C11.expand(3, _SIDE, _SIDE).clone()
     tile_CHW[:, _FRAME:-_FRAME, _FRAME:-_FRAME] = inner_CHW
-    sign_HW = torch.tensor([[c == "#" for c in line] for line in _BITMAPS[mark]]).repeat_interleave(3, 0)
+    sign_HW = torch.tensor([[c == "#" for c in line] for line in _BITMAPS[mark]]).repeat_interleave(
+        3, 0
+    )
     sign_HW = F.pad(sign_HW.repeat_interleave(3, 1), (3, 3, 3, 3))
     height, width = sign_HW.shape
     tile_CHW[:, :height, :width] = torch.where(sign_HW, 255, colour_C11)

@@ -1,4 +1,6 @@
-"""The scores of evaluate.json as tables for people, a table a task: in the terminal, and in a page."""
+"""The scores of evaluate.json as tables for people, a table a task: in the terminal, and in a
+page.
+"""
 
 import html
 import re
@@ -40,21 +42,31 @@ def title(measure: str) -> str | None:
 
 
 def by_task(scores: Mapping[str, Any]) -> list[tuple[str, dict[str, Found]]]:
-    """The entries of evaluate.json that may be compared, same task and same images; what is none is left out."""
+    """The entries of evaluate.json that may be compared, same task and same images; what is none is
+    left out.
+    """
     found: dict[tuple[str, str], dict[str, Found]] = {}
     for name, one in scores.items():
         if isinstance(one, dict):
-            found.setdefault((str(one.get("task", "retrieval")), str(one.get("data"))), {})[name] = one
+            found.setdefault((str(one.get("task", "retrieval")), str(one.get("data"))), {})[
+                name
+            ] = one
     return [(task, each) for (task, _), each in found.items()]
 
 
 def rows(scores: Mapping[str, Found]) -> tuple[list[str], list[Row]]:
-    """The measures that any of these models has, in order, and a row a model and variant of its lists."""
+    """The measures that any of these models has, in order, and a row a model and variant of its
+    lists.
+    """
     columns: dict[str, None] = {}
     out = []
     for name, found in scores.items():
         for prefix, words in _VARIANTS.items():
-            own = {m.removeprefix(prefix): m for m in found if m.startswith(prefix) and title(m.removeprefix(prefix))}
+            own = {
+                m.removeprefix(prefix): m
+                for m in found
+                if m.startswith(prefix) and title(m.removeprefix(prefix))
+            }
             own = {short: m for short, m in own.items() if isinstance(found[m], int | float)}
             if own:
                 columns |= dict.fromkeys(own)
@@ -79,7 +91,9 @@ def counts(found: Found) -> str:
     else:
         words = f"{found.get('queries', 0):.0f} queries of {found.get('classes', 0)} classes"
         words += f", gallery of {found['gallery']}" if "gallery" in found else ""
-        words += f"; {found['dropped']:.0f} more had nothing to find" if found.get("dropped") else ""
+        words += (
+            f"; {found['dropped']:.0f} more had nothing to find" if found.get("dropped") else ""
+        )
     words += f"; {found['unreadable']} images could not be read" if found.get("unreadable") else ""
     return words
 
@@ -92,7 +106,9 @@ def spreads(found: Found) -> str:
 
 
 def worst(found: Found) -> dict[str, list[tuple[str, float, int]]]:
-    """The groups with the lowest mAP or accuracy, (name, value, size) of each, worst first; by kind of group."""
+    """The groups with the lowest mAP or accuracy, (name, value, size) of each, worst first; by kind
+    of group.
+    """
     out = {}
     for kind, groups in found.get("breakdown", {}).items():
         measure = "accuracy" if kind == "fold" else "map"
@@ -116,11 +132,15 @@ def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
     for line in (heads, *cells):
         first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         yield "  ".join([line[0].ljust(len(first)), *others])
-    notes = [counts(found) for found in scores.values()] + [spreads(found) for found in scores.values()]
+    notes = [counts(found) for found in scores.values()] + [
+        spreads(found) for found in scores.values()
+    ]
     yield from (f"({note})" for note in dict.fromkeys(filter(None, notes)))
     for name, found in scores.items():
         for kind, groups in worst(found).items():
-            listed = ", ".join(f"{group} ({100 * value:.2f} %)" for group, value, _ in groups[:_WORST])
+            listed = ", ".join(
+                f"{group} ({100 * value:.2f} %)" for group, value, _ in groups[:_WORST]
+            )
             measure = "accuracy" if kind == "fold" else "mAP"
             yield f"{name}: lowest {measure} by {kind}: {listed}"
 
@@ -128,18 +148,25 @@ def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
 def page(scores: Mapping[str, Any], name: str) -> str:
     """The tables as HTML, the one that has `name` first and alone with what is said of it."""
     found, tables = scores[name], sorted(by_task(scores), key=lambda table: name not in table[1])
-    parts = [f"<p>{html.escape(' · '.join(filter(None, (counts(found), _words(found), spreads(found)))))}</p>"]
+    parts = [
+        f"<p>{html.escape(' · '.join(filter(None, (counts(found), _words(found), spreads(found)))))}</p>"
+    ]
     for task, some in tables:
         columns, body = rows(some)
         parts.append(
-            _table([_TASKS.get(task, task), *(title(m) or m for m in columns)], [_cells(row, columns) for row in body])
+            _table(
+                [_TASKS.get(task, task), *(title(m) or m for m in columns)],
+                [_cells(row, columns) for row in body],
+            )
         )
     boxes = [_groups(kind, groups) for kind, groups in worst(found).items()]
     return "".join(parts) + (f'<div class="side">{"".join(boxes)}</div>' if boxes else "")
 
 
 def _words(found: Found) -> str:
-    return ", ".join(f"{key}: {value}" for key, value in found["protocol"].items() if isinstance(value, str))
+    return ", ".join(
+        f"{key}: {value}" for key, value in found["protocol"].items() if isinstance(value, str)
+    )
 
 
 def _cells(row: Row, columns: Sequence[str]) -> list[str]:

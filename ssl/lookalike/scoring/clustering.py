@@ -1,7 +1,8 @@
 """How well k-means finds the classes in the embeddings: normalised mutual information.
 
-NMI as in Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505: 2 I / (H + H'), which is not
-corrected for chance: it grows with the number of clusters, so compare only over the same images.
+NMI as in Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505: 2 I / (H
++ H'), which is not corrected for chance: it grows with the number of clusters, so compare only over
+the same images.
 """
 
 import warnings
@@ -19,18 +20,26 @@ from lookalike.scoring.similarity import points
 
 @torch.no_grad()
 def nmi(
-    embeddings_ND: Tensor, labels_N: Tensor, *, normalize: bool = True, iterations: int = 100, seed: int = 0
+    embeddings_ND: Tensor,
+    labels_N: Tensor,
+    *,
+    normalize: bool = True,
+    iterations: int = 100,
+    seed: int = 0,
 ) -> float:
-    """NMI in [0, 1] of the C classes with C clusters by k-means (k-means++ once, `seed`), rows of unit length.
+    """NMI in [0, 1] of the C classes with C clusters by k-means (k-means++ once, `seed`), rows of
+    unit length.
 
-    The clusters depend on seed and order of the rows. Time grows with N × C × D; a collapse has one cluster and
-    scores 0. Raises Error when the embeddings cannot be scored or there is one class only.
+    The clusters depend on seed and order of the rows. Time grows with N × C × D; a collapse has one
+    cluster and scores 0. Raises Error when the embeddings cannot be scored or there is one class
+    only.
     """
     check(embeddings_ND, "clustering", labels_N)
     classes_C, class_N = torch.unique(labels_N.long(), return_inverse=True)
     if len(classes_C) < 2 or iterations < 1:
         raise Error(
-            f"clustering: {len(classes_C)} classes, {iterations} iterations; two classes, one iteration or more"
+            f"clustering: {len(classes_C)} classes, {iterations} iterations; two classes, one "
+            "iteration or more"
         )
     point_ND, _ = points(embeddings_ND, embeddings_ND, normalize)
     if bool((point_ND - point_ND[0]).abs().max() < 1e-6):

@@ -1,8 +1,10 @@
-"""Cells of a large matrix, so that a search looks at a share of its rows: approximate, for many millions.
+"""Cells of a large matrix, so that a search looks at a share of its rows: approximate, for many
+millions.
 
-An inverted file: the rows nearest to each of C centres that k-means finds (by faiss, which only this needs); a query
-looks at the cells whose centres are nearest to it, exactly as without cells, and misses what lies in others.
-Sivic & Zisserman, "Video Google", ICCV 2003; Jégou, Douze & Schmid, PAMI 2011, section IV.
+An inverted file: the rows nearest to each of C centres that k-means finds (by faiss, which only
+this needs); a query looks at the cells whose centres are nearest to it, exactly as without cells,
+and misses what lies in others. Sivic & Zisserman, "Video Google", ICCV 2003; Jégou, Douze & Schmid,
+PAMI 2011, section IV.
 """
 
 from typing import NamedTuple
@@ -23,7 +25,9 @@ _SAMPLE = 256  # rows a centre that k-means sees
 
 
 class InvertedLists(NamedTuple):
-    """Centres, float32; all rows, cell by cell; where each cell begins in them and where the last ends, int64."""
+    """Centres, float32; all rows, cell by cell; where each cell begins in them and where the last
+    ends, int64.
+    """
 
     centre_CD: Tensor
     row_N: Tensor
@@ -31,19 +35,28 @@ class InvertedLists(NamedTuple):
 
 
 def train_ivf(x_ND: Tensor, normalize: bool) -> InvertedLists:
-    """√N cells by k-means, spherical for cosine similarity; the same for the same rows. Raises Error without faiss."""
+    """√N cells by k-means, spherical for cosine similarity; the same for the same rows. Raises
+    Error without faiss.
+    """
     try:
         import faiss
     except ImportError as error:
-        raise Error("--approximate needs faiss: pip install lookalike[faiss], or leave it out") from error
+        raise Error(
+            "--approximate needs faiss: pip install lookalike[faiss], or leave it out"
+        ) from error
     count = max(1, round(len(x_ND) ** 0.5))
     place_N = torch.linspace(0, len(x_ND) - 1, min(len(x_ND), count * _SAMPLE)).long()
     how = {"niter": 10, "seed": 0, "spherical": normalize, "min_points_per_centroid": 1}
     means = faiss.Kmeans(x_ND.shape[1], count, **how)
     means.train(_rows(x_ND[place_N], normalize))
-    parts = [means.index.search(_rows(part_BD, normalize), 1)[1][:, 0] for part_BD in torch.split(x_ND, _ROWS)]
+    parts = [
+        means.index.search(_rows(part_BD, normalize), 1)[1][:, 0]
+        for part_BD in torch.split(x_ND, _ROWS)
+    ]
     cell_N = torch.from_numpy(np.concatenate(parts))
-    start_C1 = torch.cat((torch.zeros(1, dtype=torch.int64), torch.bincount(cell_N, minlength=count).cumsum(0)))
+    start_C1 = torch.cat(
+        (torch.zeros(1, dtype=torch.int64), torch.bincount(cell_N, minlength=count).cumsum(0))
+    )
     return InvertedLists(torch.from_numpy(means.centroids), cell_N.argsort(stable=True), start_C1)
 
 
@@ -70,5 +83,7 @@ def _looked_at(query_1D: Tensor, cells: InvertedLists, wanted: int, normalize: b
     order_C = nearest(query_1D, cells.centre_CD, len(cells.centre_CD), normalize=normalize)[0][0]
     size_C = (cells.start_C1[1:] - cells.start_C1[:-1])[order_C]
     last = int((size_C.cumsum(0) < wanted).sum())
-    spans = [cells.row_N[cells.start_C1[c] : cells.start_C1[c + 1]] for c in order_C[: last + 1].tolist()]
+    spans = [
+        cells.row_N[cells.start_C1[c] : cells.start_C1[c + 1]] for c in order_C[: last + 1].tolist()
+    ]
     return torch.cat(spans).sort().values

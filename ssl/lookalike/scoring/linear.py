@@ -1,8 +1,10 @@
-"""Linear probe: multinomial logistic regression on frozen features, full batch L-BFGS, L2 chosen on train.
+"""Linear probe: multinomial logistic regression on frozen features, full batch L-BFGS, L2 chosen on
+train.
 
-Loss: mean cross-entropy + l2/2 · ‖W‖², bias free, features standardised by train. It is solved in coordinates
-where the Hessian at the start is near the identity: rotated by the eigenvectors of XᵀX/N and scaled by
-√(λ·v + l2), with λ the eigenvalues and v the mean of p(1 - p). The minimum is the same, the path shorter.
+Loss: mean cross-entropy + l2/2 · ‖W‖², bias free, features standardised by train. It is solved in
+coordinates where the Hessian at the start is near the identity: rotated by the eigenvectors of
+XᵀX/N and scaled by √(λ·v + l2), with λ the eigenvalues and v the mean of p(1 - p). The minimum is
+the same, the path shorter.
 """
 
 from collections import deque
@@ -24,7 +26,9 @@ Slope = Callable[[Tensor], Point]
 
 
 class Linear(NamedTuple):
-    """A fitted classifier on features standardised by `mean_D` and `std_D`; `converged`: within tolerance."""
+    """A fitted classifier on features standardised by `mean_D` and `std_D`; `converged`: within
+    tolerance.
+    """
 
     weight_CD: Tensor
     bias_C: Tensor
@@ -55,9 +59,11 @@ class Probe(TypedDict):
 
 
 class _Problem(NamedTuple):
-    """Rotated features with a last column of ones, `E` = R + 1, and the way back to the given features.
+    """Rotated features with a last column of ones, `E` = R + 1, and the way back to the given
+    features.
 
-    R is D, or where there are fewer rows than dimensions at most N: beyond the rows' span every weight is 0.
+    R is D, or where there are fewer rows than dimensions at most N: beyond the rows' span every
+    weight is 0.
     """
 
     u_NE: Tensor
@@ -81,7 +87,9 @@ def _problem(features_ND: Tensor, labels_N: Tensor, classes: int) -> _Problem:
     """Standardise and rotate; float64 features stay float64, all others become float32."""
     check(features_ND, "train", labels_N)
     if int(labels_N.min()) < 0 or int(labels_N.max()) >= classes or len(torch.unique(labels_N)) < 2:
-        raise Error(f"train labels: two or more of the classes 0 to {classes - 1} are needed, and no others")
+        raise Error(
+            f"train labels: two or more of the classes 0 to {classes - 1} are needed, and no others"
+        )
     x_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
     mean_D, std_D = _standard(x_ND)
     x_ND = (x_ND - mean_D) / std_D
@@ -92,10 +100,12 @@ def _problem(features_ND: Tensor, labels_N: Tensor, classes: int) -> _Problem:
 
 
 def _axes(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues of XᵀX/N, ascending, and its eigenvectors; of the R that the rows span where N < D.
+    """Eigenvalues of XᵀX/N, ascending, and its eigenvectors; of the R that the rows span where N <
+    D.
 
-    Then they come from XXᵀ/N, which is N × N: with u an eigenvector of that, Xᵀu is one of XᵀX/N. In double precision:
-    single gives up on the nearly equal eigenvalues of features that almost collapsed.
+    Then they come from XXᵀ/N, which is N × N: with u an eigenvector of that, Xᵀu is one of XᵀX/N.
+    In double precision: single gives up on the nearly equal eigenvalues of features that almost
+    collapsed.
     """
     rows, width = x_ND.shape
     if rows >= width:
@@ -117,7 +127,9 @@ def _gram(x_ND: Tensor) -> Tensor:
 
 
 def _loss(problem: _Problem, w_CE: Tensor, l2_E: Tensor) -> Point:
-    """Loss and its gradient `(C, E)`; 1 - p of the true class is summed from the others, exact near 0."""
+    """Loss and its gradient `(C, E)`; 1 - p of the true class is summed from the others, exact near
+    0.
+    """
     log_p_NC = (problem.u_NE @ w_CE.T).log_softmax(1)
     true_N1 = problem.labels_N[:, None]
     loss = -log_p_NC.gather(1, true_N1).double().mean() + (w_CE.square() * l2_E).double().sum() / 2
@@ -127,7 +139,9 @@ def _loss(problem: _Problem, w_CE: Tensor, l2_E: Tensor) -> Point:
 
 
 def _direction(gradient_CE: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Descent from the last steps s and gradient changes y; Nocedal and Wright 2006, algorithm 7.4."""
+    """Descent from the last steps s and gradient changes y; Nocedal and Wright 2006, algorithm
+    7.4.
+    """
     d_CE, shares = -gradient_CE, []
     for s_CE, y_CE in reversed(memory):
         shares.append((s_CE * d_CE).sum() / (s_CE * y_CE).sum())
@@ -143,7 +157,8 @@ def _direction(gradient_CE: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> 
 def _walk(slope: Slope, z_CE: Tensor, here: Point, d_CE: Tensor) -> tuple[Tensor, Point] | None:
     """Go along `d_CE` until most of the slope is gone; None if 20 trials do not get there.
 
-    The slope decides: the loss is convex, so the slope only rises; near the minimum the loss is all noise.
+    The slope decides: the loss is convex, so the slope only rises; near the minimum the loss is all
+    noise.
     """
     first = float((here[1] * d_CE).sum())
     low, high, t = 0.0, float("inf"), 1.0
@@ -162,9 +177,11 @@ def _walk(slope: Slope, z_CE: Tensor, here: Point, d_CE: Tensor) -> tuple[Tensor
 
 
 def _minimise(slope: Slope, z_CE: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, bool]:
-    """L-BFGS with 10 remembered steps, and whether every entry of the gradient came within `tolerance`.
+    """L-BFGS with 10 remembered steps, and whether every entry of the gradient came within
+    `tolerance`.
 
-    Where the memory leads nowhere it is forgotten once; where the gradient alone does not, rounding ends it.
+    Where the memory leads nowhere it is forgotten once; where the gradient alone does not, rounding
+    ends it.
     """
     memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=10)
     here = slope(z_CE)
@@ -182,7 +199,9 @@ def _minimise(slope: Slope, z_CE: Tensor, iterations: int, tolerance: float) -> 
     return z_CE, float(here[1].abs().max()) <= tolerance
 
 
-def _solve(problem: _Problem, l2: float, start: Linear | None, iterations: int, tolerance: float) -> Linear:
+def _solve(
+    problem: _Problem, l2: float, start: Linear | None, iterations: int, tolerance: float
+) -> Linear:
     """Minimise from `start` (zero if none), which may be standardised by other features."""
     l2_E = torch.full_like(problem.spectrum_E, l2)
     l2_E[-1] = 0
@@ -198,7 +217,9 @@ def _solve(problem: _Problem, l2: float, start: Linear | None, iterations: int, 
 
     z_CE, converged = _minimise(slope, w_CE * scale_E, iterations, tolerance)
     w_CE = z_CE / scale_E
-    return Linear(w_CE[:, :-1] @ problem.axes_DR.T, w_CE[:, -1], problem.mean_D, problem.std_D, converged)
+    return Linear(
+        w_CE[:, :-1] @ problem.axes_DR.T, w_CE[:, -1], problem.mean_D, problem.std_D, converged
+    )
 
 
 @torch.no_grad()
@@ -212,7 +233,8 @@ def fit(
     max_iterations: int = 500,
     tolerance: float = 1e-5,
 ) -> Linear:
-    """Fit labels 0 … classes-1; `tolerance` bounds every entry of the gradient in the scaled coordinates.
+    """Fit labels 0 … classes-1; `tolerance` bounds every entry of the gradient in the scaled
+    coordinates.
 
     float64 features are fitted in float64, all others in float32.
     Raises Error when features or labels cannot be fitted, or l2 is not above 0.
@@ -228,7 +250,8 @@ def _check_grid(grid: Sequence[float]) -> None:
 
 
 def split(labels_N: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit on and rows to hold out, ascending: of each class round(n · held_out) rows drawn by `seed`.
+    """Rows to fit on and rows to hold out, ascending: of each class round(n · held_out) rows drawn
+    by `seed`.
 
     At least one row of a class is held out and at least one is fitted; a single row is fitted.
     Raises Error when held_out is not inside (0, 1) or every class has one row only.
@@ -238,7 +261,9 @@ def split(labels_N: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]
     _, class_N, size_C = torch.unique(labels_N.cpu(), return_inverse=True, return_counts=True)
     held_C = (size_C.double() * held_out).round().long().clamp_min(1).minimum(size_C - 1)
     if not int(held_C.sum()):
-        raise Error("train labels: one row in every class, so none can be held out; pass more per class")
+        raise Error(
+            "train labels: one row in every class, so none can be held out; pass more per class"
+        )
     shuffled_N = torch.randperm(len(class_N), generator=torch.Generator().manual_seed(seed))
     order_N = shuffled_N[class_N[shuffled_N].argsort(stable=True)]
     place_N = torch.arange(len(order_N)) - (size_C.cumsum(0) - size_C)[class_N[order_N]]
@@ -248,7 +273,9 @@ def split(labels_N: Tensor, held_out: float, seed: int) -> tuple[Tensor, Tensor]
     return fit_rows.to(labels_N.device), held_rows.to(labels_N.device)
 
 
-def _sweep(problem: _Problem, grid: Sequence[float], iterations: int, tolerance: float) -> dict[float, Linear]:
+def _sweep(
+    problem: _Problem, grid: Sequence[float], iterations: int, tolerance: float
+) -> dict[float, Linear]:
     """One fit for each l2, from strong to weak, each started from the one before."""
     fits: dict[float, Linear] = {}
     last: Linear | None = None
@@ -272,9 +299,9 @@ def probe(
 ) -> Probe:
     """Choose l2 on a held-out part of train, refit on all of train, score test once.
 
-    The best held-out accuracy wins, the strongest l2 of those that tie; `grid_edge`: an end of the grid won;
-    `converged`: every fit did. Labels may be any whole numbers; a test class that train lacks is a miss.
-    Raises Error when features, labels, grid or held_out cannot be used.
+    The best held-out accuracy wins, the strongest l2 of those that tie; `grid_edge`: an end of the
+    grid won; `converged`: every fit did. Labels may be any whole numbers; a test class that train
+    lacks is a miss. Raises Error when features, labels, grid or held_out cannot be used.
     """
     _check_grid(grid)
     check(train_ND, "train", train_labels_N)
@@ -285,7 +312,9 @@ def probe(
     problem = _problem(train_ND[fit_rows], near_N[fit_rows], classes)
     fits = _sweep(problem, grid, max_iterations, tolerance)
     held_HD, held_labels_H = train_ND[held_rows], near_N[held_rows]
-    found = {l2: hits(rank(one.logits(held_HD), held_labels_H), 1)["top1"] for l2, one in fits.items()}
+    found = {
+        l2: hits(rank(one.logits(held_HD), held_labels_H), 1)["top1"] for l2, one in fits.items()
+    }
     best = max(found, key=lambda l2: (found[l2], l2))
     final = _solve(_problem(train_ND, near_N, classes), best, fits[best], max_iterations, tolerance)
     scored = hits(rank(final.logits(test_MD), true_M), classes)

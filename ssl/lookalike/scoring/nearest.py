@@ -1,6 +1,8 @@
-"""The first places of a ranked list, to be looked at: the similarity, the ties and the junk of the scores.
+"""The first places of a ranked list, to be looked at: the similarity, the ties and the junk of the
+scores.
 
-Among equally near items wrong ones come first, then junk, then right ones, each by row, as `ranks` counts them.
+Among equally near items wrong ones come first, then junk, then right ones, each by row, as `ranks`
+counts them.
 """
 
 from typing import NamedTuple
@@ -20,7 +22,8 @@ QUERIES = 16
 
 
 class Nearest(NamedTuple):
-    """The first K items of B lists: rows of the gallery, int64; cosine similarity or distance; what they are.
+    """The first K items of B lists: rows of the gallery, int64; cosine similarity or distance; what
+    they are.
 
     Behind the end of a shorter list the row is -1 and the kind ABSENT.
     """
@@ -31,10 +34,11 @@ class Nearest(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Two sets of embeddings, one tensor twice where they are one set, with their classes and perhaps cameras.
+    """Two sets of embeddings, one tensor twice where they are one set, with their classes and
+    perhaps cameras.
 
-    `own_Q`: which row of the gallery a query is, -1 for none; it is never listed. Items of a query's own class and
-    camera are junk; without cameras there is none.
+    `own_Q`: which row of the gallery a query is, -1 for none; it is never listed. Items of a
+    query's own class and camera are junk; without cameras there is none.
     """
 
     query_QD: Tensor
@@ -60,7 +64,9 @@ def kinds(sets: Gallery, query_B: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest(sets: Gallery, query_B: Tensor, k: int) -> Nearest:
-    """The first `k` items of the lists of these queries, int64 `(B,)`. Raises Error when k is not above 0."""
+    """The first `k` items of the lists of these queries, int64 `(B,)`. Raises Error when k is not
+    above 0.
+    """
     if k < 1:
         raise Error(f"nearest: k {k}; it must be above 0")
     from_QD, to_ND = points(sets.query_QD, sets.gallery_ND, sets.normalize)
@@ -69,7 +75,8 @@ def nearest(sets: Gallery, query_B: Tensor, k: int) -> Nearest:
     parts = []
     for row_B in torch.split(query_B, QUERIES):
         near_BN, kind_BN = nearness(from_QD[row_B], to_ND, sets.normalize), kinds(sets, row_B)
-        # One whole number an item, no two alike: nearness, then what it is, then the row; below 2^62.
+        # One whole number an item, no two alike: nearness, then what it is, then the row; below
+        # 2^62.
         key_BN = (near_BN.long() * 4 + kind_BN).mul_(rows).add_(last_N)
         key_BN.masked_fill_(kind_BN == ABSENT, torch.iinfo(torch.int64).min)
         row_BK = key_BN.topk(k, dim=1).indices

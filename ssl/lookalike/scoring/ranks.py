@@ -1,12 +1,14 @@
-"""Ranks of the relevant items: all that the measures of a ranked list need, by counting, without the list.
+"""Ranks of the relevant items: all that the measures of a ranked list need, by counting, without
+the list.
 
-The m-th nearest relevant item stands at place m + (wrong items at least as near): at equal nearness the wrong ones
-come first, so a collapsed embedding scores badly. Every measure here is a function of these places, 1 the first.
+The m-th nearest relevant item stands at place m + (wrong items at least as near): at equal nearness
+the wrong ones come first, so a collapsed embedding scores badly. Every measure here is a function
+of these places, 1 the first.
 
-Recall@k: Jégou et al., PAMI 2011. R-precision, MAP@R: Musgrave, Belongie, Lim, "A Metric Learning Reality Check",
-ECCV 2020, arXiv 2003.08505, equation 2. Trapezoid AP: the code of Zheng et al., "Scalable Person
-Re-identification: A Benchmark", ICCV 2015 (Market-1501). INP: Ye et al., "Deep Learning for Person
-Re-identification", PAMI 2021, arXiv 2001.04193, equation 7.
+Recall@k: Jégou et al., PAMI 2011. R-precision, MAP@R: Musgrave, Belongie, Lim, "A Metric Learning
+Reality Check", ECCV 2020, arXiv 2003.08505, equation 2. Trapezoid AP: the code of Zheng et al.,
+"Scalable Person Re-identification: A Benchmark", ICCV 2015 (Market-1501). INP: Ye et al., "Deep
+Learning for Person Re-identification", PAMI 2021, arXiv 2001.04193, equation 7.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,9 @@ ABSENT = -(2**31) + 1
 """Below every key; odd, like a wrong item's."""
 
 COUNTED = 32
-"""With at most so many relevant items a query, wrong ones are counted for each; with more, rows are sorted."""
+"""With at most so many relevant items a query, wrong ones are counted for each; with more, rows are
+sorted.
+"""
 
 PAIRS = 2**24
 """Similarities in memory at once, each taking about 20 bytes."""
@@ -29,7 +33,9 @@ BLOCK = 2**19
 
 
 class PerQuery(NamedTuple):
-    """Each measure of each query that has something to find, float64 `(Q,)`; `row_Q`: which they are, ascending."""
+    """Each measure of each query that has something to find, float64 `(Q,)`; `row_Q`: which they
+    are, ascending.
+    """
 
     row_Q: Tensor
     values: dict[str, Tensor]
@@ -42,13 +48,18 @@ def evaluate_queries(
     relevant_Q: Tensor,
     chunk: int,
 ) -> PerQuery:
-    """The measures of all queries that have something to find, of which there is one, `chunk` at a time.
+    """The measures of all queries that have something to find, of which there is one, `chunk` at a
+    time.
 
-    `lists`: near, right and absent, as `places` takes them, of the queries of these numbers; `measures`: values `(B,)`
-    from places and numbers of relevant items; relevant: how many each query has, int64.
+    `lists`: near, right and absent, as `places` takes them, of the queries of these numbers;
+    `measures`: values `(B,)` from places and numbers of relevant items; relevant: how many each
+    query has, int64.
     """
     query_Q, width = relevant_Q.nonzero()[:, 0], int(relevant_Q.max())
-    parts = [measures(rank_positions(*lists(row_B), width), relevant_Q[row_B]) for row_B in torch.split(query_Q, chunk)]
+    parts = [
+        measures(rank_positions(*lists(row_B), width), relevant_Q[row_B])
+        for row_B in torch.split(query_Q, chunk)
+    ]
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return PerQuery(query_Q, values, len(relevant_Q) - len(query_Q))
 
@@ -61,7 +72,9 @@ def count_twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
 
 
 def summary(found: PerQuery) -> dict[str, float]:
-    """The mean of each measure, `queries` averaged over, `dropped` ones that had nothing to find."""
+    """The mean of each measure, `queries` averaged over, `dropped` ones that had nothing to
+    find.
+    """
     means = {name: float(value_Q.mean()) for name, value_Q in found.values.items()}
     return means | {"queries": float(len(found.row_Q)), "dropped": float(found.dropped)}
 
@@ -69,8 +82,9 @@ def summary(found: PerQuery) -> dict[str, float]:
 def rank_positions(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
     """The place of each query's relevant items, ascending, int64 `(B, width)`, 0 behind the last.
 
-    near: int32, larger is nearer, of size at most 2³⁰ - 2; right: bool, what is relevant; absent: bool, what is not
-    in the query's list at all and not relevant. No query has more than `width` relevant items.
+    near: int32, larger is nearer, of size at most 2³⁰ - 2; right: bool, what is relevant; absent:
+    bool, what is not in the query's list at all and not relevant. No query has more than `width`
+    relevant items.
     """
     ranked = _counted if width <= COUNTED else _sorted
     rows = max(1, BLOCK // near_BN.shape[1])
@@ -93,7 +107,11 @@ def _padded(value_K: Tensor, row_K: Tensor, rows: int, width: int, fill: int) ->
 def _counted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
     """By a comparison of the row with each relevant item: width × N steps of a vector unit."""
     row_K, column_K = right_BN.nonzero(as_tuple=True)
-    level_BR = _padded(near_BN[row_K, column_K], row_K, len(near_BN), width, ABSENT).sort(1, descending=True).values
+    level_BR = (
+        _padded(near_BN[row_K, column_K], row_K, len(near_BN), width, ABSENT)
+        .sort(1, descending=True)
+        .values
+    )
     wrong_BN = near_BN.masked_fill(right_BN | absent_BN, ABSENT)
     place_BR = torch.arange(1, width + 1, device=near_BN.device).repeat(len(near_BN), 1)
     ahead_BN = torch.empty_like(right_BN)
@@ -104,7 +122,9 @@ def _counted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -
 
 
 def _sorted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -> Tensor:
-    """By sorting 2 * nearness + (1 if wrong): items of one key are interchangeable, so any sort will do."""
+    """By sorting 2 * nearness + (1 if wrong): items of one key are interchangeable, so any sort
+    will do.
+    """
     key_BN = (near_BN * 2).add_(~right_BN).masked_fill_(absent_BN, ABSENT)
     if key_BN.device.type == "cpu":
         key_BN.numpy().sort(axis=1)  # several times faster than torch's
@@ -122,7 +142,8 @@ def _hits(place_BR: Tensor) -> Tensor:
 def found_within(place_BR: Tensor, k: int) -> Tensor:
     """1 where a relevant item is among the first k, else 0: Recall@k and CMC@k, float64 `(B,)`.
 
-    A list shorter than k has nothing more to offer: beyond its end the value stays that of its last place.
+    A list shorter than k has nothing more to offer: beyond its end the value stays that of its last
+    place.
     """
     return (place_BR[:, 0] <= k).double()
 
@@ -138,12 +159,15 @@ def average_precision(place_BR: Tensor, relevant_B: Tensor) -> Tensor:
 
 
 def map_at_r(place_BR: Tensor, relevant_B: Tensor) -> Tensor:
-    """Step AP of the first R places, divided by R and not by how many were found there, float64 `(B,)`."""
+    """Step AP of the first R places, divided by R and not by how many were found there, float64
+    `(B,)`.
+    """
     return average_precision(place_BR.where(place_BR <= relevant_B[:, None], 0), relevant_B)
 
 
 def trapezoid_precision(place_BR: Tensor, relevant_B: Tensor) -> Tensor:
-    """AP of the Market-1501 code: each step of recall times the mean of the precision at the hit and just before.
+    """AP of the Market-1501 code: each step of recall times the mean of the precision at the hit
+    and just before.
 
     Before the first place the precision is 1. float64 `(B,)`.
     """

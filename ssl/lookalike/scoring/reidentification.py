@@ -1,9 +1,10 @@
 """Re-identification: find the same identity in the images of other cameras. CMC, mAP, mINP.
 
-Protocol: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015 (Market-1501). Of a query's
-gallery, images of its own identity by its own camera are junk: neither hit nor miss, they take no place. Identity
--1 (bad detections) is left out. A distractor is wrong for all, because no query bears its identity: Market-1501's 0
-needs no rule, and a data set that counts its identities from 0 loses none. Ties are pessimistic, see `ranks`.
+Protocol: Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015 (Market-1501).
+Of a query's gallery, images of its own identity by its own camera are junk: neither hit nor miss,
+they take no place. Identity -1 (bad detections) is left out. A distractor is wrong for all, because
+no query bears its identity: Market-1501's 0 needs no rule, and a data set that counts its
+identities from 0 loses none. Ties are pessimistic, see `ranks`.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,17 +40,22 @@ def each(
     chunk: int | None = None,
     normalize: bool = True,
 ) -> PerQuery:
-    """`cmc@k` for each k, `map` and `minp` of each query that has something to find, from embeddings.
+    """`cmc@k` for each k, `map` and `minp` of each query that has something to find, from
+    embeddings.
 
-    Cosine similarity, or Euclidean distance without `normalize`. `ap`: `step`, 1/R Σ m / place_m, or `trapezoid`,
-    the official Market-1501 code's. CMC@k beyond the end of a list is that of its end. Memory: about 20 bytes ×
-    `chunk` × N. Raises Error when something cannot be scored, cameras are missing, or no query has a match.
+    Cosine similarity, or Euclidean distance without `normalize`. `ap`: `step`, 1/R Σ m / place_m,
+    or `trapezoid`, the official Market-1501 code's. CMC@k beyond the end of a list is that of its
+    end. Memory: about 20 bytes × `chunk` × N. Raises Error when something cannot be scored, cameras
+    are missing, or no query has a match.
     """
     check(query_QD, "query", ids_Q)
     check(gallery_ND, "gallery", ids_N)
     kept_N = _kept(ids_N)
     from_QD, to_ND = points(query_QD, gallery_ND[kept_N], normalize)
-    cameras_Q, cameras_N = _cameras(cameras_Q, ids_Q, "query"), _cameras(cameras_N, ids_N, "gallery")
+    cameras_Q, cameras_N = (
+        _cameras(cameras_Q, ids_Q, "query"),
+        _cameras(cameras_N, ids_N, "gallery"),
+    )
 
     def near(row_B: Tensor) -> Tensor:
         return nearness(from_QD[row_B], to_ND, normalize)
@@ -69,12 +75,20 @@ def each_of_distances(
     ap: AP = "step",
     chunk: int | None = None,
 ) -> PerQuery:
-    """The same from distances of one's own making, such as `rerank`'s; compared in millionths of the largest."""
+    """The same from distances of one's own making, such as `rerank`'s; compared in millionths of
+    the largest.
+    """
     near_QN = of_distances(distance_QN)
     if near_QN.shape != (len(ids_Q), len(ids_N)):
-        raise Error(f"distances: shape {tuple(near_QN.shape)} for {len(ids_Q)} queries, {len(ids_N)} in the gallery")
+        raise Error(
+            f"distances: shape {tuple(near_QN.shape)} for {len(ids_Q)} queries, {len(ids_N)} in "
+            "the gallery"
+        )
     kept_N = _kept(ids_N)
-    cameras_Q, cameras_N = _cameras(cameras_Q, ids_Q, "query"), _cameras(cameras_N, ids_N, "gallery")
+    cameras_Q, cameras_N = (
+        _cameras(cameras_Q, ids_Q, "query"),
+        _cameras(cameras_N, ids_N, "gallery"),
+    )
 
     def near(row_B: Tensor) -> Tensor:
         return near_QN[row_B][:, kept_N]
@@ -95,9 +109,20 @@ def scores(
     chunk: int | None = None,
     normalize: bool = True,
 ) -> dict[str, float]:
-    """Means of `each` in [0, 1]; `queries` averaged over; `dropped`: queries left without a relevant image."""
+    """Means of `each` in [0, 1]; `queries` averaged over; `dropped`: queries left without a
+    relevant image.
+    """
     found = each(
-        query_QD, ids_Q, cameras_Q, gallery_ND, ids_N, cameras_N, ks=ks, ap=ap, chunk=chunk, normalize=normalize
+        query_QD,
+        ids_Q,
+        cameras_Q,
+        gallery_ND,
+        ids_N,
+        cameras_N,
+        ks=ks,
+        ap=ap,
+        chunk=chunk,
+        normalize=normalize,
     )
     return ranks.summary(found)
 
@@ -105,8 +130,10 @@ def scores(
 def pooled(
     query_QD: Tensor, ids_Q: Tensor, cameras_Q: Tensor | None, *, normalize: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Multi-query: all images of one identity by one camera as one query, the mean of their rows (unit rows with
-    `normalize`), in float64; with their identities and cameras, in the order of (identity, camera)."""
+    """Multi-query: all images of one identity by one camera as one query, the mean of their rows
+    (unit rows with `normalize`), in float64; with their identities and cameras, in the order of
+    (identity, camera).
+    """
     check(query_QD, "query", ids_Q)
     key_2Q = torch.stack([ids_Q.long(), _cameras(cameras_Q, ids_Q, "query")])
     key_2P, group_Q, size_P = torch.unique(key_2Q, dim=1, return_inverse=True, return_counts=True)
@@ -124,12 +151,17 @@ def _kept(ids_N: Tensor) -> Tensor:
 
 
 def _cameras(cameras_N: Tensor | None, ids_N: Tensor, name: str) -> Tensor:
-    """The cameras as int64. Raises Error where they are missing: without them every score is another protocol's."""
+    """The cameras as int64. Raises Error where they are missing: without them every score is
+    another protocol's.
+    """
     remedy = "re-identification needs the camera of every image; `retrieval` scores images without"
     if cameras_N is None:
         raise Error(f"{name} cameras: missing; {remedy}")
     if cameras_N.shape != ids_N.shape:
-        raise Error(f"{name} cameras: shape {tuple(cameras_N.shape)} for {len(ids_N)} rows; pass one per row")
+        raise Error(
+            f"{name} cameras: shape {tuple(cameras_N.shape)} for {len(ids_N)} rows; pass one per "
+            "row"
+        )
     if cameras_N.is_floating_point() or cameras_N.is_complex() or cameras_N.dtype == torch.bool:
         raise Error(f"{name} cameras: dtype {cameras_N.dtype}; pass whole numbers")
     if int(cameras_N.min()) < 0:
@@ -150,10 +182,16 @@ def _each(
     """What is right, what is junk, and the measures; `near`: of some queries."""
     if (chunk is not None and chunk < 1) or not ks or min(ks) < 1 or ap not in get_args(AP):
         names = " or ".join(get_args(AP))
-        raise Error(f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, ap {names}")
+        raise Error(
+            f"re-identification: ks {tuple(ks)}, chunk {chunk}, ap {ap!r}; ks and chunk above 0, "
+            f"ap {names}"
+        )
     relevant_Q, _ = relevant_and_junk(ids_Q, cameras_Q, ids_N, cameras_N)
     if not bool(relevant_Q.any()):
-        raise Error("re-identification: no query has an image by another camera in the gallery; check the identities")
+        raise Error(
+            "re-identification: no query has an image by another camera in the gallery; check the "
+            "identities"
+        )
     precision = ranks.average_precision if ap == "step" else ranks.trapezoid_precision
 
     def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,13 +200,22 @@ def _each(
 
     def measures(place_BR: Tensor, relevant_B: Tensor) -> dict[str, Tensor]:
         cmc = {f"cmc@{k}": ranks.found_within(place_BR, k) for k in ks}
-        return cmc | {"map": precision(place_BR, relevant_B), "minp": ranks.inverse_penalty(place_BR, relevant_B)}
+        return cmc | {
+            "map": precision(place_BR, relevant_B),
+            "minp": ranks.inverse_penalty(place_BR, relevant_B),
+        }
 
-    return ranks.evaluate_queries(lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N)))
+    return ranks.evaluate_queries(
+        lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N))
+    )
 
 
-def relevant_and_junk(ids_Q: Tensor, cameras_Q: Tensor, ids_N: Tensor, cameras_N: Tensor) -> tuple[Tensor, Tensor]:
-    """How many images of its identity each query has by other cameras, and by its own; int64 `(Q,)` both."""
+def relevant_and_junk(
+    ids_Q: Tensor, cameras_Q: Tensor, ids_N: Tensor, cameras_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How many images of its identity each query has by other cameras, and by its own; int64 `(Q,)`
+    both.
+    """
     _, id_K = torch.unique(torch.cat([ids_Q.long(), ids_N.long()]), return_inverse=True)
     _, camera_K = torch.unique(torch.cat([cameras_Q, cameras_N]), return_inverse=True)
     both_Q, both_N = (id_K * (int(camera_K.max()) + 1) + camera_K).split([len(ids_Q), len(ids_N)])

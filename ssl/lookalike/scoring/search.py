@@ -1,6 +1,8 @@
-"""The nearest rows of a large matrix, exactly and in a few megabytes: block by block, by `nearness`: ties are ties.
+"""The nearest rows of a large matrix, exactly and in a few megabytes: block by block, by
+`nearness`: ties are ties.
 
-The matrix may be mapped from a file: it is read once for each `QUERIES` queries, and never copied whole.
+The matrix may be mapped from a file: it is read once for each `QUERIES` queries, and never copied
+whole.
 """
 
 from collections.abc import Iterator
@@ -20,18 +22,23 @@ QUERIES = 256
 
 
 @torch.no_grad()
-def nearest(query_QD: Tensor, x_ND: Tensor, k: int, *, normalize: bool = True) -> tuple[Tensor, Tensor]:
-    """Rows of the k nearest, int64 `(Q, k)`, nearest first, and their cosine similarity or Euclidean distance, float64.
+def nearest(
+    query_QD: Tensor, x_ND: Tensor, k: int, *, normalize: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Rows of the k nearest, int64 `(Q, k)`, nearest first, and their cosine similarity or
+    Euclidean distance, float64.
 
-    Nearness is compared in steps of `STEP`, of the root mean square distance from the mean where it is a distance; at
-    equal nearness the earlier row is first. k above N is N. Raises Error for k below 1 and for what is no full matrix
-    of numbers or of another width.
+    Nearness is compared in steps of `STEP`, of the root mean square distance from the mean where it
+    is a distance; at equal nearness the earlier row is first. k above N is N. Raises Error for k
+    below 1 and for what is no full matrix of numbers or of another width.
     """
     check(query_QD, "query")
     if k < 1:
         raise Error(f"k {k}: ask for at least 1")
     if x_ND.ndim != 2 or 0 in x_ND.shape:
-        raise Error(f"gallery features: shape {tuple(x_ND.shape)}; pass a full (rows, width) tensor")
+        raise Error(
+            f"gallery features: shape {tuple(x_ND.shape)}; pass a full (rows, width) tensor"
+        )
     if x_ND.shape[1] != query_QD.shape[1]:
         widths = f"{query_QD.shape[1]} of the queries, {x_ND.shape[1]} of the gallery"
         raise Error(f"features: width {widths}; use one model for both")
@@ -43,19 +50,25 @@ def nearest(query_QD: Tensor, x_ND: Tensor, k: int, *, normalize: bool = True) -
 
 
 class Frame(NamedTuple):
-    """Where distances are measured: from the mean of the rows, in root mean squares of the distance from it."""
+    """Where distances are measured: from the mean of the rows, in root mean squares of the distance
+    from it.
+    """
 
     mean_D: Tensor
     unit: float
 
 
 def _nearest(query_QD: Tensor, x_ND: Tensor, k: int, frame: Frame | None) -> tuple[Tensor, Tensor]:
-    """Rows and nearness in steps. One whole number an item, no two alike, below 2^62: nearness, then the row."""
+    """Rows and nearness in steps. One whole number an item, no two alike, below 2^62: nearness,
+    then the row.
+    """
     count, from_QD = len(x_ND), _placed(query_QD.to(torch.float64, copy=True), frame)
     best_Qk = torch.empty(len(from_QD), 0, dtype=torch.int64, device=from_QD.device)
     for start, to_BD in _blocks(x_ND):
         near_QB = nearness(from_QD, _placed(to_BD, frame), frame is None)
-        last_B = torch.arange(count - 1 - start, count - 1 - start - len(to_BD), -1, device=from_QD.device)
+        last_B = torch.arange(
+            count - 1 - start, count - 1 - start - len(to_BD), -1, device=from_QD.device
+        )
         key_QB = torch.cat((best_Qk, near_QB.long().mul_(count).add_(last_B)), dim=1)
         best_Qk = key_QB.topk(min(k, key_QB.shape[1]), dim=1).values
     steps_Qk = best_Qk.div(count, rounding_mode="floor")
@@ -69,7 +82,9 @@ def _blocks(x_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
         # A sum is a number only if all are: a quarter of the time of asking each.
         if not bool(to_BD.sum().isfinite()):
             row = start + int((~to_BD.isfinite().all(1)).nonzero()[0])
-            raise Error(f"gallery features: NaN or Inf in row {row}; check the weights and the precision")
+            raise Error(
+                f"gallery features: NaN or Inf in row {row}; check the weights and the precision"
+            )
         yield start, to_BD
 
 
@@ -83,7 +98,9 @@ def _frame(x_ND: Tensor) -> Frame:
 
 
 def _placed(x_BD: Tensor, frame: Frame | None) -> Tensor:
-    """Rows where `nearness` wants them: on the unit sphere (zero rows stay zero), or in the frame; in place."""
+    """Rows where `nearness` wants them: on the unit sphere (zero rows stay zero), or in the frame;
+    in place.
+    """
     if frame is None:
         return x_BD.div_(torch.linalg.vector_norm(x_BD, dim=1, keepdim=True).clamp_min(1e-12))
     return x_BD.sub_(frame.mean_D).div_(frame.unit)

@@ -1,8 +1,9 @@
-"""How near a gallery's rows are to a query's, as whole numbers, so that what is noise apart is equally near.
+"""How near a gallery's rows are to a query's, as whole numbers, so that what is noise apart is
+equally near.
 
-Cosine similarity or Euclidean distance in float64, rounded to steps of `STEP`, far above the rounding noise of the
-product and far below what two images differ by. Ranked lists are then ranked by whole numbers: no sum's order, no
-library and no chunk decides who comes first.
+Cosine similarity or Euclidean distance in float64, rounded to steps of `STEP`, far above the
+rounding noise of the product and far below what two images differ by. Ranked lists are then ranked
+by whole numbers: no sum's order, no library and no chunk decides who comes first.
 """
 
 import torch
@@ -12,14 +13,17 @@ from lookalike.errors import Error
 from lookalike.scoring.knn import STEP, check
 
 FARTHEST = 2**30 - 2
-"""Steps beyond which rows are equally far: twice it and one more is an int32. Cosine needs a millionth of it."""
+"""Steps beyond which rows are equally far: twice it and one more is an int32. Cosine needs a
+millionth of it.
+"""
 
 
 def points(query_QD: Tensor, gallery_ND: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     """Float64 rows of queries and gallery; one tensor where they are one.
 
-    Cosine: of unit length, zero rows stay zero. Euclidean: centred on the gallery's mean, in units of its root mean
-    square distance from it. Raises Error when one is not a full matrix of numbers or the widths differ.
+    Cosine: of unit length, zero rows stay zero. Euclidean: centred on the gallery's mean, in units
+    of its root mean square distance from it. Raises Error when one is not a full matrix of numbers
+    or the widths differ.
     """
     check(query_QD, "query")
     check(gallery_ND, "gallery")
@@ -42,7 +46,9 @@ def points(query_QD: Tensor, gallery_ND: Tensor, normalize: bool) -> tuple[Tenso
 
 
 def nearness(from_BD: Tensor, to_ND: Tensor, normalize: bool) -> Tensor:
-    """Cosine similarity or negated Euclidean distance of rows made by `points`, in whole `STEP`s, int32 `(B, N)`."""
+    """Cosine similarity or negated Euclidean distance of rows made by `points`, in whole `STEP`s,
+    int32 `(B, N)`.
+    """
     near_BN = from_BD @ to_ND.T if normalize else squares(from_BD, to_ND).sqrt_().neg_()
     return near_BN.div_(STEP).round_().clamp_min_(-FARTHEST).int()
 
@@ -50,7 +56,11 @@ def nearness(from_BD: Tensor, to_ND: Tensor, normalize: bool) -> Tensor:
 def squares(a_BD: Tensor, b_ND: Tensor) -> Tensor:
     """Squared Euclidean distances, `(B, N)`, never below 0."""
     d_BN = (a_BD @ b_ND.T).mul_(-2)
-    return d_BN.add_(a_BD.square().sum(1)[:, None]).add_(torch.linalg.vector_norm(b_ND, dim=1).square()).clamp_min_(0)
+    return (
+        d_BN.add_(a_BD.square().sum(1)[:, None])
+        .add_(torch.linalg.vector_norm(b_ND, dim=1).square())
+        .clamp_min_(0)
+    )
 
 
 def of_distances(distance_QN: Tensor) -> Tensor:
@@ -59,7 +69,9 @@ def of_distances(distance_QN: Tensor) -> Tensor:
     Raises Error when they are not a full matrix of finite numbers of at least 0.
     """
     if distance_QN.ndim != 2 or 0 in distance_QN.shape:
-        raise Error(f"distances: shape {tuple(distance_QN.shape)}; pass a full (queries, gallery) matrix")
+        raise Error(
+            f"distances: shape {tuple(distance_QN.shape)}; pass a full (queries, gallery) matrix"
+        )
     if not bool(distance_QN.isfinite().all()) or float(distance_QN.min()) < 0:
         raise Error("distances: some are NaN, Inf or below 0; pass distances, not similarities")
     largest = float(distance_QN.max()) or 1.0

@@ -1,8 +1,10 @@
-"""Images embedded once, to be searched: a folder with their embeddings, their names and the model itself.
+"""Images embedded once, to be searched: a folder with their embeddings, their names and the model
+itself.
 
-`embeddings.npy`, float32 (N, D), is mapped and not loaded; `names.json` and `seen.json` say whose rows they are and of
-which state of the images; `cells.safetensors` is there for approximate search. The other files are the model's own,
-so that queries go through the very weights of the images: the folder is a model's folder as well.
+`embeddings.npy`, float32 (N, D), is mapped and not loaded; `names.json` and `seen.json` say whose
+rows they are and of which state of the images; `cells.safetensors` is there for approximate search.
+The other files are the model's own, so that queries go through the very weights of the images: the
+folder is a model's folder as well.
 """
 
 import io
@@ -37,7 +39,8 @@ Model = Backbone | Embedding
 
 
 class Seen(NamedTuple):
-    """What the images were when they were embedded: the state of each row's, and those that could not be read.
+    """What the images were when they were embedded: the state of each row's, and those that could
+    not be read.
 
     A state is a word that changes when an image does; `bad` has state and reason of each name.
     """
@@ -47,10 +50,11 @@ class Seen(NamedTuple):
 
 
 class SearchIndex:
-    """Embedded images: x_ND float32 (N, D) with N names, and the model, in eval mode, that made them of canvases.
+    """Embedded images: x_ND float32 (N, D) with N names, and the model, in eval mode, that made
+    them of canvases.
 
-    `canvas`: their height and width, `fit`: how images became them; `root`: the folder below which the names are, or
-    empty; `digest`: stands for the model it was built with.
+    `canvas`: their height and width, `fit`: how images became them; `root`: the folder below which
+    the names are, or empty; `digest`: stands for the model it was built with.
     """
 
     def __init__(
@@ -80,18 +84,28 @@ class SearchIndex:
 
     @torch.inference_mode()
     def embed(self, paths: Sequence[str]) -> Tensor:
-        """Image files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no image."""
+        """Image files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no
+        image.
+        """
         channels, device = self.model.architecture.channels, comm.device()
         try:
-            how: dict[str, Any] = {"size": self.canvas, "channels": channels, "whole": self.fit == "squash"}
+            how: dict[str, Any] = {
+                "size": self.canvas,
+                "channels": channels,
+                "whole": self.fit == "squash",
+            }
             canvases = [decode(contents(path), path, **how) for path in paths]
         except BadImage as error:
             raise DataError(f"{error}: a query is an image file") from error
         function = embedder(self.model.to(device), self.model.architecture)
         return function(torch.stack(canvases).to(device)).float().cpu()
 
-    def nearest(self, query_QD: Tensor, k: int = 10, *, approximate: bool = False) -> tuple[Tensor, Tensor]:
-        """Rows (Q, k) and cosine similarity, or distance off the unit sphere; see `scoring.search.nearest`."""
+    def nearest(
+        self, query_QD: Tensor, k: int = 10, *, approximate: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Rows (Q, k) and cosine similarity, or distance off the unit sphere; see
+        `scoring.search.nearest`.
+        """
         if not approximate:
             return nearest(query_QD, self.x_ND, k, normalize=self.unit)
         if self.cells is None:
@@ -103,8 +117,16 @@ def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
     """The folder of an index, whole or not at all. Raises RunError as write_folder does."""
     rows = io.BytesIO()
     np.save(rows, index.x_ND.numpy(), allow_pickle=False)
-    files = embedding_files(index.model) if isinstance(index.model, Embedding) else folder_files(index.model)
-    files |= {ROWS: rows.getvalue(), NAMES: json.dumps(index.names).encode(), SEEN: json.dumps(seen._asdict()).encode()}
+    files = (
+        embedding_files(index.model)
+        if isinstance(index.model, Embedding)
+        else folder_files(index.model)
+    )
+    files |= {
+        ROWS: rows.getvalue(),
+        NAMES: json.dumps(index.names).encode(),
+        SEEN: json.dumps(seen._asdict()).encode(),
+    }
     if index.cells is not None:
         files[CELLS] = save(index.cells._asdict())
     about = {
@@ -120,19 +142,27 @@ def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
 def open_index(folder: str | Path) -> SearchIndex:
     """The index in a folder, after every file was found whole.
 
-    Raises RunError when it is none, of a later format or inconsistent, BackboneError when a file is not as written.
+    Raises RunError when it is none, of a later format or inconsistent, BackboneError when a file is
+    not as written.
     """
     folder = Path(folder)
     recover(folder)
     if not folder.exists():
-        raise RunError(f"{printable(folder)}: no such index: --from FOLDER --model FOLDER|NAME would make it")
+        raise RunError(
+            f"{printable(folder)}: no such index: --from FOLDER --model FOLDER|NAME would make it"
+        )
     manifest = read_manifest(folder)
     about, files = manifest.get("index"), manifest["files"]
     if not isinstance(about, dict) or not {ROWS, NAMES, SEEN} <= files.keys():
-        raise RunError(f"{printable(folder)}: not an index that `lookalike search` wrote: name another folder")
+        raise RunError(
+            f"{printable(folder)}: not an index that `lookalike search` wrote: name another folder"
+        )
     if about.get("format") != FORMAT:
         written = printable(str(about.get("format"))[:20])
-        raise NewerError(f"{printable(folder)}: index format {written}, this version reads {FORMAT}: update lookalike")
+        raise NewerError(
+            f"{printable(folder)}: index format {written}, this version reads {FORMAT}: update "
+            "lookalike"
+        )
     model = load_model(folder)
     try:
         index = SearchIndex(
@@ -148,22 +178,29 @@ def open_index(folder: str | Path) -> SearchIndex:
         _check(index)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, BackboneError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise RunError(f"{printable(folder)}: not a whole index ({reason}): build it again") from error
+        raise RunError(
+            f"{printable(folder)}: not a whole index ({reason}): build it again"
+        ) from error
     return index
 
 
 def read_seen(folder: Path, count: int) -> Seen:
-    """Of which state of its `count` images an opened index is. Raises RunError when that is not to be understood."""
+    """Of which state of its `count` images an opened index is. Raises RunError when that is not to
+    be understood.
+    """
     try:
         found = json.loads((folder / SEEN).read_bytes())
-        bad = {str(name): (str(state), str(reason)) for name, (state, reason) in found["bad"].items()}
+        bad = {
+            str(name): (str(state), str(reason)) for name, (state, reason) in found["bad"].items()
+        }
         states = [_checked(state, str) for state in found["states"]]
         if len(states) != count:
             raise ValueError(f"{len(states)} states")
         return Seen(states, bad)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{printable(folder / SEEN)}: not as `lookalike search` writes it: build the index again"
+            f"{printable(folder / SEEN)}: not as `lookalike search` writes it: build the index "
+            "again"
         ) from error
 
 
@@ -174,12 +211,23 @@ def _checked(value: Any, kind: type) -> Any:
 
 
 def _mapped(path: Path) -> Tensor:
-    """A matrix of float32 in a file, of which only what is looked at is read; changing it does not change the file."""
+    """A matrix of float32 in a file, of which only what is looked at is read; changing it does not
+    change the file.
+    """
     try:
         rows = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (EOFError, SyntaxError, tokenize.TokenError) as error:  # numpy reads the header as Python text
+    except (
+        EOFError,
+        SyntaxError,
+        tokenize.TokenError,
+    ) as error:  # numpy reads the header as Python text
         raise ValueError(f"{path.name} has a damaged header") from error
-    if rows.dtype != np.dtype("<f4") or rows.ndim != 2 or 0 in rows.shape or not rows.flags.c_contiguous:
+    if (
+        rows.dtype != np.dtype("<f4")
+        or rows.ndim != 2
+        or 0 in rows.shape
+        or not rows.flags.c_contiguous
+    ):
         raise ValueError(f"{path.name} is no matrix of float32")
     return torch.from_numpy(rows)
 
@@ -190,14 +238,26 @@ def _check(index: SearchIndex) -> None:
     if _checked(index.names, list) and not all(type(name) is str for name in index.names):
         raise TypeError("a name is no text")
     if len(index.names) != count or index.model.dim != width:
-        raise ValueError(f"{len(index.names)} names, {index.model.dim} features for a matrix of {count} x {width}")
-    if len(index.canvas) != 2 or not all(1 <= side <= 4096 for side in index.canvas) or index.fit not in get_args(Fit):
+        raise ValueError(
+            f"{len(index.names)} names, {index.model.dim} features for a matrix of {count} x "
+            f"{width}"
+        )
+    if (
+        len(index.canvas) != 2
+        or not all(1 <= side <= 4096 for side in index.canvas)
+        or index.fit not in get_args(Fit)
+    ):
         raise ValueError(f"canvas {index.canvas}, fit {index.fit!r}")
     if index.cells is None:
         return
     centre_CD, row_N, start_C1 = index.cells
     whole = row_N.dtype == start_C1.dtype == torch.int64 and centre_CD.dtype == torch.float32
-    if not whole or centre_CD.ndim != 2 or centre_CD.shape[1] != width or start_C1.shape != (len(centre_CD) + 1,):
+    if (
+        not whole
+        or centre_CD.ndim != 2
+        or centre_CD.shape[1] != width
+        or start_C1.shape != (len(centre_CD) + 1,)
+    ):
         raise ValueError("cells of another matrix")
     if not bool(centre_CD.isfinite().all()):
         raise ValueError("a centre of cells is not finite")

@@ -26,25 +26,35 @@ SIDE = 128
 
 
 class Answer(NamedTuple):
-    """The rows nearest to an image, nearest first, and how near: cosine similarity or Euclidean distance."""
+    """The rows nearest to an image, nearest first, and how near: cosine similarity or Euclidean
+    distance.
+    """
 
     query: str
     rows: list[int]
     near: list[float]
 
 
-def query(index: SearchIndex, queries: Iterable[str], k: int = 10, *, approximate: bool = False) -> Iterator[Answer]:
-    """The k nearest of each image file. Raises DataError for one that is no image, Error for k below 1."""
+def query(
+    index: SearchIndex, queries: Iterable[str], k: int = 10, *, approximate: bool = False
+) -> Iterator[Answer]:
+    """The k nearest of each image file. Raises DataError for one that is no image, Error for k
+    below 1.
+    """
     waiting = iter(queries)
     while some := list(islice(waiting, AT_ONCE)):
         row_Qk, near_Qk = index.nearest(index.embed(some), k, approximate=approximate)
-        yield from (Answer(*each) for each in zip(some, row_Qk.tolist(), near_Qk.tolist(), strict=True))
+        yield from (
+            Answer(*each) for each in zip(some, row_Qk.tolist(), near_Qk.tolist(), strict=True)
+        )
 
 
 def query_lines(
     index: SearchIndex, lines: Iterable[bytes], k: int = 10, *, approximate: bool = False
 ) -> Iterator[Answer]:
-    """The same for paths that come one a line, each answered at once. Raises DataError at the end if one was none."""
+    """The same for paths that come one a line, each answered at once. Raises DataError at the end
+    if one was none.
+    """
     count = failed = 0
     for path in (os.fsdecode(line.rstrip(b"\r\n")) for line in lines):
         count += 1
@@ -58,31 +68,44 @@ def query_lines(
 
 
 def refuse(k: int, show: Path | None, asked: bool) -> None:
-    """Raises Error, before any work, for what `report` could not say. `asked`: there are queries."""
+    """Raises Error, before any work, for what `report` could not say. `asked`: there are
+    queries.
+    """
     if show and not asked:
-        raise Error(f"--show {printable(show)}: there is no QUERY, so nothing to show: name an image")
+        raise Error(
+            f"--show {printable(show)}: there is no QUERY, so nothing to show: name an image"
+        )
     if k < 1:
         raise Error(f"-k {k}: ask for at least 1")
     if show and show.suffix.lower() not in (".png", ".html"):
         raise Error(f"{printable(show)}: answers are shown as .png or .html: name it so")
 
 
-def report(index: SearchIndex, answers: Iterable[Answer], as_json: bool = False, show: Path | None = None) -> None:
-    """Says each answer as it comes, for people or as a line of JSON; all of them go to `show`, .html or .png."""
+def report(
+    index: SearchIndex, answers: Iterable[Answer], as_json: bool = False, show: Path | None = None
+) -> None:
+    """Says each answer as it comes, for people or as a line of JSON; all of them go to `show`,
+    .html or .png.
+    """
     kept = []
     for answer in answers:
         say(line_of_json(index, answer) if as_json else listing(index, answer))
         if show:
             kept.append(answer)
     if show and kept:
-        write_file(show, sheet(index, kept) if show.suffix.lower() == ".png" else document(index, kept).encode())
+        write_file(
+            show,
+            sheet(index, kept) if show.suffix.lower() == ".png" else document(index, kept).encode(),
+        )
         note(f"written to {printable(show)}")
 
 
 def listing(index: SearchIndex, answer: Answer) -> str:
     """The query, and a line for each image: place, similarity or distance, path; tabs between."""
     pairs = zip(answer.near, answer.rows, strict=True)
-    lines = [f"{n}\t{near:.4f}\t{printable(index.path(row))}" for n, (near, row) in enumerate(pairs, 1)]
+    lines = [
+        f"{n}\t{near:.4f}\t{printable(index.path(row))}" for n, (near, row) in enumerate(pairs, 1)
+    ]
     return "\n".join([printable(answer.query), *lines])
 
 
@@ -91,7 +114,10 @@ def line_of_json(index: SearchIndex, answer: Answer) -> str:
     word = "similarity" if index.unit else "distance"
     pairs = zip(answer.near, answer.rows, strict=True)
     return json.dumps(
-        {"query": answer.query, "nearest": [{"path": index.path(row), word: near} for near, row in pairs]}
+        {
+            "query": answer.query,
+            "nearest": [{"path": index.path(row), word: near} for near, row in pairs],
+        }
     )
 
 
@@ -120,9 +146,11 @@ def sheet(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
 def document(index: SearchIndex, answers: Sequence[Answer]) -> str:
     """One HTML page of the queries and their nearest."""
     style = (
-        "section{display:flex;flex-wrap:wrap;gap:12px;border-top:1px solid #ccc;padding:12px 0}figure{margin:0;"
+        "section{display:flex;flex-wrap:wrap;gap:12px;border-top:1px solid #ccc;padding:12px "
+        "0}figure{margin:0;"
         f"width:{SIDE}px}}figcaption{{font-size:12px;overflow-wrap:anywhere}}.query{{padding-right:12px;"
-        f"border-right:3px solid #222}}.none{{width:{SIDE}px;height:{SIDE}px;background:#ddd;color:#555}}"
+        "border-right:3px solid "
+        f"#222}}.none{{width:{SIDE}px;height:{SIDE}px;background:#ddd;color:#555}}"
     )
     parts = []
     for answer in answers:
@@ -137,6 +165,10 @@ def document(index: SearchIndex, answers: Sequence[Answer]) -> str:
 def figure(path: str, caption: str, kind: str = "") -> str:
     """One image with its caption and the end of its path; all of it on the mouse."""
     seen, name = look(path), printable(path)
-    image = f'<div class="none">{html.escape(seen)}</div>' if isinstance(seen, str) else page.image(seen, name)
+    image = (
+        f'<div class="none">{html.escape(seen)}</div>'
+        if isinstance(seen, str)
+        else page.image(seen, name)
+    )
     words = f"<b>{caption}</b><br>{html.escape(Path(name).name)}"
     return f'<figure class="{kind}" title="{html.escape(name)}">{image}<figcaption>{words}</figcaption></figure>'

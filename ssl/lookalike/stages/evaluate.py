@@ -1,4 +1,6 @@
-"""Evaluation: what a model is worth on images that fine-tuning has never seen, in numbers and to be looked at."""
+"""Evaluation: what a model is worth on images that fine-tuning has never seen, in numbers and to be
+looked at.
+"""
 
 import json
 from dataclasses import dataclass
@@ -39,9 +41,10 @@ Reranking.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-
 class Evaluate:
     """Retrieval, re-identification or verification, by what is known of the images, or by `task`.
 
-    Of `data`'s test split; without it of the recipe's data, of the classes held out of fine-tuning if there is one.
-    Of verification: `fars`, of those 0.1, 0.01 and 0.001 that there are pairs for. Of re-identification: `ap`,
-    k-reciprocal `rerank`, `multi_query`. `intervals`: their level, 0 for none. `examples`: queries in evaluate.html.
+    Of `data`'s test split; without it of the recipe's data, of the classes held out of fine-tuning
+    if there is one. Of verification: `fars`, of those 0.1, 0.01 and 0.001 that there are pairs for.
+    Of re-identification: `ap`, k-reciprocal `rerank`, `multi_query`. `intervals`: their level, 0
+    for none. `examples`: queries in evaluate.html.
     """
 
     task: Literal["auto", "retrieval", "reidentification", "verification"] = "auto"
@@ -82,11 +85,13 @@ def evaluate(
     name: str = "model",
     gallery: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Scores of a model, a folder or a timm name, with what they are scores of: task, protocol, counts, groups.
+    """Scores of a model, a folder or a timm name, with what they are scores of: task, protocol,
+    counts, groups.
 
-    Nearness is the cosine, or the Euclidean distance of an embedding that is not on the unit sphere. With `out` the
-    scores go to `out/evaluate.json` under `name`, beside those of other names, and `out/evaluate.html` shows the worst
-    queries and some others; `gallery`, .html or .png, shows them elsewhere.
+    Nearness is the cosine, or the Euclidean distance of an embedding that is not on the unit
+    sphere. With `out` the scores go to `out/evaluate.json` under `name`, beside those of other
+    names, and `out/evaluate.html` shows the worst queries and some others; `gallery`, .html or
+    .png, shows them elsewhere.
     """
     settings, seed = recipe.section(Evaluate), recipe.values["seed"]
     target = _gallery_file(gallery, settings)
@@ -117,14 +122,17 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
 
 
 def check(recipe: Recipe, channels: int) -> None:
-    """Raises what `evaluate` would raise for the recipe's images and a model of `channels`, without the model."""
+    """Raises what `evaluate` would raise for the recipe's images and a model of `channels`, without
+    the model.
+    """
     _fitting(shown(recipe), recipe.section(Evaluate), recipe, channels)
 
 
 def shown(recipe: Recipe, size: int | None = None, embedding: Path | None = None) -> Images:
     """The test images to score on, for views of `size` pixels.
 
-    Raises RunError where the run's own `embedding` was fine-tuned on others than those that are held out now.
+    Raises RunError where the run's own `embedding` was fine-tuned on others than those that are
+    held out now.
     """
     settings = recipe.values.get("evaluate")
     source: Spec = (settings and settings.data) or recipe.values["data"]
@@ -135,13 +143,15 @@ def shown(recipe: Recipe, size: int | None = None, embedding: Path | None = None
     divided = split_classes(made.split("train", size), images, recipe.values["finetune"].held_out)
     if changed := differences(read_card(embedding), divided.passport) if embedding else []:
         raise RunError(
-            f"{embedding}: was fine-tuned on other images or classes ({'; '.join(changed[:4])}), which are not those "
+            f"{embedding}: was fine-tuned on other images or classes ({'; '.join(changed[:4])}), "
+            "which are not those "
             "that the recipe trains on now: run its finetune stage again"
         )
     kept = divided.unseen
     if images.pairs is not None and kept.pairs is None:
         raise DataError(
-            "data: no pair lies within the classes held out of fine-tuning: set evaluate.data, or another evaluate.task"
+            "data: no pair lies within the classes held out of fine-tuning: set evaluate.data, or "
+            "another evaluate.task"
         )
     return kept
 
@@ -162,7 +172,9 @@ def own(out: Path, recipe: Recipe) -> tuple[str, Path]:
 
 
 def keep(path: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Adds these scores to the file's; returns all. One that cannot be read is set aside, and that is said."""
+    """Adds these scores to the file's; returns all. One that cannot be read is set aside, and that
+    is said.
+    """
     earlier: dict[str, Any] | None = read_or_set_aside(path, dict, say)
     together = {**(earlier or {}), name: scores}
     write_file(path, json.dumps(together, indent=2).encode())
@@ -170,11 +182,14 @@ def keep(path: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitting(images: Images, settings: Evaluate, recipe: Recipe, channels: int) -> tasks.Task:
-    """The task, if the images allow it. Raises RecipeError or DataError before anything is computed."""
+    """The task, if the images allow it. Raises RecipeError or DataError before anything is
+    computed.
+    """
     where = "data" if settings.data is None else "evaluate.data"
     if images.shape[0] != channels:
         raise RecipeError(
-            f"{recipe.name}: {where}: {images.shape[0]} channels, but the model takes {channels}: make them equal"
+            f"{recipe.name}: {where}: {images.shape[0]} channels, but the model takes {channels}: "
+            "make them equal"
         )
     task = tasks.task_of(images, settings.task)
     if task == "verification":
@@ -183,11 +198,17 @@ def _fitting(images: Images, settings: Evaluate, recipe: Recipe, channels: int) 
         tasks.refuse_unanswerable(images, task)
     if task != "reidentification" and (settings.rerank is not False or settings.multi_query):
         key = "multi_query" if settings.multi_query else "rerank"
-        raise RecipeError(f"{recipe.name}: evaluate.{key}: for re-identification only, this is {task}: remove it")
+        raise RecipeError(
+            f"{recipe.name}: evaluate.{key}: for re-identification only, this is {task}: remove it"
+        )
     if task != "verification" and settings.fars is not None:
-        raise RecipeError(f"{recipe.name}: evaluate.fars: for verification only, this is {task}: remove it")
+        raise RecipeError(
+            f"{recipe.name}: evaluate.fars: for verification only, this is {task}: remove it"
+        )
     if settings.nmi and images.labels is None:
-        raise RecipeError(f"{recipe.name}: evaluate.nmi: needs labels, which these images have not: remove it")
+        raise RecipeError(
+            f"{recipe.name}: evaluate.nmi: needs labels, which these images have not: remove it"
+        )
     return task
 
 
@@ -202,7 +223,9 @@ def _gallery_file(gallery: str | Path | None, settings: Evaluate) -> Path | None
     return Path(gallery)
 
 
-def _features(model: Any, images: Images, settings: Evaluate, folder: Path | None, *, labelled: bool) -> Features:
+def _features(
+    model: Any, images: Images, settings: Evaluate, folder: Path | None, *, labelled: bool
+) -> Features:
     function = embedder(model.to(comm.device()), model.architecture)
     workers = workers_for(images, settings.workers)
     return cached(
@@ -233,10 +256,14 @@ def _asked(
     if task == "verification":
         answers, near_P, threshold_P = tasks.compared(scene, questions)
         assert scene.pairs is not None
-        return answers, examples.of_pairs(named, scene.pairs, near_P, threshold_P, settings.examples)
+        return answers, examples.of_pairs(
+            named, scene.pairs, near_P, threshold_P, settings.examples
+        )
     sets, query_Q, gallery_G = tasks.gallery_of(scene, task)
     answers, found = tasks.ranked(sets, task, questions)
-    return answers, examples.of_lists(named, sets, query_Q, gallery_G, found, settings.examples, seed)
+    return answers, examples.of_lists(
+        named, sets, query_Q, gallery_G, found, settings.examples, seed
+    )
 
 
 def _record(
@@ -264,7 +291,9 @@ def _named(images: Images, kind: str, group: int) -> str:
     return examples.class_name(images, group) if kind == "class" else str(group)
 
 
-def _drawn(file: Path, title: str, lead: str, sections: list[galleries.Section], images: Images) -> bytes:
+def _drawn(
+    file: Path, title: str, lead: str, sections: list[galleries.Section], images: Images
+) -> bytes:
     """The examples as the file's ending says."""
 
     def read(i: int) -> Tensor | None:

@@ -1,4 +1,6 @@
-"""Export: one folder a model that timm, lookalike and onnxruntime load, each checked against the trained model."""
+"""Export: one folder a model that timm, lookalike and onnxruntime load, each checked against the
+trained model.
+"""
 
 import importlib.util
 import io
@@ -28,18 +30,22 @@ BATCHES = (1, 2, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The exported folder; `onnx` adds `model.onnx`, images in 0 … 1 in, features out, any batch size."""
+    """The exported folder; `onnx` adds `model.onnx`, images in 0 … 1 in, features out, any batch
+    size.
+    """
 
     onnx: bool = True
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     tolerance: NonNegative = 1e-4
 
 
-def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str, Any] | None = None) -> Path:
+def export(
+    model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str, Any] | None = None
+) -> Path:
     """Writes the folder `out` from a backbone or embedding folder; returns it.
 
-    Raises BackboneError when what timm or onnxruntime computes is not what the model computes, RunError as
-    write_folder does; what was there before then stays as it was.
+    Raises BackboneError when what timm or onnxruntime computes is not what the model computes,
+    RunError as write_folder does; what was there before then stays as it was.
     """
     settings, source, target = recipe.section(Export), Path(model), Path(out)
     refuse_strangers(target)
@@ -47,7 +53,9 @@ def export(model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str,
     opened = load_model(source).cpu()
     refuse_not_finite(opened)
     files = embedding_files(opened) if isinstance(opened, Embedding) else folder_files(opened)
-    facts = card.facts(opened.architecture, opened.dim, {**card.read_carried(source), "scores": scores or {}})
+    facts = card.facts(
+        opened.architecture, opened.dim, {**card.read_carried(source), "scores": scores or {}}
+    )
     if settings.onnx:
         content = to_onnx(opened, settings.opset)
         facts["onnx"] = {
@@ -142,7 +150,9 @@ def _missing(name: str) -> str:
 
 
 def _onnxruntime() -> Any:
-    """The onnxruntime package, which unasked would tell its maker of its use, and keep a device's number at home."""
+    """The onnxruntime package, which unasked would tell its maker of its use, and keep a device's
+    number at home.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -151,17 +161,22 @@ def _onnxruntime() -> Any:
 
 @torch.no_grad()
 def refuse_not_finite(model: Backbone | Embedding) -> None:
-    """Raises BackboneError where the model has no finite features for an ordinary image: no check could tell then."""
+    """Raises BackboneError where the model has no finite features for an ordinary image: no check
+    could tell then.
+    """
     wrapped = WithNormalisation(model, model.architecture).eval()
     if not wrapped(example(model.architecture, 2)).isfinite().all():
         raise BackboneError(
-            "export: the model's features of random images are NaN or infinite: its weights are too large, train anew"
+            "export: the model's features of random images are NaN or infinite: its weights are "
+            "too large, train anew"
         )
 
 
 @torch.no_grad()
 def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) -> float:
-    """The worst error of onnxruntime's features, relative to their largest; raises BackboneError beyond `tolerance`."""
+    """The worst error of onnxruntime's features, relative to their largest; raises BackboneError
+    beyond `tolerance`.
+    """
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -171,26 +186,34 @@ def check_onnx(model: Backbone | Embedding, content: bytes, tolerance: float) ->
         images = example(model.architecture, batch)
         wanted = wrapped(images)
         found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-        largest = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)  # of zeros, zeros are right
+        largest = (
+            wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        )  # of zeros, zeros are right
         worst = torch.maximum(worst, (found - wanted).abs().max() / largest)  # keeps a NaN
     if not worst <= tolerance:
         raise BackboneError(
-            f"export: onnxruntime's features are off by {float(worst):.1e} of the largest, more than {tolerance:.0e}"
+            f"export: onnxruntime's features are off by {float(worst):.1e} of the largest, more "
+            f"than {tolerance:.0e}"
         )
     return float(worst)
 
 
 @torch.no_grad()
 def check_timm(backbone: Backbone, folder: Path) -> None:
-    """Raises BackboneError unless timm, given the folder, computes the same bits (before GeM, which is ours)."""
+    """Raises BackboneError unless timm, given the folder, computes the same bits (before GeM, which
+    is ours).
+    """
     images = example(backbone.architecture, 2)
     try:
         found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
     except Exception as error:  # timm raises whatever its constructors and loaders meet
         reason = printable(" ".join(str(error).split())[:200])
-        raise BackboneError(f"export: timm cannot load what was written ({reason}): a timm version too old?") from error
+        raise BackboneError(
+            f"export: timm cannot load what was written ({reason}): a timm version too old?"
+        ) from error
     if not torch.equal(found, backbone.model(images)):
         raise BackboneError(
-            "export: timm computes other features from what was written than the trained backbone: a timm version too "
+            "export: timm computes other features from what was written than the trained backbone: "
+            "a timm version too "
             "old?"
         )

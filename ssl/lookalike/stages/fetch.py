@@ -1,4 +1,6 @@
-"""Published weights: the backbone that a recipe names, as timm's authors trained it -> the run's backbone folder."""
+"""Published weights: the backbone that a recipe names, as timm's authors trained it -> the run's
+backbone folder.
+"""
 
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from lookalike.recipe import Recipe
 
 
 def fetch(recipe: Recipe, out: str | Path) -> Path:
-    """Loads the weights, from timm's cache or the network, into `out`'s backbone folder; returns that.
+    """Loads the weights, from timm's cache or the network, into `out`'s backbone folder; returns
+    that.
 
     Raises BackboneError where they cannot be had.
     """
@@ -19,7 +22,11 @@ def fetch(recipe: Recipe, out: str | Path) -> Path:
     if not card.is_done(target, about):
         if comm.rank() == 0:
             backbone = make_backbone(recipe.values["backbone"])
-            card.write_model(target, folder_files(backbone), card.facts(backbone.architecture, backbone.dim, about))
+            card.write_model(
+                target,
+                folder_files(backbone),
+                card.facts(backbone.architecture, backbone.dim, about),
+            )
             say(f"fetch: backbone in {target}")
         comm.barrier()
     return target

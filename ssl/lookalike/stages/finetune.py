@@ -1,4 +1,6 @@
-"""Fine-tuning: a backbone and labels of some classes -> an embedding folder, by a metric-learning objective."""
+"""Fine-tuning: a backbone and labels of some classes -> an embedding folder, by a metric-learning
+objective.
+"""
 
 import contextlib
 import json
@@ -40,20 +42,24 @@ _OF_ESTIMATORS = ("estimator", "held_out", "pool", "workers", "timeout")
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Settings):
-    """Metric learning on the train images; where test has the same classes, on the first, and never on the others.
+    """Metric learning on the train images; where test has the same classes, on the first, and never
+    on the others.
 
-    `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train and test share no
-    class already; 0: all are trained on, and scored. A batch holds `per_class` images of each of
-    `classes_per_batch` classes, over all ranks; `cameras` distinct: of each class no two of one camera, as far as it
-    has so many; `memory` compares it with earlier ones. `estimator` learns the head on features of the frozen backbone
-    instead, without gradients: then there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
+    `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train
+    and test share no class already; 0: all are trained on, and scored. A batch holds `per_class`
+    images of each of `classes_per_batch` classes, over all ranks; `cameras` distinct: of each class
+    no two of one camera, as far as it has so many; `memory` compares it with earlier ones.
+    `estimator` learns the head on features of the frozen backbone instead, without gradients: then
+    there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
 
-    `pool`: another pooling than the backbone's own. The head is a linear layer to `dim`, null for none; `batchnorm`
-    adds a BatchNorm over all ranks, folded into it afterwards; without `unit` vectors keep their lengths and are
-    compared by Euclidean distance. `train_blocks`: how many of the backbone's last blocks are trained, with what
-    follows them; by default all of it, 0: the head alone; `freeze_batchnorm`: its BatchNorms are not, as published
-    recipes for small sets have it. `layer_decay`: a layer's rate as a share of the next one's; `head_epochs`: how long
-    the backbone waits for the head; `proxy_lr_factor`: the rate of what the objective owns, in rates of the rest.
+    `pool`: another pooling than the backbone's own. The head is a linear layer to `dim`, null for
+    none; `batchnorm` adds a BatchNorm over all ranks, folded into it afterwards; without `unit`
+    vectors keep their lengths and are compared by Euclidean distance. `train_blocks`: how many of
+    the backbone's last blocks are trained, with what follows them; by default all of it, 0: the
+    head alone; `freeze_batchnorm`: its BatchNorms are not, as published recipes for small sets have
+    it. `layer_decay`: a layer's rate as a share of the next one's; `head_epochs`: how long the
+    backbone waits for the head; `proxy_lr_factor`: the rate of what the objective owns, in rates of
+    the rest.
     """
 
     optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
@@ -61,7 +67,9 @@ class Finetune(Settings):
     objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("FaceNetLoss")
     miner: Annotated[Spec, MINER] | None = None
     memory: MemorySettings | None = None
-    views: Annotated[Spec, VIEW] = VIEW.spec("symmetric", views=1, crop=(0.5, 1.0), grey=0.0, blur=0.0)
+    views: Annotated[Spec, VIEW] = VIEW.spec(
+        "symmetric", views=1, crop=(0.5, 1.0), grey=0.0, blur=0.0
+    )
     epochs: Count = 10
     warmup_epochs: NonNegative = 1.0
     classes_per_batch: Count = 8
@@ -84,16 +92,30 @@ class Finetune(Settings):
             raise ValueError("optimizer: missing, add it (or an estimator, which needs none)")
         for key in fields(self) if self.estimator else ():
             if key.name not in _OF_ESTIMATORS and getattr(self, key.name) != key.default:
-                raise ValueError(f"{key.name}: not for an estimator, which is learned without gradients: delete it")
+                raise ValueError(
+                    f"{key.name}: not for an estimator, which is learned without gradients: delete "
+                    "it"
+                )
         for name, idle in (("layer_decay", 1.0), ("head_epochs", 0.0)):
             if self.train_blocks == 0 and getattr(self, name) != idle:
-                raise ValueError(f"{name}: the backbone is not trained (train_blocks: 0): delete one of the two")
+                raise ValueError(
+                    f"{name}: the backbone is not trained (train_blocks: 0): delete one of the two"
+                )
         if self.head_epochs > self.epochs:
-            raise ValueError(f"head_epochs {self.head_epochs:g} is longer than epochs {self.epochs}: lower it")
+            raise ValueError(
+                f"head_epochs {self.head_epochs:g} is longer than epochs {self.epochs}: lower it"
+            )
 
 
-def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Path:
-    """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the embedding folder.
+def finetune(
+    backbone: Backbone | str | Path,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    accept_changes: bool = False,
+) -> Path:
+    """Runs or resumes the recipe's `finetune` section in the run folder `out`; returns the
+    embedding folder.
 
     `accept_changes`: resume even where the images are no longer what it began with.
     """
@@ -104,12 +126,18 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *
     opened = repooled(open_backbone(backbone, recipe.values["backbone"]), settings.pool)
     if not all(bool(p.isfinite().all()) for p in opened.parameters()):
         raise BackboneError(
-            f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another backbone"
+            f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another "
+            "backbone"
         )
-    about = {"recipe": recipe.digest("seed", "data", "finetune"), "backbone": card.weights_digest(opened)}
+    about = {
+        "recipe": recipe.digest("seed", "data", "finetune"),
+        "backbone": card.weights_digest(opened),
+    }
     target = folder / "embedding"
     source, size = recipe.values["data"].build(), opened.architecture.size
-    divided = split_classes(source.split("train", size), source.split("test", size), settings.held_out)
+    divided = split_classes(
+        source.split("train", size), source.split("test", size), settings.held_out
+    )
     images, labels_N, _ = divided
     made_of = divided.passport
     if finished(target, about, made_of):
@@ -117,15 +145,28 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *
     if settings.estimator:
         if comm.rank() == 0:
             set_aside(folder, about, made_of)
-            learn(settings.estimator, opened, images, {**about, **made_of}, Path(out), seed, settings.workers)
+            learn(
+                settings.estimator,
+                opened,
+                images,
+                {**about, **made_of},
+                Path(out),
+                seed,
+                settings.workers,
+            )
         comm.patient_barrier()
         return target
     order = make_order(settings, images, labels_N, seed)
     if order.left_out and comm.rank() == 0:
-        say(f"finetune: classes of one image, which has no positive, are left out of all batches: {order.left_out}")
+        say(
+            "finetune: classes of one image, which has no positive, are left out of all batches: "
+            f"{order.left_out}"
+        )
     system = make_system(opened, settings, divided.classes, seed)
     views = settings.views.build()
-    inputs = partial(make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed)
+    inputs = partial(
+        make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed
+    )
     if comm.rank() == 0:
         set_aside(folder, about, made_of)
     comm.barrier()
@@ -145,7 +186,9 @@ def finetune(backbone: Backbone | str | Path, recipe: Recipe, out: str | Path, *
         }
         if folded := system.objective.affine():
             model.fold(*folded)
-        card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
+        card.write_model(
+            target, embedding_files(model), card.facts(model.architecture, model.dim, facts)
+        )
         say(f"finetune: embedding model in {target}")
     comm.barrier()
     return target
@@ -164,7 +207,9 @@ def learn(
     function = embedder(backbone.to(comm.device()), backbone.architecture)
     key = (about["backbone"], *cache_key(images))
     processes = workers_for(images, workers)
-    x_ND, labels_N, dropped, _ = cached(out / "features", key, lambda: extract(function, images, workers=processes))
+    x_ND, labels_N, dropped, _ = cached(
+        out / "features", key, lambda: extract(function, images, workers=processes)
+    )
     model = folded(backbone, estimator, x_ND, labels_N, seed)
     facts = {
         **about,
@@ -175,7 +220,9 @@ def learn(
         "dropped": dropped,
     }
     target = out / "finetune" / "embedding"
-    card.write_model(target, embedding_files(model), card.facts(model.architecture, model.dim, facts))
+    card.write_model(
+        target, embedding_files(model), card.facts(model.architecture, model.dim, facts)
+    )
     say(f"finetune: embedding model in {target}")
 
 
@@ -185,7 +232,8 @@ def distance(model: Embedding) -> str:
 
 
 def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any]) -> bool:
-    """Whether the embedding that the recipe asks for is there, of these images and labels. Raises RunError if damaged.
+    """Whether the embedding that the recipe asks for is there, of these images and labels. Raises
+    RunError if damaged.
 
     What an earlier release wrote says less of them, and is believed in the rest.
     """
@@ -197,8 +245,9 @@ def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any]) -> bo
 
 
 def set_aside(folder: Path, about: dict[str, Any], made_of: dict[str, Any]) -> None:
-    """Renames an earlier fine-tuning by another recipe or of another backbone, or a finished one of other images:
-    this one begins anew. One that was stopped is resumed, or refused by its checkpoint.
+    """Renames an earlier fine-tuning by another recipe or of another backbone, or a finished one of
+    other images: this one begins anew. One that was stopped is resumed, or refused by its
+    checkpoint.
     """
     earlier: dict[str, Any] = card.read(folder / "embedding")
     made_of = made_of if earlier else {}
@@ -207,27 +256,44 @@ def set_aside(folder: Path, about: dict[str, Any], made_of: dict[str, Any]) -> N
             earlier = json.loads(manifest.read_bytes())
     if not isinstance(earlier, dict) or not earlier:
         return
-    if any(earlier.get(key) != value for key, value in about.items()) or differences(earlier, made_of):
-        free = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
+    if any(earlier.get(key) != value for key, value in about.items()) or differences(
+        earlier, made_of
+    ):
+        free = next(
+            n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists()
+        )
         folder.rename(folder.with_name(f"{folder.name}.{free}"))
-        say(f"finetune: the earlier one, of another recipe, backbone or data, is now {folder.name}.{free}")
+        say(
+            "finetune: the earlier one, of another recipe, backbone or data, is now "
+            f"{folder.name}.{free}"
+        )
 
 
 def make_order(settings: Finetune, images: Images, labels_N: Tensor, seed: int) -> PKOrder:
-    """The section's P × K batches. Raises DataError where there are too few classes, or no cameras to be distinct."""
+    """The section's P × K batches. Raises DataError where there are too few classes, or no cameras
+    to be distinct.
+    """
     cameras_N = images.cameras if settings.cameras == "distinct" else None
     if settings.cameras == "distinct" and cameras_N is None:
         raise DataError("finetune.cameras: distinct, but these images name no cameras: remove it")
-    return PKOrder(labels_N, settings.classes_per_batch, settings.per_class, seed, cameras_N=cameras_N)
+    return PKOrder(
+        labels_N, settings.classes_per_batch, settings.per_class, seed, cameras_N=cameras_N
+    )
 
 
 def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:
-    """The embedding model and its objective on this rank's device; head and proxies drawn by the seed alone."""
-    return global_batchnorm(build_system(backbone, settings, classes, seed).train()).to(comm.device())
+    """The embedding model and its objective on this rank's device; head and proxies drawn by the
+    seed alone.
+    """
+    return global_batchnorm(build_system(backbone, settings, classes, seed).train()).to(
+        comm.device()
+    )
 
 
 def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> FinetuneModule:
-    """The same before it knows of ranks and devices. Raises RunError or BackboneError when its parts do not fit."""
+    """The same before it knows of ranks and devices. Raises RunError or BackboneError when its
+    parts do not fit.
+    """
     torch.manual_seed(rng.seed(seed, "finetune", "weights"))
     model = Embedding(backbone, settings.dim, unit=settings.unit, batchnorm=settings.batchnorm)
     return FinetuneModule(

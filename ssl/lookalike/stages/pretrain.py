@@ -44,11 +44,12 @@ VIEW = Choice(VIEWS)
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Settings):
-    """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many losses.
+    """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many
+    losses.
 
-    `micro_batch`: how many images, over all ranks, the backbone sees at once; the loss still spans the batch.
-    `knn_every_epochs`: how often kNN-20 of the backbone is logged (2,000 training, 1,000 test images with labels,
-    which training never sees); 0 for never.
+    `micro_batch`: how many images, over all ranks, the backbone sees at once; the loss still spans
+    the batch. `knn_every_epochs`: how often kNN-20 of the backbone is logged (2,000 training, 1,000
+    test images with labels, which training never sees); 0 for never.
     """
 
     method: Annotated[Spec, Choice(METHODS, supplied={"backbone"})]
@@ -61,17 +62,30 @@ class Pretrain(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} does not divide into accumulate: {self.accumulate} micro-batches")
+            raise ValueError(
+                f"batch {self.batch} does not divide into accumulate: {self.accumulate} "
+                "micro-batches"
+            )
         if self.batch // self.accumulate < 2:
-            raise ValueError("a micro-batch of one image has no statistics: raise batch or lower accumulate")
+            raise ValueError(
+                "a micro-batch of one image has no statistics: raise batch or lower accumulate"
+            )
         if self.batch // self.accumulate % (self.micro_batch or 1):
-            raise ValueError(f"batch {self.batch} / accumulate does not divide into micro_batch {self.micro_batch}")
+            raise ValueError(
+                f"batch {self.batch} / accumulate does not divide into micro_batch "
+                f"{self.micro_batch}"
+            )
         problem = views_problem(self.method.make, self.views.build())
         if problem:
             raise ValueError(problem)
-        if self.optimizer.name == "lars" and self.engine is not None and self.engine.args.get("stage", 0) > 0:
+        if (
+            self.optimizer.name == "lars"
+            and self.engine is not None
+            and self.engine.args.get("stage", 0) > 0
+        ):
             raise ValueError(
-                "lars needs whole layers, ZeRO shows it one flat tensor from stage 1 on: engine.stage: 0, or adamw"
+                "lars needs whole layers, ZeRO shows it one flat tensor from stage 1 on: "
+                "engine.stage: 0, or adamw"
             )
 
     @property
@@ -87,22 +101,27 @@ def pretrain(
     *,
     accept_changes: bool = False,
 ) -> Path:
-    """Runs or resumes the recipe's `pretrain` section in the run folder `out`; returns the backbone folder.
+    """Runs or resumes the recipe's `pretrain` section in the run folder `out`; returns the backbone
+    folder.
 
-    `method`: a class of your own in place of the recipe's, called as method(backbone); `accept_changes`: resume
-    even where recipe or images are no longer what the run began with.
+    `method`: a class of your own in place of the recipe's, called as method(backbone);
+    `accept_changes`: resume even where recipe or images are no longer what the run began with.
     """
     settings, seed = recipe.section(Pretrain), recipe.values["seed"]
     comm.start(seconds=settings.timeout)
     about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
-    about["method"] = f"{method.__module__}.{method.__qualname__}" if method else settings.method.name
+    about["method"] = (
+        f"{method.__module__}.{method.__qualname__}" if method else settings.method.name
+    )
     agree(recipe, method=about["method"], accept_changes=accept_changes)
     folder = open_run(Path(out), recipe, accept_changes)
     target = folder / "backbone"
     source = recipe.values["data"].build()
     made_of = learned_from(source.split("train"), method or settings.method.make)
     if finished(target, about, made_of, accept_changes):
-        write_recipe(folder, recipe)  # which may have been damaged, or differ in what changes nothing
+        write_recipe(
+            folder, recipe
+        )  # which may have been damaged, or differ in what changes nothing
         return target
     module, views = make_method(recipe, method), settings.views.build()
     size = module.backbone.architecture.size
@@ -111,10 +130,18 @@ def pretrain(
     if problem := views_problem(module, views):
         raise RecipeError(f"{recipe.name}: pretrain.{problem}")
     labels_N = labels_for(module, images)
-    inputs = partial(make_inputs, partial(views, dtype=settings.dtype), module.backbone.architecture, seed, labels_N)
+    inputs = partial(
+        make_inputs,
+        partial(views, dtype=settings.dtype),
+        module.backbone.architecture,
+        seed,
+        labels_N,
+    )
     must_match = {**made_of, "batch": settings.batch, "method": about["method"] if method else None}
     every = settings.knn_every_epochs * order.steps_per_epoch
-    monitor = make_monitor(module.backbone, images, source.split("test", size), seed) if every else dict
+    monitor = (
+        make_monitor(module.backbone, images, source.split("test", size), seed) if every else dict
+    )
     job = Job(
         "pretrain",
         folder,
@@ -136,51 +163,71 @@ def pretrain(
     if comm.rank() == 0:
         about |= {"epochs": settings.epochs, **made_of}
         backbone = module.backbone
-        card.write_model(target, folder_files(backbone), card.facts(backbone.architecture, backbone.dim, about))
+        card.write_model(
+            target, folder_files(backbone), card.facts(backbone.architecture, backbone.dim, about)
+        )
         say(f"pretrain: backbone in {target}")
     comm.barrier()
     return target
 
 
 def learned_from(images: Images, method: Any) -> dict[str, Any]:
-    """What a backbone is made of: the images, and their labels where the method learns from them."""
-    labels = {"labels": labels_digest(images.labels, images.classes)} if getattr(method, "needs_labels", False) else {}
+    """What a backbone is made of: the images, and their labels where the method learns from
+    them.
+    """
+    labels = (
+        {"labels": labels_digest(images.labels, images.classes)}
+        if getattr(method, "needs_labels", False)
+        else {}
+    )
     return {**passport(images), **labels}
 
 
-def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any], accept_changes: bool) -> bool:
+def finished(
+    target: Path, about: dict[str, Any], made_of: dict[str, Any], accept_changes: bool
+) -> bool:
     """Whether the backbone that the recipe asks for is there.
 
-    Raises RunError when it is damaged, or was trained on other images; `accept_changes` makes a warning of the last.
+    Raises RunError when it is damaged, or was trained on other images; `accept_changes` makes a
+    warning of the last.
     """
     try:
         if not card.is_done(target, about):
             return False
     except RunError as error:
         if any(target.parent.glob("checkpoints/step_*")):
-            raise RunError(f"{error}; or remove {target}: the same command makes it again, bit for bit") from error
+            raise RunError(
+                f"{error}; or remove {target}: the same command makes it again, bit for bit"
+            ) from error
         raise
     earlier = card.read(target)
     changed, told = "; ".join(differences(earlier, made_of)[:4]), comm.rank() == 0
     if changed and not accept_changes:
         raise RunError(
-            f"{target}: was trained on other images ({changed}): choose another --out, keep it as it is with "
+            f"{target}: was trained on other images ({changed}): choose another --out, keep it as "
+            "it is with "
             f"--accept-changes, or remove it with {target.parent / 'checkpoints'} to train anew"
         )
     if changed and told:
-        warnings.warn(f"{target}: was trained on other images ({changed}), and stays as it is", stacklevel=3)
+        warnings.warn(
+            f"{target}: was trained on other images ({changed}), and stays as it is", stacklevel=3
+        )
     elif told and touched(earlier, made_of):
         warnings.warn(f"{target}: {TOUCHED}", stacklevel=3)
     return True
 
 
 def check(recipe: Recipe, out: Path, accept_changes: bool = False) -> None:
-    """Raises what `pretrain` would raise before its first step, after building on the CPU what it would build.
+    """Raises what `pretrain` would raise before its first step, after building on the CPU what it
+    would build.
 
     Of a run in `out` the newest checkpoint's manifest is believed, its files are not looked into.
     """
     settings, source = recipe.section(Pretrain), recipe.values["data"].build()
-    about = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain"), "method": settings.method.name}
+    about = {
+        "recipe": recipe.digest("seed", "data", "backbone", "pretrain"),
+        "method": settings.method.name,
+    }
     made_of = learned_from(source.split("train"), settings.method.make)
     if finished(out / "backbone", about, made_of, accept_changes):
         return
@@ -189,10 +236,14 @@ def check(recipe: Recipe, out: Path, accept_changes: bool = False) -> None:
     images = source.split("train", size)
     labels_for(module, images)
     must_match = {**made_of, "batch": settings.batch, "method": None}
-    steps = settings.epochs * order_of(images, settings.batch, settings.accumulate, 0).steps_per_epoch
+    steps = (
+        settings.epochs * order_of(images, settings.batch, settings.accumulate, 0).steps_per_epoch
+    )
     earlier = newest_manifest(out / "checkpoints")
     if earlier and not accept_changes and (changed := differences(earlier, must_match)):
-        raise RunError(f"{out}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}")
+        raise RunError(
+            f"{out}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}"
+        )
     if earlier:
         changed = [*changes(out, recipe), *differences(earlier, must_match)]
         refuse_nothing(out, "pretrain", earlier["step"], steps, changed)
@@ -211,7 +262,8 @@ def refuse_more_ranks(recipe: Recipe, ranks: int) -> None:
         )
     if images < ranks:
         raise RecipeError(
-            f"{recipe.name}: pretrain.{key}: {images} images for {ranks} ranks: raise it, every rank needs one"
+            f"{recipe.name}: pretrain.{key}: {images} images for {ranks} ranks: raise it, every "
+            "rank needs one"
         )
 
 
@@ -224,7 +276,9 @@ def build_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None)
     try:
         return recipe.section(Pretrain).method.build(backbone)
     except ValueError as error:
-        raise RecipeError(f"{recipe.name}: pretrain.method: {recipe.section(Pretrain).method.name}: {error}") from error
+        raise RecipeError(
+            f"{recipe.name}: pretrain.method: {recipe.section(Pretrain).method.name}: {error}"
+        ) from error
 
 
 def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
@@ -248,18 +302,28 @@ def views_problem(method: Any, views: Any) -> str:
 
 
 def labels_for(method: Any, images: Images) -> Tensor | None:
-    """The class of each image, for the one kind of method that asks for it. Raises DataError without labels."""
+    """The class of each image, for the one kind of method that asks for it. Raises DataError
+    without labels.
+    """
     if not getattr(method, "needs_labels", False):
         return None
     if images.labels is None:
-        raise DataError(f"data: no labels, which {type(method).__name__} learns from: use class folders")
+        raise DataError(
+            f"data: no labels, which {type(method).__name__} learns from: use class folders"
+        )
     return torch.as_tensor(images.labels)
 
 
-def make_monitor(backbone: Backbone, train: Images, test: Images, seed: int) -> Callable[[], dict[str, float]]:
-    """kNN-20 of the backbone as it stands, on some images with labels. Raises DataError where there are none."""
+def make_monitor(
+    backbone: Backbone, train: Images, test: Images, seed: int
+) -> Callable[[], dict[str, float]]:
+    """kNN-20 of the backbone as it stands, on some images with labels. Raises DataError where there
+    are none.
+    """
     if train.labels is None or test.labels is None:
-        raise DataError("data: no labels, which knn_every_epochs needs: use class folders, or set it to 0")
+        raise DataError(
+            "data: no labels, which knn_every_epochs needs: use class folders, or set it to 0"
+        )
     some = [
         subset(images, rng.permutation(len(images), seed, "judge", split)[:most].tolist())
         for split, (images, most) in enumerate(((train, 2000), (test, 1000)))
@@ -269,7 +333,9 @@ def make_monitor(backbone: Backbone, train: Images, test: Images, seed: int) -> 
         function = embedder(backbone, backbone.architecture)
         bank, asked = (extract(function, images) for images in some)
         backbone.train()
-        return {"knn20/top1": knn.accuracy(bank.x_ND, bank.labels_N, asked.x_ND, asked.labels_N)["top1"]}
+        return {
+            "knn20/top1": knn.accuracy(bank.x_ND, bank.labels_N, asked.x_ND, asked.labels_N)["top1"]
+        }
 
     return monitor
 

@@ -1,4 +1,6 @@
-"""Some images with the views that a run would train on, as one PNG or one HTML page, and what was drawn for them."""
+"""Some images with the views that a run would train on, as one PNG or one HTML page, and what was
+drawn for them.
+"""
 
 import html
 from pathlib import Path
@@ -17,14 +19,17 @@ from lookalike.views.colour import OPERATIONS
 
 
 def preview(recipe: Recipe, out: str | Path, *, images: int = 8, epoch: int = 0) -> list[str]:
-    """Writes the first `images` of an epoch and their views to `out`, .png or .html; returns lines of what was drawn.
+    """Writes the first `images` of an epoch and their views to `out`, .png or .html; returns lines
+    of what was drawn.
 
-    Exactly the views of the run: same order, same draws, same cuts, before they are normalised. Raises RecipeError
-    without `pretrain`, or for another ending.
+    Exactly the views of the run: same order, same draws, same cuts, before they are normalised.
+    Raises RecipeError without `pretrain`, or for another ending.
     """
     settings, target = recipe.values["pretrain"], Path(out)
     if not settings:
-        raise RecipeError(f"{recipe.name}: pretrain: not there, so there are no views to show: add the section")
+        raise RecipeError(
+            f"{recipe.name}: pretrain: not there, so there are no views to show: add the section"
+        )
     page.refuse_other(target, "a preview is")
     refuse_unwritable(target.parent)
     seed, size = recipe.values["seed"], recipe.values["backbone"].size
@@ -40,9 +45,16 @@ def preview(recipe: Recipe, out: str | Path, *, images: int = 8, epoch: int = 0)
     every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, host_crops))
     said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
     names = [f"{i} {printable(train.name(i))}" for i in ids_B.tolist()]
-    rows = [[page.tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))] for b in range(len(ids_B))]
+    rows = [
+        [page.tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))]
+        for b in range(len(ids_B))
+    ]
     title = f"{recipe.name}, epoch {epoch}, views cut on the {settings.crop_on}"
-    data = page.grid(rows) if target.suffix.lower() == ".png" else listing(title, names, rows, said).encode()
+    data = (
+        page.grid(rows)
+        if target.suffix.lower() == ".png"
+        else listing(title, names, rows, said).encode()
+    )
     write_file(target, data)
     lines = []
     for name, texts in zip(names, said, strict=True):
@@ -58,7 +70,9 @@ def read(reader: Reader, epoch: int, ids_B: Tensor) -> list[Tensor]:
 
 
 def sides(train: Images, ids_B: Tensor, host_crops: HostCrops | None) -> dict[str, Tensor]:
-    """Height and width of what the views are cut from: each image itself on the host, else the canvas."""
+    """Height and width of what the views are cut from: each image itself on the host, else the
+    canvas.
+    """
     if host_crops is None:
         heights, widths = ([side] * len(ids_B) for side in train.shape[1:])
     else:
@@ -91,7 +105,12 @@ def listing(title: str, names: list[str], rows: list[list[Tensor]], said: list[l
     lines = []
     for name, row, texts in zip(names, rows, said, strict=True):
         captions = [html.escape(name), *map(html.escape, texts)]
-        cells = (f"<td>{page.image(x)}<small>{caption}</small></td>" for x, caption in zip(row, captions, strict=True))
+        cells = (
+            f"<td>{page.image(x)}<small>{caption}</small></td>"
+            for x, caption in zip(row, captions, strict=True)
+        )
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f"<th>{head}</th>" for head in ("image", *(f"view {v}" for v in range(len(said[0])))))
+    heads = "".join(
+        f"<th>{head}</th>" for head in ("image", *(f"view {v}" for v in range(len(said[0]))))
+    )
     return page.document(title, f"<table><tr>{heads}</tr>{''.join(lines)}</table>")

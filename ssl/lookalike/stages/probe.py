@@ -1,8 +1,11 @@
-"""The probe: what a frozen backbone knows, by a linear classifier and by its neighbours, beside two baselines."""
+"""The probe: what a frozen backbone knows, by a linear classifier and by its neighbours, beside two
+baselines.
+"""
 
 import json
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +17,15 @@ from lookalike.checkpoint import differences, read_or_set_aside, visit_run
 from lookalike.data.images import Images
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
-from lookalike.evaluation.features import Embed, Features, cache_key, cached, embedder, extract, pixels
+from lookalike.evaluation.features import (
+    Embed,
+    Features,
+    cache_key,
+    cached,
+    embedder,
+    extract,
+    pixels,
+)
 from lookalike.folder import write_file
 from lookalike.log import note, say
 from lookalike.models import Backbone, card, open_backbone
@@ -27,7 +38,9 @@ Strength = Annotated[float, Field(gt=0, le=1e6)]
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Linear probe and weighted kNN on frozen features; `baselines` adds raw pixels and the untrained backbone."""
+    """Linear probe and weighted kNN on frozen features; `baselines` adds raw pixels and the
+    untrained backbone.
+    """
 
     k: Count = 20
     temperature: Positive = 0.07
@@ -40,13 +53,17 @@ class Probe:
 
 
 def probe(
-    backbone: Backbone | str | Path, recipe: Recipe, out: str | Path | None = None, *, name: str | None = None
+    backbone: Backbone | str | Path,
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Scores of a backbone, a backbone folder or a timm name on the recipe's data, in [0, 1].
 
-    Keys: `linear/top1`, `knn20/top1`, …, with `pixels/` and `untrained/` before them for the baselines. With
-    `out` the scores go to `out/probe.json`, those of another model than the run's own under its `name`, and the
-    features are kept in `out/features/`.
+    Keys: `linear/top1`, `knn20/top1`, …, with `pixels/` and `untrained/` before them for the
+    baselines. With `out` the scores go to `out/probe.json`, those of another model than the run's
+    own under its `name`, and the features are kept in `out/features/`.
     """
     settings, seed = recipe.section(Probe), recipe.values["seed"]
     folder = Path(out) if out else None
@@ -63,10 +80,13 @@ def probe(
         features = []
         for images, known in zip(sets, identities, strict=True):
             workers = workers_for(images, settings.workers)
-            make = lambda f=function, p=images, w=workers: extract(f, p, batch=settings.batch, workers=w)  # noqa: E731
+            make = partial(extract, function, images, batch=settings.batch, workers=workers)
             keep = folder / "features" if folder and function is not pixels else None
             features.append(cached(keep, (key, *known), make))
-        scores |= {prefix + name: value for name, value in score(features[0], features[1], settings, seed).items()}
+        scores |= {
+            prefix + name: value
+            for name, value in score(features[0], features[1], settings, seed).items()
+        }
         if folder:  # as they come: what took hours is not lost to what comes after
             text = line(scores, settings.k, prefix, name or ROWS[""])
             say(text if prefix else f"{head(settings.k)}\n{text}")
@@ -75,20 +95,27 @@ def probe(
 
 
 def tell_other(backbone: Path, train: Images) -> None:
-    """Warns where the run's backbone was pretrained on other images than those it is now judged on."""
+    """Warns where the run's backbone was pretrained on other images than those it is now judged
+    on.
+    """
     if changed := differences(card.read(backbone), passport(train)):
-        warnings.warn(f"{backbone}: was pretrained on other images ({'; '.join(changed)})", stacklevel=3)
+        warnings.warn(
+            f"{backbone}: was pretrained on other images ({'; '.join(changed)})", stacklevel=3
+        )
 
 
 def remember(path: Path, scores: dict[str, Any], name: str | None) -> None:
-    """Writes the scores of the run's own backbone, or of another one, `name`, under `others` beside them.
+    """Writes the scores of the run's own backbone, or of another one, `name`, under `others` beside
+    them.
 
     A file in which the earlier ones cannot be read is set aside, and that is said.
     """
     held, others = read_or_set_aside(path, own_and_others, note) or ({}, {})
     if name is not None:
         scores, others = held, {**others, name: scores}
-    write_file(path, json.dumps({**scores, **({"others": others} if others else {})}, indent=2).encode())
+    write_file(
+        path, json.dumps({**scores, **({"others": others} if others else {})}, indent=2).encode()
+    )
 
 
 def own_and_others(held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +149,10 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
     if settings.baselines:
         torch.manual_seed(rng.seed(seed, "weights"))
         named["untrained/"] = Backbone(replace(backbone.architecture, pretrained=False))
-    found = {prefix: (weights_digest(b), embedder(b.to(comm.device()), b.architecture)) for prefix, b in named.items()}
+    found = {
+        prefix: (weights_digest(b), embedder(b.to(comm.device()), b.architecture))
+        for prefix, b in named.items()
+    }
     return found | ({"pixels/": ("pixels", pixels)} if settings.baselines else {})
 
 

@@ -1,4 +1,6 @@
-"""Search: images embedded once into an index, which is brought up to date when they or the model change."""
+"""Search: images embedded once into an index, which is brought up to date when they or the model
+change.
+"""
 
 import hashlib
 import json
@@ -26,7 +28,15 @@ from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import open_model
 from lookalike.scoring.ivf import train_ivf
-from lookalike.search.index import SEEN, Model, SearchIndex, Seen, open_index, read_seen, write_index
+from lookalike.search.index import (
+    SEEN,
+    Model,
+    SearchIndex,
+    Seen,
+    open_index,
+    read_seen,
+    write_index,
+)
 
 BATCH = 256
 SAID = 5
@@ -34,7 +44,9 @@ SAID = 5
 
 
 class Found(NamedTuple):
-    """Images to be embedded, set after set, with a name and a state (see `Seen`) of each; `root` as of the index."""
+    """Images to be embedded, set after set, with a name and a state (see `Seen`) of each; `root` as
+    of the index.
+    """
 
     sets: list[Images]
     names: list[str]
@@ -43,11 +55,16 @@ class Found(NamedTuple):
 
 
 def in_folder(folder: Path, architecture: Architecture) -> Found:
-    """Every image file below a folder; its state is its bytes and mtime. Raises DataError where there is none."""
+    """Every image file below a folder; its state is its bytes and mtime. Raises DataError where
+    there is none.
+    """
     root = os.path.abspath(folder_at(folder, "give the folder that holds the images"))  # noqa: PTH100 (as it is named)
     paths = scan(Path(root), Path(root))
     if not paths:
-        raise DataError(f"{printable(folder)}: no images in it or below; looked for {b' '.join(SUFFIXES).decode()}")
+        raise DataError(
+            f"{printable(folder)}: no images in it or below; looked for "
+            f"{b' '.join(SUFFIXES).decode()}"
+        )
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
     images = FileImages(root, paths, None, (), canvas_for(architecture.size), architecture.channels)
     return Found([images], [os.fsdecode(path) for path in paths], states, root)
@@ -56,10 +73,14 @@ def in_folder(folder: Path, architecture: Architecture) -> Found:
 def in_source(source: Source, architecture: Architecture) -> Found:
     """Train and test images of a recipe's `data`; their state is that of their whole set."""
     if source.channels != architecture.channels:
-        raise Error(f"data: images of {source.channels} channels, the model takes {architecture.channels}")
+        raise Error(
+            f"data: images of {source.channels} channels, the model takes {architecture.channels}"
+        )
     sets = [source.split(name, architecture.size) for name in ("train", "test")]
     names = [images.name(i) for images in sets for i in range(len(images))]
-    return Found(sets, names, [state for images in sets for state in [set_state(images)] * len(images)], "")
+    return Found(
+        sets, names, [state for images in sets for state in [set_state(images)] * len(images)], ""
+    )
 
 
 def set_state(images: Images) -> str:
@@ -76,10 +97,12 @@ def search_index(
     like: Architecture | None = None,
     approximate: bool = False,
 ) -> SearchIndex:
-    """The index in `folder`; with `find` made, or brought up to date with the images found and with the model.
+    """The index in `folder`; with `find` made, or brought up to date with the images found and with
+    the model.
 
-    Only what is new or changed is embedded, all where the model is another. `like`: see open_backbone. `approximate`:
-    with cells. Raises what open_index raises, DataError when no image can be read, Error when there is no model.
+    Only what is new or changed is embedded, all where the model is another. `like`: see
+    open_backbone. `approximate`: with cells. Raises what open_index raises, DataError when no image
+    can be read, Error when there is no model.
     """
     folder = Path(folder)
     recover(folder)
@@ -88,7 +111,8 @@ def search_index(
     old = open_index(folder) if folder.exists() or find is None else None
     if old is None and model is None:
         raise Error(
-            f"{printable(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to embed the images"
+            f"{printable(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to "
+            "embed the images"
         )
     opened = old.model if old and model is None else open_model(str(model), like)
     digest = old.digest if old and model is None else weights_digest(opened)
@@ -96,7 +120,8 @@ def search_index(
         assert old is not None
         if digest != old.digest:
             raise RunError(
-                f"{printable(folder)}: made by another model than {printable(str(model))}: add --from to embed anew"
+                f"{printable(folder)}: made by another model than {printable(str(model))}: add "
+                "--from to embed anew"
             )
         return with_cells(folder, old) if approximate and old.cells is None else old
     return update(folder, old, find(opened.architecture), opened, digest, approximate)
@@ -110,25 +135,44 @@ def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
 
 
 def update(
-    folder: Path, old: SearchIndex | None, found: Found, model: Model, digest: str, approximate: bool
+    folder: Path,
+    old: SearchIndex | None,
+    found: Found,
+    model: Model,
+    digest: str,
+    approximate: bool,
 ) -> SearchIndex:
     """The index of what was found: rows of `old` that still hold, and the other images embedded."""
     (_, height, width), fit = found.sets[0].shape, getattr(found.sets[0], "fit", "crop")
     form: dict[str, Any] = {"canvas": (height, width), "fit": fit}
     usable = old is not None and (old.digest, old.canvas, old.fit) == (digest, (height, width), fit)
     if old and old.root != found.root and Path(old.root or ".").exists():
-        usable = False  # not the folder moved, but another one, in which the same name and time say nothing
+        # not the folder moved, but another one, in which the same name and time say nothing
+        usable = False
     before = read_seen(folder, len(old)) if old and usable else Seen([], {})
     wanted = list(zip(found.names, found.states, strict=True))
-    rows = {named: row for row, named in enumerate(zip(old.names if old else (), before.states, strict=False))}
+    rows = {
+        named: row
+        for row, named in enumerate(zip(old.names if old else (), before.states, strict=False))
+    }
     kept = {i: rows[named] for i, named in enumerate(wanted) if named in rows}
-    bad = {name: before.bad[name] for name, state in wanted if before.bad.get(name, ("",))[0] == state}
+    bad = {
+        name: before.bad[name] for name, state in wanted if before.bad.get(name, ("",))[0] == state
+    }
     asked = [i for i, (name, _) in enumerate(wanted) if i not in kept and name not in bad]
-    if old and usable and not asked and (len(kept), len(bad), found.root) == (len(old), len(before.bad), old.root):
+    if (
+        old
+        and usable
+        and not asked
+        and (len(kept), len(bad), found.root) == (len(old), len(before.bad), old.root)
+    ):
         note(f"{printable(folder)}: {len(old)} images, as before")
         return with_cells(folder, old) if approximate and old.cells is None else old
     fresh, x_MD = embedded(model, found.sets, asked)
-    bad |= {found.names[i]: (found.states[i], reason(found.sets, i)) for i in sorted(set(asked).difference(fresh))}
+    bad |= {
+        found.names[i]: (found.states[i], reason(found.sets, i))
+        for i in sorted(set(asked).difference(fresh))
+    }
     ids = sorted([*kept, *fresh])
     if not ids:
         first, (_, why) = next(iter(bad.items()))
@@ -137,7 +181,9 @@ def update(
     x_ND[[place[i] for i in fresh]] = x_MD
     if old and kept:
         x_ND[[place[i] for i in kept]] = old.x_ND[list(kept.values())]
-    index = SearchIndex(model, x_ND, [found.names[i] for i in ids], root=found.root, digest=digest, **form)
+    index = SearchIndex(
+        model, x_ND, [found.names[i] for i in ids], root=found.root, digest=digest, **form
+    )
     index.cells = train_ivf(x_ND, index.unit) if approximate else None
     write_index(folder, index, Seen([found.states[i] for i in ids], bad))
     if old is None:
@@ -166,7 +212,9 @@ def embedded(model: Model, sets: Sequence[Images], asked: list[int]) -> tuple[li
                 if not bool(x_BD.isfinite().all()):
                     row = int((~x_BD.isfinite().all(1)).nonzero()[0])
                     name = printable(some.name(read[row]))
-                    raise Error(f"{name}: its embedding is NaN or Inf; check the weights of the model")
+                    raise Error(
+                        f"{name}: its embedding is NaN or Inf; check the weights of the model"
+                    )
                 parts.append(x_BD)
                 ids += [start + here[i] for i in read]
                 tell_done(len(ids))

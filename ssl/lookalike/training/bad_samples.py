@@ -14,7 +14,9 @@ from lookalike.training.metrics import append
 
 def _samples(path: Path) -> Iterator[int]:
     """The samples listed earlier; a line cut off by a kill is passed over."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+    for line in (
+        path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
+    ):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             yield int(json.loads(line)["sample"])
 
@@ -29,7 +31,8 @@ def keep_first(path: Path, count: int) -> None:
 
 
 class BadSamples:
-    """`bad_samples.jsonl`: each bad image once, with path, reason and replacement; more than `limit` stop the run.
+    """`bad_samples.jsonl`: each bad image once, with path, reason and replacement; more than
+    `limit` stop the run.
 
     `count`: of so many an earlier part of the run knew; by default of all that are listed.
     """
@@ -41,12 +44,17 @@ class BadSamples:
         self._failed = False
 
     def add(self, records: Iterable[Any]) -> int:
-        """Writes the new ones among `records` (named tuples with `sample`); returns how many are new."""
+        """Writes the new ones among `records` (named tuples with `sample`); returns how many are
+        new.
+        """
         fresh = {r.sample: r for r in records if r.sample not in self._seen}
         if fresh:
             self._seen |= fresh.keys()
             try:
-                append(self.path, "".join(json.dumps(r._asdict()) + "\n" for r in fresh.values()).encode())
+                append(
+                    self.path,
+                    "".join(json.dumps(r._asdict()) + "\n" for r in fresh.values()).encode(),
+                )
             except OSError as error:
                 self._say(error)
         return len(fresh)
@@ -54,7 +62,10 @@ class BadSamples:
     def _say(self, error: OSError) -> None:
         if not self._failed:
             self._failed = True
-            warnings.warn(f"{self.path}: cannot be written ({error.strerror or error}): training goes on", stacklevel=4)
+            warnings.warn(
+                f"{self.path}: cannot be written ({error.strerror or error}): training goes on",
+                stacklevel=4,
+            )
 
     def check(self, new: int) -> None:
         """Counts what all ranks found. Raises DataError beyond the limit."""

@@ -1,4 +1,6 @@
-"""Is the training learning anything? Measures of embeddings that need no labels, and an alarm when they collapse."""
+"""Is the training learning anything? Measures of embeddings that need no labels, and an alarm when
+they collapse.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,12 +20,13 @@ _ROWS = 256
 def measure(embeddings: Sequence[Tensor]) -> dict[str, float]:
     """Health of (B, D) embeddings of each view, this rank's rows; the same numbers on all ranks.
 
-    `health/std`: mean deviation of a dimension of the unit rows, times √D: 1 when they fill all directions alike,
-    0 when they are one point (SimSiam, arXiv 2011.10566, section 4.1). `health/rank`: effective rank of the centred
-    rows (RankMe, arXiv 2210.02885, equation 1), `health/rank_share`: that over the largest it could be.
-    `health/alignment`: mean squared distance of an image's two views, `health/uniformity`: log mean exp(-2 d²)
-    over pairs of images (Wang & Isola, arXiv 2005.10242, equations 1 and 2), both of unit rows.
-    `health/off_diagonal`: mean squared correlation of two dimensions. At most 256 rows enter the costly ones.
+    `health/std`: mean deviation of a dimension of the unit rows, times √D: 1 when they fill all
+    directions alike, 0 when they are one point (SimSiam, arXiv 2011.10566, section 4.1).
+    `health/rank`: effective rank of the centred rows (RankMe, arXiv 2210.02885, equation 1),
+    `health/rank_share`: that over the largest it could be. `health/alignment`: mean squared
+    distance of an image's two views, `health/uniformity`: log mean exp(-2 d²) over pairs of images
+    (Wang & Isola, arXiv 2005.10242, equations 1 and 2), both of unit rows. `health/off_diagonal`:
+    mean squared correlation of two dimensions. At most 256 rows enter the costly ones.
     """
     first, *others = (at_least_fp32(z_BD) for z_BD in embeddings)
     rows_ND = comm.cat(l2_normalize(first))
@@ -38,12 +41,16 @@ def measure(embeddings: Sequence[Tensor]) -> dict[str, float]:
         "health/off_diagonal": _off_diagonal(first),
     }
     if others:
-        found["health/alignment"] = comm.mean((l2_normalize(first) - l2_normalize(others[0])).square().sum(dim=1))
+        found["health/alignment"] = comm.mean(
+            (l2_normalize(first) - l2_normalize(others[0])).square().sum(dim=1)
+        )
     return {name: float(value) for name, value in found.items()}
 
 
 def _effective_rank(x_ND: Tensor) -> Tensor:
-    """exp of the entropy of the singular values' shares; from the smaller of the two Gram matrices, in fp64."""
+    """exp of the entropy of the singular values' shares; from the smaller of the two Gram matrices,
+    in fp64.
+    """
     x_ND = x_ND.double()
     gram = x_ND @ x_ND.T if len(x_ND) <= x_ND.shape[1] else x_ND.T @ x_ND
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
@@ -61,7 +68,9 @@ def _uniformity(x_ND: Tensor) -> Tensor:
 
 
 def _off_diagonal(z_BD: Tensor) -> Tensor:
-    """Mean squared off-diagonal entry of the correlation matrix; no D × D matrix where N is smaller."""
+    """Mean squared off-diagonal entry of the correlation matrix; no D × D matrix where N is
+    smaller.
+    """
     x_BD, n = standardize(z_BD), comm.count(z_BD)
     d = x_BD.shape[1]
     diagonal_D = comm.sum(x_BD.square().sum(dim=0)) / n
@@ -71,15 +80,19 @@ def _off_diagonal(z_BD: Tensor) -> Tensor:
 def queue_ages(module: nn.Module, batch: int) -> dict[str, float]:
     """How many steps ago the oldest row of each queue was written, for the log."""
     queues = {name: part for name, part in module.named_modules() if isinstance(part, Queue)}
-    return {f"health/{name}_age": min(float(q.written), len(q.rows_QD)) / batch for name, q in queues.items()}
+    return {
+        f"health/{name}_age": min(float(q.written), len(q.rows_QD)) / batch
+        for name, q in queues.items()
+    }
 
 
 class CollapseDetector:
     """Tells collapse from learning: three measurements in a row that no healthy run shows.
 
-    Seen while setting the limits, in the first 240 steps of each method on small data: `health/std` of healthy runs
-    stays above .28, and falls below .05 when all embeddings become one point; `health/off_diagonal` of healthy runs
-    rises to .91 at most and falls again, and passes .97 when nothing decorrelates.
+    Seen while setting the limits, in the first 240 steps of each method on small data: `health/std`
+    of healthy runs stays above .28, and falls below .05 when all embeddings become one point;
+    `health/off_diagonal` of healthy runs rises to .91 at most and falls again, and passes .97 when
+    nothing decorrelates.
     """
 
     least_std, most_correlated, patience = 0.15, 0.95, 3
@@ -88,7 +101,9 @@ class CollapseDetector:
         self.bad = bad
 
     def update(self, values: Mapping[str, float]) -> str:
-        """One measurement; what is wrong, at the third bad one in a row and at no other, else nothing."""
+        """One measurement; what is wrong, at the third bad one in a row and at no other, else
+        nothing.
+        """
         seen = self._seen(values)
         self.bad = self.bad + 1 if seen else 0
         return f"collapse: {seen}" if self.bad == self.patience else ""
@@ -99,12 +114,16 @@ class CollapseDetector:
             return "the loss is exactly 0, there is nothing to learn: check the method's coefficients and temperatures"
         if not std >= self.least_std:
             return (
-                f"all embeddings point one way (health/std {std:.2g}; 1 fills all directions): lower the learning "
-                "rate, lengthen the warm-up, check that the views differ and that the predictor or teacher is there"
+                f"all embeddings point one way (health/std {std:.2g}; 1 fills all directions): "
+                "lower the learning "
+                "rate, lengthen the warm-up, check that the views differ and that the predictor or "
+                "teacher is there"
             )
         if correlated > self.most_correlated:
             return (
-                f"all dimensions say the same (health/off_diagonal {correlated:.2g}, effective rank "
-                f"{values['health/rank']:.2g}): raise the weight of the decorrelating term, or the batch"
+                f"all dimensions say the same (health/off_diagonal {correlated:.2g}, effective "
+                "rank "
+                f"{values['health/rank']:.2g}): raise the weight of the decorrelating term, or the "
+                "batch"
             )
         return ""

@@ -1,4 +1,6 @@
-"""The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on one screen."""
+"""The training loop, for pretraining and fine-tuning alike: what happens in a step, in order, on
+one screen.
+"""
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -22,7 +24,14 @@ from lookalike.errors import LostError, RunError
 from lookalike.log import Terminal, say
 from lookalike.models import Architecture
 from lookalike.nn.loss import Loss
-from lookalike.optim import OPTIMIZERS, Progress, parameter_groups, set_rates, set_weight_decay, warmup_cosine
+from lookalike.optim import (
+    OPTIMIZERS,
+    Progress,
+    parameter_groups,
+    set_rates,
+    set_weight_decay,
+    warmup_cosine,
+)
 from lookalike.process import fault
 from lookalike.process.signals import Signals, Stopped
 from lookalike.process.watchdog import Watchdog
@@ -39,15 +48,17 @@ OPTIMIZER = Choice(OPTIMIZERS, supplied={"groups"})
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every training asks for. Learning rates are final; `final_lr` is a share of the base rate.
+    """What every training asks for. Learning rates are final; `final_lr` is a share of the base
+    rate.
 
     `final_weight_decay`: what the weight decay goes to by a half cosine, by default it stays;
-    `max_bad`: the share of images that may be unreadable (at least 100) before the run stops; `workers`:
-    loader processes of each rank, by default none for images in memory; `keep`: how many checkpoints stay;
-    `health_every`: steps between measurements of the embeddings, 0 for none; `on_collapse`: what an alarm does;
-    `crop_on`: where views are cut, on the `device` from a canvas decoded once, or on the `host` from the full-size
-    image, as the papers do: sharper small crops for more work of the processor (benchmarks/crop.py);
-    `timeout`: seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
+    `max_bad`: the share of images that may be unreadable (at least 100) before the run stops;
+    `workers`: loader processes of each rank, by default none for images in memory; `keep`: how many
+    checkpoints stay; `health_every`: steps between measurements of the embeddings, 0 for none;
+    `on_collapse`: what an alarm does; `crop_on`: where views are cut, on the `device` from a canvas
+    decoded once, or on the `host` from the full-size image, as the papers do: sharper small crops
+    for more work of the processor (benchmarks/crop.py); `timeout`: seconds without a finished step
+    after which the job ends (LOOKALIKE_TIMEOUT in the environment wins).
     """
 
     optimizer: Annotated[Spec, OPTIMIZER]
@@ -68,7 +79,9 @@ class Settings:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network reads: bfloat16 where its engine computes so, which would round them to that anyway."""
+        """What the network reads: bfloat16 where its engine computes so, which would round them to
+        that anyway.
+        """
         precision = self.engine.args.get("precision", "fp32") if self.engine else "fp32"
         return torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -78,11 +91,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is longer than epochs {self.epochs}: lower it")
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} is longer than epochs {self.epochs}: lower "
+                "it"
+            )
 
 
 class Order(BatchOrder, Protocol):
-    """Which samples make which global micro-batch, and how many steps that is; here and in metric/sampler.py."""
+    """Which samples make which global micro-batch, and how many steps that is; here and in
+    metric/sampler.py.
+    """
 
     @property
     def batch(self) -> int: ...
@@ -92,12 +110,14 @@ class Order(BatchOrder, Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained on what: `inputs` makes the module's inputs of a batch; `fixed` must not change in a resume.
+    """What is trained on what: `inputs` makes the module's inputs of a batch; `fixed` must not
+    change in a resume.
 
-    `pieces`: how many parts of a batch the backbone sees one after another; `cuts`: how the host crops, None where
-    the device does; `judge`: scores of the model as it stands, which every rank computes alike, asked every
-    `judge_every` steps; `accept_changes`: resume even so; `changed`: in what the recipe then is another than before;
-    `resumed`: called once the earlier state, if any, is in; `kept`: called with each save.
+    `pieces`: how many parts of a batch the backbone sees one after another; `cuts`: how the host
+    crops, None where the device does; `judge`: scores of the model as it stands, which every rank
+    computes alike, asked every `judge_every` steps; `accept_changes`: resume even so; `changed`: in
+    what the recipe then is another than before; `resumed`: called once the earlier state, if any,
+    is in; `kept`: called with each save.
     """
 
     title: str
@@ -120,7 +140,8 @@ class Job:
 def train(job: Job, settings: Settings) -> None:
     """Trains from the newest checkpoint in the job's folder to the last step.
 
-    Raises Stopped after a signal, with everything saved; RunError after NaN again and again, or unsaved states.
+    Raises Stopped after a signal, with everything saved; RunError after NaN again and again, or
+    unsaved states.
     """
     order, steps = job.order, settings.epochs * job.order.steps_per_epoch
     warmup = round(settings.warmup_epochs * order.steps_per_epoch)
@@ -131,10 +152,16 @@ def train(job: Job, settings: Settings) -> None:
     job.on_resume()
     metrics = Metrics(job.folder, done, active=comm.rank() == 0)
     bad = known_bad(job, settings, told)
-    stream, meter = read(job, settings, done, steps), Meter(order.batch / order.accumulate, told.meter)
+    stream, meter = (
+        read(job, settings, done, steps),
+        Meter(order.batch / order.accumulate, told.meter),
+    )
     terminal = Terminal(job.title, steps, order.steps_per_epoch, done, active=comm.rank() == 0)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), done)
-    alarm, trouble = CollapseDetector(told.alarm), NonFinitePolicy(job.folder, job.title, told.trouble)
+    alarm, trouble = (
+        CollapseDetector(told.alarm),
+        NonFinitePolicy(job.folder, job.title, told.trouble),
+    )
     with metrics, terminal, saver, Signals() as signals, watchdog:
         while done < steps:
             fault.inject(done + 1)
@@ -169,11 +196,26 @@ def train(job: Job, settings: Settings) -> None:
             if every(done, job.monitor_every):
                 meter.record(job.monitor())
             if meter.has_values and (every(done, settings.log_every) or done in (1, steps)):
-                values = {**meter.values(), "lr": rate, "bad_samples": bad.count, "skipped": trouble.skipped}
+                values = {
+                    **meter.values(),
+                    "lr": rate,
+                    "bad_samples": bad.count,
+                    "skipped": trouble.skipped,
+                }
                 metrics.write(done, values)
                 terminal.show(done, values)
-            if every(done, settings.save_every_epochs * order.steps_per_epoch) or stop or done == steps:
-                save(engine, saver, done, job, Told(meter.state(), alarm.bad, trouble.state(), bad.count))
+            if (
+                every(done, settings.save_every_epochs * order.steps_per_epoch)
+                or stop
+                or done == steps
+            ):
+                save(
+                    engine,
+                    saver,
+                    done,
+                    job,
+                    Told(meter.state(), alarm.bad, trouble.state(), bad.count),
+                )
             if stop and done < steps:
                 settle(saver)
                 raise Stopped(signals.caught, done, steps)
@@ -183,8 +225,12 @@ def train(job: Job, settings: Settings) -> None:
     engine.close()
 
 
-def gradients(engine: Engine, job: Job, stream: Iterator[Batch], meter: Meter, bad: BadSamples) -> tuple[Loss, int]:
-    """Adds up the gradients of one step's micro-batches; returns the last one's loss and how many images were bad."""
+def gradients(
+    engine: Engine, job: Job, stream: Iterator[Batch], meter: Meter, bad: BadSamples
+) -> tuple[Loss, int]:
+    """Adds up the gradients of one step's micro-batches; returns the last one's loss and how many
+    images were bad.
+    """
     new_bad = 0
     for micro in range(job.order.accumulate):
         if micro:
@@ -201,15 +247,22 @@ def gradients(engine: Engine, job: Job, stream: Iterator[Batch], meter: Meter, b
 def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
     """The views of a batch on this rank's device, by the law `views` of views/."""
     device = comm.device()
-    pixels: Any = [p.to(device) for p in batch.pixels] if isinstance(batch.pixels, list) else batch.pixels.to(device)
+    pixels: Any = (
+        [p.to(device) for p in batch.pixels]
+        if isinstance(batch.pixels, list)
+        else batch.pixels.to(device)
+    )
     mean, std = architecture.normalisation()
     size = architecture.size
-    made: list[Tensor] = views(pixels, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std)
+    made: list[Tensor] = views(
+        pixels, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std
+    )
     return made
 
 
 def begin(engine: Engine, settings: Settings, factor: float, moment: Progress, seed: int) -> float:
-    """Seeds the step; sets its rates and weight decay; tells every module that asks where the training stands.
+    """Seeds the step; sets its rates and weight decay; tells every module that asks where the
+    training stands.
 
     Returns the largest rate.
     """
@@ -235,18 +288,24 @@ def every(done: int, n: int) -> bool:
 
 
 def make_engine(settings: Settings, module: nn.Module, accumulate: int = 1) -> Engine:
-    """The engine that the recipe names; without a name `zero` where several ranks train, else `plain`."""
+    """The engine that the recipe names; without a name `zero` where several ranks train, else
+    `plain`.
+    """
     chosen = settings.engine or ENGINE.spec("zero" if comm.world_size() > 1 else "plain")
     try:
         optimizer = settings.optimizer.build(parameter_groups(module))
     except ValueError as error:
-        raise RunError(f"optimizer: {settings.optimizer.name}: {error}: change it in the recipe") from error
+        raise RunError(
+            f"optimizer: {settings.optimizer.name}: {error}: change it in the recipe"
+        ) from error
     engine: Engine = chosen.build(module, optimizer, accumulate=accumulate)
     return engine
 
 
 class Told(NamedTuple):
-    """What the log will yet say of the steps since its last line, and what the alarms have counted; JSON data."""
+    """What the log will yet say of the steps since its last line, and what the alarms have counted;
+    JSON data.
+    """
 
     meter: Mapping[str, Any]
     alarm: int
@@ -255,7 +314,9 @@ class Told(NamedTuple):
 
 
 def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tuple[int, Told]:
-    """Loads the newest checkpoint, if there is one; returns how many steps are done, and what is still to be told."""
+    """Loads the newest checkpoint, if there is one; returns how many steps are done, and what is
+    still to be told.
+    """
     found = checkpoints.newest(job.must_match, job.accept_changes)
     if found is None:
         return 0, Told({}, 0, (), 0)
@@ -266,7 +327,9 @@ def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tu
     except (RuntimeError, ValueError, RunError) as error:
         if isinstance(error, LostError) or comm.is_peer_failure(error):
             raise
-        raise RunError(f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}") from error
+        raise RunError(
+            f"{checkpoints.folder}: step {found.step} does not fit the recipe's model: {error}"
+        ) from error
     # A checkpoint of an earlier release tells nothing.
     return found.step, Told(**found.about.get("told", {"meter": {}, "alarm": 0, "trouble": ()}))
 
@@ -281,13 +344,18 @@ def known_bad(job: Job, settings: Settings, told: Told) -> BadSamples:
 
 
 def refuse_nothing(folder: Path, title: str, done: int, steps: int, changed: Sequence[str]) -> None:
-    """Raises RunError where more steps are done than are asked for, or a change comes after the last of them."""
+    """Raises RunError where more steps are done than are asked for, or a change comes after the
+    last of them.
+    """
     remedy = f"choose another --out, or raise {title}.epochs"
     if done > steps:
         raise RunError(f"{folder}: {done} steps are done, the recipe asks for {steps}: {remedy}")
     if done == steps and changed:
         what = "; ".join(changed[:4])
-        raise RunError(f"{folder}: all {steps} steps are done, no step would train on the change ({what}): {remedy}")
+        raise RunError(
+            f"{folder}: all {steps} steps are done, no step would train on the change ({what}): "
+            f"{remedy}"
+        )
 
 
 def save(engine: Engine, saver: Saver, done: int, job: Job, told: Told) -> None:
@@ -295,7 +363,11 @@ def save(engine: Engine, saver: Saver, done: int, job: Job, told: Told) -> None:
     state = engine.save()
     job.kept()
     if comm.rank() == 0:
-        saver.save(done, state._asdict(), {**job.must_match, "world": comm.world_size(), "told": told._asdict()})
+        saver.save(
+            done,
+            state._asdict(),
+            {**job.must_match, "world": comm.world_size(), "told": told._asdict()},
+        )
 
 
 def settle(saver: Saver) -> None:
@@ -309,13 +381,24 @@ def settle(saver: Saver) -> None:
 def tell(job: Job, bad: BadSamples) -> None:
     """Says, once, how many images could not be read."""
     if bad.count and comm.rank() == 0:
-        say(f"{job.title}: {bad.count} of {len(job.images)} images could not be read, see {bad.path}")
+        say(
+            f"{job.title}: {bad.count} of {len(job.images)} images could not be read, see "
+            f"{bad.path}"
+        )
 
 
 def watch(
-    engine: Engine, loss: Loss, alarm: CollapseDetector, meter: Meter, settings: Settings, batch: int, done: int
+    engine: Engine,
+    loss: Loss,
+    alarm: CollapseDetector,
+    meter: Meter,
+    settings: Settings,
+    batch: int,
+    done: int,
 ) -> None:
-    """Measures the embeddings' health for the log. Raises RunError on collapse, if the recipe asks for that."""
+    """Measures the embeddings' health for the log. Raises RunError on collapse, if the recipe asks
+    for that.
+    """
     if not loss.embeddings:
         return
     values = {**measure(loss.embeddings), **queue_ages(engine.module, batch)}
@@ -331,9 +414,20 @@ def read(job: Job, settings: Settings, done: int, steps: int) -> Generator[Batch
     """This rank's micro-batches from step `done` on, their pixels on its device."""
     world = comm.world_size()
     workers = workers_for(job.images, settings.workers, world)
-    span = {"first_step": done, "last_step": steps, "rank": comm.rank(), "world": world, "pieces": job.pieces}
+    span = {
+        "first_step": done,
+        "last_step": steps,
+        "rank": comm.rank(),
+        "world": world,
+        "pieces": job.pieces,
+    }
     device = comm.device()
     found = batches(
-        job.images, job.order, **span, workers=workers, pin=device.type == "cuda", host_crops=job.host_crops
+        job.images,
+        job.order,
+        **span,
+        workers=workers,
+        pin=device.type == "cuda",
+        host_crops=job.host_crops,
     )
     return prefetch(found, device)

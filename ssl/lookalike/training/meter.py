@@ -12,7 +12,9 @@ class Meter:
     """What the steps reported since it was last asked; tensors stay on the device until then."""
 
     def __init__(self, images: float, earlier: Mapping[str, Any] | None = None) -> None:
-        """`images`: how many images of all ranks make one micro-batch; `earlier`: a `state` to go on from."""
+        """`images`: how many images of all ranks make one micro-batch; `earlier`: a `state` to go
+        on from.
+        """
         self.images = images
         self._reset()
         self._earlier: dict[str, list[float]] = dict((earlier or {}).get("means", {}))
@@ -51,19 +53,40 @@ class Meter:
         return bool(self._parts["loss"] or self._earlier.get("loss"))
 
     def _numbers(self) -> dict[str, list[float]]:
-        """Every micro-batch's loss and terms since the last call of `values`, those before a resume first."""
-        fresh = {name: torch.stack(parts).double().tolist() for name, parts in self._parts.items() if parts}
-        return {name: self._earlier.get(name, []) + fresh.get(name, []) for name in {**self._earlier, **fresh}}
+        """Every micro-batch's loss and terms since the last call of `values`, those before a resume
+        first.
+        """
+        fresh = {
+            name: torch.stack(parts).double().tolist()
+            for name, parts in self._parts.items()
+            if parts
+        }
+        return {
+            name: self._earlier.get(name, []) + fresh.get(name, [])
+            for name in {**self._earlier, **fresh}
+        }
 
     def state(self) -> dict[str, Any]:
-        """What the next `values` will be made of, as JSON data: a training that is resumed logs what it would have."""
+        """What the next `values` will be made of, as JSON data: a training that is resumed logs
+        what it would have.
+        """
         return {"means": self._numbers(), "noted": self._noted}
 
     def values(self) -> dict[str, float]:
-        """Means of loss and terms, images_per_s over all ranks, waiting (share of the time), since the last call."""
-        means = {name: float(torch.tensor(each, dtype=torch.float64).mean()) for name, each in self._numbers().items()}
+        """Means of loss and terms, images_per_s over all ranks, waiting (share of the time), since
+        the last call.
+        """
+        means = {
+            name: float(torch.tensor(each, dtype=torch.float64).mean())
+            for name, each in self._numbers().items()
+        }
         seconds = max(time.monotonic() - self._since, 1e-9)
         images = self.images * len(self._parts["loss"])
-        found = {**means, **self._noted, "images_per_s": images / seconds, "waiting": self._waited / seconds}
+        found = {
+            **means,
+            **self._noted,
+            "images_per_s": images / seconds,
+            "waiting": self._waited / seconds,
+        }
         self._reset()
         return found

@@ -13,10 +13,12 @@ from lookalike.folder import atomic_write
 
 
 class Metrics:
-    """`metrics.jsonl` and TensorBoard of one training below `folder`; nothing is written where `active` is False.
+    """`metrics.jsonl` and TensorBoard of one training below `folder`; nothing is written where
+    `active` is False.
 
-    What lies beyond `step` in an earlier metrics.jsonl is dropped: those steps are done again. No logger ends a
-    training: lines that cannot be written wait in memory and are tried again with the next.
+    What lies beyond `step` in an earlier metrics.jsonl is dropped: those steps are done again. No
+    logger ends a training: lines that cannot be written wait in memory and are tried again with the
+    next.
     """
 
     def __init__(self, folder: Path, step: int, active: bool = True) -> None:
@@ -80,7 +82,9 @@ class Metrics:
     def _say(self, error: OSError) -> None:
         if not self._failed:
             reason = f"cannot be written ({error.strerror or error})"
-            warnings.warn(f"{self.path}: {reason}: training goes on, its lines wait in memory", stacklevel=4)
+            warnings.warn(
+                f"{self.path}: {reason}: training goes on, its lines wait in memory", stacklevel=4
+            )
         self._failed = True
 
     def _give_up(self, error: BaseException) -> None:
@@ -99,12 +103,18 @@ class Metrics:
             self._give_up(args.exc_value or RuntimeError(args.exc_type.__name__))
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._waiting:
             self._flush()
         if self._waiting:
-            warnings.warn(f"{self.path}: the last {len(self._waiting)} lines could not be written", stacklevel=2)
+            warnings.warn(
+                f"{self.path}: the last {len(self._waiting)} lines could not be written",
+                stacklevel=2,
+            )
         if self._board is not None:
             try:
                 self._board.close()
@@ -128,7 +138,9 @@ def append(path: Path, lines: bytes) -> None:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Keeps the whole lines of steps up to `step`; a kill meanwhile leaves the file as it was, or so cut."""
+    """Keeps the whole lines of steps up to `step`; a kill meanwhile leaves the file as it was, or
+    so cut.
+    """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,6 @@
-"""What a training does when a step is no number, or when nothing can be saved: skip, go back, stop, and say why."""
+"""What a training does when a step is no number, or when nothing can be saved: skip, go back, stop,
+and say why.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ _PATIENCE = 3
 
 
 class NonFinitePolicy:
-    """Counts what went wrong; alike on all ranks, because all hear of the same. `skipped`: steps without an update.
+    """Counts what went wrong; alike on all ranks, because all hear of the same. `skipped`: steps
+    without an update.
 
     `earlier`: the `state` of a training that is resumed.
     """
@@ -37,10 +40,14 @@ class NonFinitePolicy:
         self._row = 0
 
     def on_bad_step(self, engine: Engine, order: BatchOrder, done: int) -> bool:
-        """Step `done` was skipped on every rank: whether that is the third in a row, which leaves a bundle."""
+        """Step `done` was skipped on every rank: whether that is the third in a row, which leaves a
+        bundle.
+        """
         self.skipped, self._row = self.skipped + 1, self._row + 1
         if comm.rank() == 0:
-            warnings.warn(f"step {done}: loss or gradient is no number: skipped on all ranks", stacklevel=2)
+            warnings.warn(
+                f"step {done}: loss or gradient is no number: skipped on all ranks", stacklevel=2
+            )
         if self._row < _PATIENCE:
             return False
         self._row = 0
@@ -48,21 +55,32 @@ class NonFinitePolicy:
         return True
 
     def rollback(self, done: int, step: int) -> int:
-        """From `done` back to the checkpoint of `step`. Raises RunError at the second time, or without any."""
+        """From `done` back to the checkpoint of `step`. Raises RunError at the second time, or
+        without any.
+        """
         bundle = self.folder / "nonfinite"
         if step == 0 or self._reached >= step:
-            when = f"again, after going back to step {step}" if step else "before anything was saved"
+            when = (
+                f"again, after going back to step {step}" if step else "before anything was saved"
+            )
             raise RunError(
-                f"{self.folder}: the loss or its gradient is no number at step {done}, the third in a row, {when}: "
-                f"lower {self.title}.optimizer.lr, lengthen the warm-up, or take precision: fp32; see {bundle}"
+                f"{self.folder}: the loss or its gradient is no number at step {done}, the third "
+                f"in a row, {when}: "
+                f"lower {self.title}.optimizer.lr, lengthen the warm-up, or take precision: fp32; "
+                f"see {bundle}"
             )
         self._reached = done
         if comm.rank() == 0:
-            warnings.warn(f"step {done}: goes back to the checkpoint of step {step}; see {bundle}", stacklevel=2)
+            warnings.warn(
+                f"step {done}: goes back to the checkpoint of step {step}; see {bundle}",
+                stacklevel=2,
+            )
         return step
 
     def _bundle(self, engine: Engine, order: BatchOrder, done: int) -> None:
-        """State and samples of the three steps, which reproduce them: everything else follows from the recipe."""
+        """State and samples of the three steps, which reproduce them: everything else follows from
+        the recipe.
+        """
         state = engine.save()
         steps = [
             {"step": step, "epoch": epoch, "samples": ids.tolist()}
@@ -72,7 +90,12 @@ class NonFinitePolicy:
         if comm.rank() == 0:
             groups: dict[str, dict[str, Tensor]] = state._asdict()
             files = {f"{name}.safetensors": save(group) for name, group in groups.items()}
-            about = {"step": done, "world": comm.world_size(), "torch": torch.__version__, "steps": steps}
+            about = {
+                "step": done,
+                "world": comm.world_size(),
+                "torch": torch.__version__,
+                "steps": steps,
+            }
             try:
                 write_folder(self.folder / "nonfinite", files, about)
             except RunError as error:  # it is there to look at, and no reason to stop

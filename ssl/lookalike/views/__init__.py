@@ -1,6 +1,8 @@
-"""From a uint8 canvas (B, C, H, W) to V normalised float views on the device; the one room for kornia.
+"""From a uint8 canvas (B, C, H, W) to V normalised float views on the device; the one room for
+kornia.
 
-Every parameter of every view is a pure function of (seed, epoch, sample, view): VIEWS lists the laws by name.
+Every parameter of every view is a pure function of (seed, epoch, sample, view): VIEWS lists the
+laws by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +29,22 @@ _MANY = {"area": ATTEMPTS, "aspect": ATTEMPTS, "order": 4, "factors": 4}
 
 
 def _uniforms(ids_B: Tensor, seed: int, epoch: int, views: range) -> dict[str, Tensor]:
-    """Numbers in [0, 1), (V, B) or (V, B, n) a purpose: draw.uniform(seed, epoch, view, purpose, sample[, k])."""
+    """Numbers in [0, 1), (V, B) or (V, B, n) a purpose: draw.uniform(seed, epoch, view, purpose,
+    sample[, k]).
+    """
     view_V11 = torch.tensor(list(views), device=ids_B.device)[:, None, None]
     words = torch.tensor([rng.tag(name) for name in _ONCE], device=ids_B.device)
-    found = dict(zip(_ONCE, rng.uniform(seed, epoch, view_V11, words[:, None], ids_B).unbind(1), strict=True))
-    words = torch.tensor([rng.tag(name) for name, n in _MANY.items() for _ in range(n)], device=ids_B.device)
+    found = dict(
+        zip(_ONCE, rng.uniform(seed, epoch, view_V11, words[:, None], ids_B).unbind(1), strict=True)
+    )
+    words = torch.tensor(
+        [rng.tag(name) for name, n in _MANY.items() for _ in range(n)], device=ids_B.device
+    )
     k = torch.tensor([k for n in _MANY.values() for k in range(n)], device=ids_B.device)
     many_VBK = rng.uniform(seed, epoch, view_V11, words, ids_B[:, None], k)
-    return found | dict(zip(_MANY, torch.split(many_VBK, list(_MANY.values()), dim=-1), strict=True))
+    return found | dict(
+        zip(_MANY, torch.split(many_VBK, list(_MANY.values()), dim=-1), strict=True)
+    )
 
 
 def _named(like: Tensor) -> Tensor:
@@ -45,8 +55,9 @@ def _named(like: Tensor) -> Tensor:
 class Symmetric:
     """Views that all follow one law (SimCLR, arXiv 2002.05709, appendix A); no solarization.
 
-    `order`: of brightness, contrast, saturation and hue, drawn for each image (torchvision) or as they are named;
-    `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++ compiler).
+    `order`: of brightness, contrast, saturation and hue, drawn for each image (torchvision) or as
+    they are named; `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++
+    compiler).
     """
 
     views: Count = 2
@@ -93,14 +104,17 @@ class Symmetric:
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, *size) of `dtype`.
+        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, *size) of
+        `dtype`.
 
         Instead of one canvas V uint8 crops (B, C, *size) may come, already cut by `boxes`.
         """
         first = images if isinstance(images, Tensor) else images[0]
         draws = self.draws(ids_B, seed, epoch, range(self.views), *first.shape[2:])
         return self._plan(
-            images, draws, ViewFormat(sides(size), self.interpolation, self.blur_sigma[1], mean, std, dtype)
+            images,
+            draws,
+            ViewFormat(sides(size), self.interpolation, self.blur_sigma[1], mean, std, dtype),
         )
 
     @property
@@ -108,28 +122,42 @@ class Symmetric:
         return fused.make_compiled if self.compile else fused.make
 
     def draws(
-        self, ids_B: Tensor, seed: int, epoch: int, views: range, height: int | Tensor, width: int | Tensor
+        self,
+        ids_B: Tensor,
+        seed: int,
+        epoch: int,
+        views: range,
+        height: int | Tensor,
+        width: int | Tensor,
     ) -> dict[str, Tensor]:
         """What is drawn for each sample of each view, (V, B, …) each, on the device of ids_B.
 
-        box (4: top, left, height, width, of images of that height and width, numbers or (B,)), flip, jitter,
-        factors (4), order (4), grey, blur, sigma, solarize.
+        box (4: top, left, height, width, of images of that height and width, numbers or (B,)),
+        flip, jitter, factors (4), order (4), grey, blur, sigma, solarize.
         """
         u = _uniforms(ids_B, seed, epoch, views)
 
         def happens(name: str, chance: PerView) -> Tensor:
             chances = [chance if isinstance(chance, float | int) else chance[v] for v in views]
-            return u[name] < torch.tensor(chances, dtype=torch.float32, device=ids_B.device)[:, None]
+            return (
+                u[name] < torch.tensor(chances, dtype=torch.float32, device=ids_B.device)[:, None]
+            )
 
-        strength_4 = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue], device=ids_B.device)
+        strength_4 = torch.tensor(
+            [self.brightness, self.contrast, self.saturation, self.hue], device=ids_B.device
+        )
         centre_4 = torch.tensor([1.0, 1.0, 1.0, 0.0], device=ids_B.device)
         low, high = self.blur_sigma
         return {
-            "box": crop_boxes(u["area"], u["aspect"], u["top"], u["left"], height, width, self.crop, self.aspect),
+            "box": crop_boxes(
+                u["area"], u["aspect"], u["top"], u["left"], height, width, self.crop, self.aspect
+            ),
             "flip": happens("flip", self.flip),
             "jitter": happens("jitter", self.jitter),
             "factors": centre_4 + strength_4 * (2 * u["factors"] - 1),
-            "order": u["order"].argsort(dim=-1, stable=True) if self.order == "drawn" else _named(u["order"]),
+            "order": u["order"].argsort(dim=-1, stable=True)
+            if self.order == "drawn"
+            else _named(u["order"]),
             "grey": happens("grey", self.grey),
             "blur": happens("blur", self.blur),
             "sigma": low + (high - low) * u["sigma"],
@@ -143,19 +171,27 @@ class Symmetric:
     def each(
         self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
     ) -> list[dict[str, Tensor]]:
-        """All that `draws` names, of each view in turn, (B, …), for images of these heights and widths."""
+        """All that `draws` names, of each view in turn, (B, …), for images of these heights and
+        widths.
+        """
         drawn = self.draws(ids_B, seed, epoch, range(self.views), heights_B, widths_B)
         return [{name: value[v] for name, value in drawn.items()} for v in range(self.views)]
 
-    def boxes(self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor) -> list[Tensor]:
-        """What each view cuts from images of these sides: int64 (B, 4), top, left, height, width, per view."""
+    def boxes(
+        self, ids_B: Tensor, *, seed: int, epoch: int, heights_B: Tensor, widths_B: Tensor
+    ) -> list[Tensor]:
+        """What each view cuts from images of these sides: int64 (B, 4), top, left, height, width,
+        per view.
+        """
         every = self.each(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
         return [drawn["box"] for drawn in every]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asymmetric(Symmetric):
-    """The two views of BYOL and Barlow Twins (arXiv 2006.07733, table 6): blur 1 / .1, solarization 0 / .2."""
+    """The two views of BYOL and Barlow Twins (arXiv 2006.07733, table 6): blur 1 / .1, solarization
+    0 / .2.
+    """
 
     blur: PerView = (1.0, 0.1)
     solarize: PerView = (0.0, 0.2)
@@ -163,8 +199,8 @@ class Asymmetric(Symmetric):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCrop(Asymmetric):
-    """Two large views by the asymmetric law, then `small` ones of `small_size` pixels (SwAV, arXiv 2006.09882; with
-    DINO's numbers, arXiv 2104.14294).
+    """Two large views by the asymmetric law, then `small` ones of `small_size` pixels (SwAV, arXiv
+    2006.09882; with DINO's numbers, arXiv 2104.14294).
     """
 
     crop: tuple[Share, Share] = (0.4, 1.0)
@@ -187,7 +223,14 @@ class MultiCrop(Asymmetric):
         return self.views + self.small
 
     def __call__(
-        self, images: Tensor | Sequence[Tensor], ids_B: Tensor, *, seed: int, epoch: int, size: Size, **how: Any
+        self,
+        images: Tensor | Sequence[Tensor],
+        ids_B: Tensor,
+        *,
+        seed: int,
+        epoch: int,
+        size: Size,
+        **how: Any,
     ) -> list[Tensor]:
         """As Symmetric; the small views follow the large ones."""
         large, small = (images, images) if isinstance(images, Tensor) else (images[:2], images[2:])
@@ -206,13 +249,22 @@ class MultiCrop(Asymmetric):
     ) -> list[dict[str, Tensor]]:
         """As Symmetric; the small views follow the large ones."""
         large = super().each(ids_B, seed=seed, epoch=epoch, heights_B=heights_B, widths_B=widths_B)
-        drawn = self._small().draws(ids_B, seed, epoch, range(self.views, self.total), heights_B, widths_B)
-        return large + [{name: value[v] for name, value in drawn.items()} for v in range(self.small)]
+        drawn = self._small().draws(
+            ids_B, seed, epoch, range(self.views, self.total), heights_B, widths_B
+        )
+        return large + [
+            {name: value[v] for name, value in drawn.items()} for v in range(self.small)
+        ]
 
     def _small(self) -> Symmetric:
         """The law of the small views."""
         shared = {f.name: getattr(self, f.name) for f in fields(Symmetric)}
-        own = {"views": self.small, "crop": self.small_crop, "blur": self.small_blur, "solarize": self.small_solarize}
+        own = {
+            "views": self.small,
+            "crop": self.small_crop,
+            "blur": self.small_blur,
+            "solarize": self.small_solarize,
+        }
         grey = self.grey if isinstance(self.grey, float | int) else self.grey[0]
         return Symmetric(**{**shared, **own, "grey": grey})
 
@@ -226,6 +278,11 @@ def scale(canvas_BCHW: Tensor) -> Tensor:
 
 
 def normalise(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std of each channel, laid out channels-last: convolutions follow it, and run faster."""
-    mean_C11, std_C11 = (torch.tensor(v, device=x_BCHW.device, dtype=x_BCHW.dtype)[:, None, None] for v in (mean, std))
+    """(x - mean) / std of each channel, laid out channels-last: convolutions follow it, and run
+    faster.
+    """
+    mean_C11, std_C11 = (
+        torch.tensor(v, device=x_BCHW.device, dtype=x_BCHW.dtype)[:, None, None]
+        for v in (mean, std)
+    )
     return channels_last((x_BCHW - mean_C11) / std_C11)

@@ -1,4 +1,6 @@
-"""One view of a law as an augmentation of kornia's, for `kornia.augmentation.AugmentationSequential`."""
+"""One view of a law as an augmentation of kornia's, for
+`kornia.augmentation.AugmentationSequential`.
+"""
 
 from typing import Any
 
@@ -14,8 +16,9 @@ from lookalike.views.fused import ViewFormat
 class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
     """Crop, flip, resize and colours of one view: floats (B, C, H, W) in [0, 1] -> (B, C, *size).
 
-    law: `Symmetric` or a law like it; view: whose chances are meant, where they differ between views. Boxes, masks
-    and keypoints follow the crop. Draws come from torch's global generator, as in all of kornia, not from samples.
+    law: `Symmetric` or a law like it; view: whose chances are meant, where they differ between
+    views. Boxes, masks and keypoints follow the crop. Draws come from torch's global generator, as
+    in all of kornia, not from samples.
     """
 
     def __init__(self, law: Symmetric, size: Size, view: int = 0) -> None:
@@ -28,11 +31,14 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
         batch, _, height, width = batch_shape
         ids_B = torch.randint(2**62, (batch,))
         drawn = self.law.draws(ids_B, 0, 0, range(self.view, self.view + 1), height, width)
-        # Kornia's containers read from `output_size` what the augmentations after this one will be given.
+        # Kornia's containers read from `output_size` what the augmentations after this one will be
+        # given.
         size_B2 = torch.tensor(self.sides).expand(batch, 2)
         return {"output_size": size_B2} | {name: value[0] for name, value in drawn.items()}
 
-    def compute_transformation(self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]) -> Tensor:
+    def compute_transformation(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any]
+    ) -> Tensor:
         """(B, 3, 3): from a pixel's place in the image to its place in the view."""
         top, left, height, width = params["box"].to(input).unbind(1)
         x, y = self.sides[1] / width, self.sides[0] / height
@@ -45,9 +51,15 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
         return torch.where(flip_B11, mirror_33 @ matrix_B33, matrix_B33)
 
     def apply_transform(
-        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+        self,
+        input: Tensor,
+        params: dict[str, Tensor],
+        flags: dict[str, Any],
+        transform: Tensor | None = None,
     ) -> Tensor:
         """The view, not normalised."""
         draws = {name: value[None].cpu() for name, value in params.items() if name in fused.DRAWN}
-        form = ViewFormat(self.sides, self.law.interpolation, self.law.blur_sigma[1], (0.0,), (1.0,), input.dtype)
+        form = ViewFormat(
+            self.sides, self.law.interpolation, self.law.blur_sigma[1], (0.0,), (1.0,), input.dtype
+        )
         return fused.make(input, draws, form)[0]

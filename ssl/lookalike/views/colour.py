@@ -1,9 +1,10 @@
-"""Colour operations of the papers on floats in [0, 1], each with parameters of every image's own, few passes each.
+"""Colour operations of the papers on floats in [0, 1], each with parameters of every image's own,
+few passes each.
 
-The operations are torchvision's of the same names. Brightness, contrast, saturation and grey are one form, `blend`;
-hue is its rotation in HSV, written without branches or selections (a selection costs ten times a product on a CPU).
-All write into their argument. Images that have not three channels have no colour: saturation, hue and grey leave
-them as they are, as torchvision does.
+The operations are torchvision's of the same names. Brightness, contrast, saturation and grey are
+one form, `blend`; hue is its rotation in HSV, written without branches or selections (a selection
+costs ten times a product on a CPU). All write into their argument. Images that have not three
+channels have no colour: saturation, hue and grey leave them as they are, as torchvision does.
 """
 
 import math
@@ -19,20 +20,26 @@ GREY, AS_IT_IS = (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)
 
 
 def coefficients(factor_N4: Tensor, order_N4: Tensor, channels: int) -> Tensor:
-    """(N, 4, 3): `blend`'s three numbers for each turn of each image's jitter; at the hue's turn 1 0 0, nothing.
+    """(N, 4, 3): `blend`'s three numbers for each turn of each image's jitter; at the hue's turn 1
+    0 0, nothing.
 
     factor_N4: one factor for each of OPERATIONS; order_N4: which operation comes at each turn.
     """
     f, zero, one = factor_N4, torch.zeros_like(factor_N4[:, 0]), torch.ones_like(factor_N4[:, 0])
     nothing = torch.stack([one, zero, zero], dim=1)
     saturation = torch.stack([f[:, 2], 1 - f[:, 2], zero], dim=1) if channels == 3 else nothing
-    brightness, contrast = torch.stack([f[:, 0], zero, zero], dim=1), torch.stack([f[:, 1], zero, 1 - f[:, 1]], dim=1)
+    brightness, contrast = (
+        torch.stack([f[:, 0], zero, zero], dim=1),
+        torch.stack([f[:, 1], zero, 1 - f[:, 1]], dim=1),
+    )
     each_N43 = torch.stack([brightness, contrast, saturation, nothing], dim=1)
     return each_N43.gather(1, order_N4[:, :, None].expand(-1, -1, 3))
 
 
 def blend(x_NCHW: Tensor, abc_N3: Tensor, *, grey: bool = True, mean: bool = True) -> Tensor:
-    """a x + b luma(x) + c mean(luma(x)), clamped to [0, 1]; `grey` and `mean`: whether any b, any c is not 0."""
+    """a x + b luma(x) + c mean(luma(x)), clamped to [0, 1]; `grey` and `mean`: whether any b, any c
+    is not 0.
+    """
     a, b, c = (abc_N3[:, i, None, None, None] for i in range(3))
     added = luma(x_NCHW).mul_(b) if grey else None
     if mean:
@@ -43,7 +50,9 @@ def blend(x_NCHW: Tensor, abc_N3: Tensor, *, grey: bool = True, mean: bool = Tru
 
 
 def luma(x_NCHW: Tensor) -> Tensor:
-    """(N, 1, H, W): the brightness that the eye gives to each pixel; without three channels their mean."""
+    """(N, 1, H, W): the brightness that the eye gives to each pixel; without three channels their
+    mean.
+    """
     if x_NCHW.shape[1] != 3:
         return x_NCHW.mean(dim=1, keepdim=True)
     red, green, blue = (x_NCHW[:, i : i + 1] for i in range(3))
@@ -52,13 +61,17 @@ def luma(x_NCHW: Tensor) -> Tensor:
 
 
 def hue(x_NCHW: Tensor, angle_N: Tensor) -> Tensor:
-    """Turns the hue of three-channel images by `turn_N` (whole turns; 0 is nothing), value and saturation unchanged.
+    """Turns the hue of three-channel images by `turn_N` (whole turns; 0 is nothing), value and
+    saturation unchanged.
 
-    With h of HSV from 0 to 6, red is min + (max - min) clamp(|h - 3| - 1, 0, 1), green has 2 - |h - 2| there and
-    blue 2 - |h - 4|.
+    With h of HSV from 0 to 6, red is min + (max - min) clamp(|h - 3| - 1, 0, 1), green has 2 - |h -
+    2| there and blue 2 - |h - 4|.
     """
     red, green, blue = (x_NCHW[:, i : i + 1] for i in range(3))
-    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    high, low = (
+        torch.maximum(torch.maximum(red, green), blue),
+        torch.minimum(torch.minimum(red, green), blue),
+    )
     chroma = high - low
     is_red, is_green = (torch.eq(x, high, out=torch.empty_like(x)) for x in (red, green))
     h = (red - green).add_(chroma, alpha=4)

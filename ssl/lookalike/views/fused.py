@@ -1,9 +1,10 @@
-"""All views of a batch in one go: crop, resize and flip in one resampling, then few passes over the colours.
+"""All views of a batch in one go: crop, resize and flip in one resampling, then few passes over the
+colours.
 
-Two plans of the same operations. `make` sorts the images by what was drawn for them, so that a group shares the
-turn of its hue and only what was drawn is computed, on the CPU in groups that fit its cache; nothing is asked of a
-device, for the draws are known on the host. `make_compiled` has no groups: one fixed graph for torch.compile, in which
-what was not drawn is computed as nothing.
+Two plans of the same operations. `make` sorts the images by what was drawn for them, so that a
+group shares the turn of its hue and only what was drawn is computed, on the CPU in groups that fit
+its cache; nothing is asked of a device, for the draws are known on the host. `make_compiled` has no
+groups: one fixed graph for torch.compile, in which what was not drawn is computed as nothing.
 """
 
 import math
@@ -39,32 +40,45 @@ class ViewFormat(NamedTuple):
 def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
     """V views (B, C, *sides), normalised, channels-last, of `form.dtype`.
 
-    images: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8 tensors
-    (B, C, *sides) already cut.
-    draws_VB: each (V, B, …), on the host.
+    images: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8
+    tensors (B, C, *sides) already cut. draws_VB: each (V, B, …), on the host.
     """
     first = images if isinstance(images, Tensor) else images[0]
     (views, batch), channels, device = draws_VB["flip"].shape, first.shape[1], first.device
     draws = flat(draws_VB, channels)
     shape = (views * batch, *form.sides, channels)
     out_MCHW = torch.empty(shape, dtype=form.dtype, device=device).permute(0, 3, 1, 2)
-    mean_C11, std_C11 = (torch.tensor(v, device=device)[:, None, None] for v in (form.mean, form.std))
-    limit = views * batch if device.type != "cpu" else max(1, cached() // (channels * math.prod(form.sides)))
+    mean_C11, std_C11 = (
+        torch.tensor(v, device=device)[:, None, None] for v in (form.mean, form.std)
+    )
+    limit = (
+        views * batch
+        if device.type != "cpu"
+        else max(1, cached() // (channels * math.prod(form.sides)))
+    )
     for rows in groups(draws, limit):
         chosen = {name: value[rows] for name, value in draws.items()}
-        x = colours(cut(images, rows, chosen, form), chosen, form.sigma_max).sub_(mean_C11).div_(std_C11)
+        x = (
+            colours(cut(images, rows, chosen, form), chosen, form.sigma_max)
+            .sub_(mean_C11)
+            .div_(std_C11)
+        )
         put(out_MCHW, rows, x)
     return list(torch.split(out_MCHW, batch))
 
 
 def cached() -> int:
-    """How many numbers of a group stay in the caches of all threads; with several each needs enough to be worth it."""
+    """How many numbers of a group stay in the caches of all threads; with several each needs enough
+    to be worth it.
+    """
     threads = torch.get_num_threads()
     return _CACHED if threads == 1 else 2 * threads * _CACHED
 
 
 def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
-    """The draws of M = V · B views, row view · B + image, with the blends and the hue's turn that follow."""
+    """The draws of M = V · B views, row view · B + image, with the blends and the hue's turn that
+    follow.
+    """
     draws = {name: value.flatten(0, 1) for name, value in draws_VB.items()}
     draws["blends"] = colour.coefficients(draws["factors"], draws["order"], channels)
     draws["hue_turn"] = hue_turns(draws, channels)
@@ -72,13 +86,17 @@ def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
 
 
 def hue_turns(draws: Draws, channels: int) -> Tensor:
-    """(M,): at which of the four turns each image's hue is turned; _NEVER without jitter or without colour."""
+    """(M,): at which of the four turns each image's hue is turned; _NEVER without jitter or without
+    colour.
+    """
     turn = draws["order"].eq(colour.OPERATIONS.index("hue")).int().argmax(dim=1)
     return torch.where(draws["jitter"], turn if channels == 3 else _NEVER - 1, _NEVER)
 
 
 def groups(draws: Draws, limit: int) -> Iterator[Tensor]:
-    """Rows whose hue comes at the same turn, at most `limit` at a time, those alike blurred side by side."""
+    """Rows whose hue comes at the same turn, at most `limit` at a time, those alike blurred side by
+    side.
+    """
     turn = draws["hue_turn"]
     width = torch.where(draws["blur"], draws["sigma"], 0.0)
     rows = torch.argsort(turn + width / (1 + width.max()), stable=True)
@@ -87,7 +105,9 @@ def groups(draws: Draws, limit: int) -> Iterator[Tensor]:
 
 
 def put(out_MCHW: Tensor, rows: Tensor, x: Tensor) -> None:
-    """Writes images to their rows; one at a time on a CPU, where that takes a third of an indexed copy's time."""
+    """Writes images to their rows; one at a time on a CPU, where that takes a third of an indexed
+    copy's time.
+    """
     if x.device.type != "cpu":
         out_MCHW[send(rows, x.device)] = x.to(out_MCHW.dtype)
         return
@@ -96,12 +116,16 @@ def put(out_MCHW: Tensor, rows: Tensor, x: Tensor) -> None:
 
 
 def cut(images: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: ViewFormat) -> Tensor:
-    """(n, C, *sides) floats in [0, 1] of the views `rows` (view · batch + image), flipped where drawn."""
+    """(n, C, *sides) floats in [0, 1] of the views `rows` (view · batch + image), flipped where
+    drawn.
+    """
     if not isinstance(images, Tensor):
         return _ready(images, rows, chosen["flip"])
     image = rows % len(images)
     if images.device.type == "cpu" and images.dtype == torch.uint8:
-        return _native(images, image.tolist(), chosen["box"].tolist(), chosen["flip"].tolist(), form)
+        return _native(
+            images, image.tolist(), chosen["box"].tolist(), chosen["flip"].tolist(), form
+        )
     box, flip, image = (
         send(chosen["box"], images.device),
         send(chosen["flip"], images.device),
@@ -112,8 +136,12 @@ def cut(images: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: Vi
     return crop_resize(x, box, form.sides, flip_B=flip, interpolation=form.interpolation)
 
 
-def _native(canvas_BCHW: Tensor, image: list[int], box: list[list[int]], flip: list[bool], form: ViewFormat) -> Tensor:
-    """By torch's own antialiased resampling of bytes, which reads each box once and is the fastest on a CPU."""
+def _native(
+    canvas_BCHW: Tensor, image: list[int], box: list[list[int]], flip: list[bool], form: ViewFormat
+) -> Tensor:
+    """By torch's own antialiased resampling of bytes, which reads each box once and is the fastest
+    on a CPU.
+    """
     x_NCHW = torch.empty(len(image), canvas_BCHW.shape[1], *form.sides)
     for x, i, (top, left, height, width), mirrored in zip(x_NCHW, image, box, flip, strict=True):
         cut = canvas_BCHW[i : i + 1, :, top : top + height, left : left + width]
@@ -134,7 +162,9 @@ def _ready(crops: Sequence[Tensor], rows: Tensor, flip: Tensor) -> Tensor:
 
 
 def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
-    """Jitter of a group, then grey, blur and solarization of the images for which they were drawn; in place."""
+    """Jitter of a group, then grey, blur and solarization of the images for which they were drawn;
+    in place.
+    """
     turn, device = int(chosen["hue_turn"][0]), x.device
     if turn != _NEVER:
         blends = send(chosen["blends"], device)
@@ -147,7 +177,9 @@ def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
     if x.shape[1] == 3:
         x = _on(x, chosen["grey"], lambda y: y.copy_(colour.luma(y)))
     if chosen["blur"].any():
-        x = _blurred(x, chosen["blur"], chosen["sigma"], colour.kernel_radius(sigma_max, min(x.shape[2:])))
+        x = _blurred(
+            x, chosen["blur"], chosen["sigma"], colour.kernel_radius(sigma_max, min(x.shape[2:]))
+        )
     return _on(x, chosen["solarize"], colour.solarize)
 
 
@@ -171,18 +203,24 @@ def _on(x: Tensor, on: Tensor, operation) -> Tensor:  # type: ignore[no-untyped-
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
-    """The same values, channels-last also where there is one channel, which torch would not tell from contiguous."""
+    """The same values, channels-last also where there is one channel, which torch would not tell
+    from contiguous.
+    """
     x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
     _, c, h, w = x_BCHW.shape
     return x_BCHW.as_strided(x_BCHW.shape, (c * h * w, 1, c * w, c))
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it: only what is pinned is copied behind the host's back."""
+    """To the device without waiting for it: only what is pinned is copied behind the host's
+    back.
+    """
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
-def make_compiled(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
+def make_compiled(
+    images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat
+) -> list[Tensor]:
     """As `make`, by one graph that torch.compile has made."""
     first = images if isinstance(images, Tensor) else images[0]
     draws = flat(draws_VB, first.shape[1])
@@ -200,11 +238,15 @@ def _compiled() -> Any:
 
 
 def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor:
-    """(M, C, *sides): every operation on every view, with numbers that mean nothing where it was not drawn."""
+    """(M, C, *sides): every operation on every view, with numbers that mean nothing where it was
+    not drawn.
+    """
     x, n = images.float().div(255), len(draws["flip"])
     if uncut:
         x = x.repeat(n // len(x), 1, 1, 1)
-        x = crop_resize(x, draws["box"], form.sides, flip_B=draws["flip"], interpolation=form.interpolation)
+        x = crop_resize(
+            x, draws["box"], form.sides, flip_B=draws["flip"], interpolation=form.interpolation
+        )
     else:
         x = torch.where(_wide(draws["flip"]), x.flip(3), x)
     on, off = (torch.tensor(abc, device=x.device) for abc in (colour.GREY, colour.AS_IT_IS))
@@ -216,7 +258,9 @@ def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor
         x = colour.blend(x, torch.where(draws["grey"][:, None], on, off), mean=False)
     x = colour.blur(x, draws["taps"])
     x = torch.where(_wide(draws["solarize"]), colour.solarize(x.clone()), x)
-    mean_C11, std_C11 = (torch.tensor(v, device=x.device)[:, None, None] for v in (form.mean, form.std))
+    mean_C11, std_C11 = (
+        torch.tensor(v, device=x.device)[:, None, None] for v in (form.mean, form.std)
+    )
     return ((x - mean_C11) / std_C11).to(form.dtype).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,8 +1,8 @@
 """Crop, flip and antialiased resize as one linear map per image: out = Y · image · Xᵀ.
 
-Resampling a rectangle is separable, so two small matrices an image do all three at once and exactly as
-torchvision's antialiased resize of the cut-out rectangle does (support widened by the shrinking factor, weights
-cut at the rectangle's edge and normalised; cubic with a = -1/2, as in Pillow).
+Resampling a rectangle is separable, so two small matrices an image do all three at once and exactly
+as torchvision's antialiased resize of the cut-out rectangle does (support widened by the shrinking
+factor, weights cut at the rectangle's edge and normalised; cubic with a = -1/2, as in Pillow).
 """
 
 from typing import Literal
@@ -29,8 +29,12 @@ def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-def weights(start_B: Tensor, extent_B: Tensor, n_in: int, n_out: int, interpolation: Interpolation) -> Tensor:
-    """(B, n_out, n_in): each input pixel's share in each output pixel of the cut [start, start + extent)."""
+def weights(
+    start_B: Tensor, extent_B: Tensor, n_in: int, n_out: int, interpolation: Interpolation
+) -> Tensor:
+    """(B, n_out, n_in): each input pixel's share in each output pixel of the cut [start, start +
+    extent).
+    """
     kernel = _cubic if interpolation == "bicubic" else _linear
     start_B11, extent_B11 = start_B.float()[:, None, None], extent_B.float()[:, None, None]
     step_B11 = extent_B11 / n_out
@@ -50,7 +54,8 @@ def crop_resize(
     flip_B: Tensor | None = None,
     interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """Cuts box (top, left, height, width; whole pixels) from each image, resizes it to `size`, flips it.
+    """Cuts box (top, left, height, width; whole pixels) from each image, resizes it to `size`,
+    flips it.
 
     x_BCHW: float in [0, 1]; returns (B, C, *size) in [0, 1]: the cubic overshoots and is
     clamped after each axis, width first, as Pillow and torch's resampling of bytes do.
@@ -75,13 +80,16 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Tensor:
-    """(…, 4) int64 boxes (top, left, height, width): torchvision's RandomResizedCrop, from numbers in [0, 1).
+    """(…, 4) int64 boxes (top, left, height, width): torchvision's RandomResizedCrop, from numbers
+    in [0, 1).
 
-    Ten attempts at an area share in `scale` and a log-uniform aspect in `ratio`; if none fits, the largest centred
-    box whose aspect is allowed. area_A, aspect_A: (…, ATTEMPTS); top, left: (…); height and width of the images:
-    numbers, or of a shape that broadcasts with top.
+    Ten attempts at an area share in `scale` and a log-uniform aspect in `ratio`; if none fits, the
+    largest centred box whose aspect is allowed. area_A, aspect_A: (…, ATTEMPTS); top, left: (…);
+    height and width of the images: numbers, or of a shape that broadcasts with top.
     """
-    height, width = (torch.as_tensor(side, device=top.device).expand(top.shape) for side in (height, width))
+    height, width = (
+        torch.as_tensor(side, device=top.device).expand(top.shape) for side in (height, width)
+    )
     area = (height * width)[..., None] * _between(area_A, *scale)
     low, high = torch.tensor(ratio, dtype=torch.float32).log().tolist()
     aspect = _between(aspect_A, low, high).exp()
@@ -111,14 +119,20 @@ def _central(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tenso
 
 
 def central(height: int, width: int, like: Size, share: float = 1.0) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of an image's middle: `share` of the sides of the largest box shaped as `like`."""
+    """(top, left, height, width) of an image's middle: `share` of the sides of the largest box
+    shaped as `like`.
+    """
     rows, columns = sides(like)
     whole = min(height, width * rows / columns)
     h, w = max(1, round(whole * share)), max(1, round(whole * columns / rows * share))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def resize_crop(x_BCHW: Tensor, size: Size, crop: float = 1.0, interpolation: Interpolation = "bicubic") -> Tensor:
-    """The test-time view: the central share `crop` of the largest box of that shape, resized to `size`."""
+def resize_crop(
+    x_BCHW: Tensor, size: Size, crop: float = 1.0, interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """The test-time view: the central share `crop` of the largest box of that shape, resized to
+    `size`.
+    """
     box = torch.tensor([central(x_BCHW.shape[2], x_BCHW.shape[3], size, crop)])
     return crop_resize(x_BCHW, box.expand(len(x_BCHW), 4), size, interpolation=interpolation)

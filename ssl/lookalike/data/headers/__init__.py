@@ -1,8 +1,9 @@
-"""The first bytes of an image file, of unknown worth -> what they say of it, before a pixel is decoded.
+"""The first bytes of an image file, of unknown worth -> what they say of it, before a pixel is
+decoded.
 
-A module a format: jpeg, png (W3C, third edition), webp (RFC 9649), gif (89a), bmp and tiff, the tags of the last and of
-EXIF in tags. What would keep a decoder busy for long is refused: real files have some dozens of chunks, segments or
-tags.
+A module a format: jpeg, png (W3C, third edition), webp (RFC 9649), gif (89a), bmp and tiff, the
+tags of the last and of EXIF in tags. What would keep a decoder busy for long is refused: real files
+have some dozens of chunks, segments or tags.
 """
 
 from dataclasses import replace
@@ -21,7 +22,15 @@ from lookalike.data.headers.header import (
     too_large,
 )
 
-__all__ = ["COPY", "MAGIC", "MAX_PIXELS", "MAX_PIXELS_JPEG", "MAX_PIXELS_WHOLE", "MAX_SIDE", "MEMORY"]
+__all__ = [
+    "COPY",
+    "MAGIC",
+    "MAX_PIXELS",
+    "MAX_PIXELS_JPEG",
+    "MAX_PIXELS_WHOLE",
+    "MAX_SIDE",
+    "MEMORY",
+]
 __all__ += ["Header", "check", "read", "too_large"]
 
 _READERS = {
@@ -35,8 +44,8 @@ _READERS = {
 
 
 def read(data: bytes) -> Header:
-    """Raises ValueError for an empty file, another format, a damaged header or PNG chunk, and for what would keep a
-    decoder busy for longer than an image can.
+    """Raises ValueError for an empty file, another format, a damaged header or PNG chunk, and for
+    what would keep a decoder busy for longer than an image can.
     """
     kind = _kind(data)
     found = _READERS[kind](data)

@@ -8,7 +8,9 @@ _MOST_SUBBLOCKS = 8192
 
 
 def read(data: bytes) -> Header:
-    """Walks to the first frame, which may be larger than the screen; in extensions as Pillow does."""
+    """Walks to the first frame, which may be larger than the screen; in extensions as Pillow
+    does.
+    """
     if len(data) < 13:
         raise ValueError("damaged header")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -25,9 +27,17 @@ def read(data: bytes) -> Header:
 
 
 def _past_extension(data: bytes, at: int) -> tuple[int, int]:
-    """Where the next block begins, and how many blocks were passed: a few, then all up to an empty one."""
+    """Where the next block begins, and how many blocks were passed: a few, then all up to an empty
+    one.
+    """
     label, at, blocks = data[at + 1 : at + 2], at + 2, 0
-    few = 0 if label == b"\xfe" else 2 if label == b"\xff" and data[at + 1 : at + 12] == b"NETSCAPE2.0" else 1
+    few = (
+        0
+        if label == b"\xfe"
+        else 2
+        if label == b"\xff" and data[at + 1 : at + 12] == b"NETSCAPE2.0"
+        else 1
+    )
     while at < len(data) and blocks < _MOST_SUBBLOCKS and (data[at] or blocks < few):
         at, blocks = at + 1 + data[at], blocks + 1
     return at + 1, blocks + 1

@@ -1,7 +1,8 @@
 """What the first bytes of an image file may say, and the limits that this is held against.
 
-`limit` follows from what Pillow 13 and torchvision 0.29 hold while they decode: their own image, at 1, 2 or 4 bytes a
-pixel, then the copy that is handed on, of 3; below MEMORY together. `make fuzz` and tests/test_bombs.py measure it.
+`limit` follows from what Pillow 13 and torchvision 0.29 hold while they decode: their own image, at
+1, 2 or 4 bytes a pixel, then the copy that is handed on, of 3; below MEMORY together. `make fuzz`
+and tests/data/test_bombs.py measure it.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ MAGIC = (
     (b"BM", "BMP"),
 )
 
-MEMORY = 175_000_000  # bytes that decoding may hold: 200 MB less what is read in and loaded for the first time
+# bytes that decoding may hold: 200 MB less what is read in and loaded for the first time
+MEMORY = 175_000_000
 MAX_PIXELS = 100_000_000  # of a JPEG, which can be decoded shrunk
 MAX_PIXELS_JPEG = 64_000_000  # of one that is not: 192 MB
 MAX_PIXELS_WHOLE = 25_000_000  # of the other formats
@@ -35,11 +37,12 @@ MOST_EXIF = 1 << 24
 
 @dataclass
 class Segments:
-    """What the segments up to the first scan say; `sampling` holds the horizontal and vertical factor of each part.
+    """What the segments up to the first scan say; `sampling` holds the horizontal and vertical
+    factor of each part.
 
-    `odd`: there was junk, or a first marker that decoders treat each in their way. `kept`: the spans of bytes up to
-    the first scan that matter to the pixels; `scan`: where that begins. `several`: its parts, or bits, come in
-    several scans, for which decoders hold the whole frame.
+    `odd`: there was junk, or a first marker that decoders treat each in their way. `kept`: the
+    spans of bytes up to the first scan that matter to the pixels; `scan`: where that begins.
+    `several`: its parts, or bits, come in several scans, for which decoders hold the whole frame.
     """
 
     frame: int = 0
@@ -58,12 +61,14 @@ class Segments:
 
 @dataclass(frozen=True)
 class Header:
-    """`width` and `height` in pixels as stored, upright by `turn`, an EXIF orientation (1 where decoders turn it).
+    """`width` and `height` in pixels as stored, upright by `turn`, an EXIF orientation (1 where
+    decoders turn it).
 
-    `limit`: the pixels that are allowed unless the user says otherwise, `whole`: those that are when nothing is
-    shrunk (of a JPEG, and with torchvision), `form`: what they are allowed for. `plain`: torchvision may decode it: a
-    JPEG of 8-bit grey or three colours, or a WebP of one frame. `alpha`: a WebP with transparency. `held`: bytes a
-    pixel that a JPEG's decoder holds, shrunk or not.
+    `limit`: the pixels that are allowed unless the user says otherwise, `whole`: those that are
+    when nothing is shrunk (of a JPEG, and with torchvision), `form`: what they are allowed for.
+    `plain`: torchvision may decode it: a JPEG of 8-bit grey or three colours, or a WebP of one
+    frame. `alpha`: a WebP with transparency. `held`: bytes a pixel that a JPEG's decoder holds,
+    shrunk or not.
     """
 
     kind: str
@@ -80,17 +85,26 @@ class Header:
 
 
 def check(header: Header, max_pixels: int | None) -> None:
-    """Raises ValueError when the image is empty, or larger than `max_pixels`, or where that is None than the limits."""
+    """Raises ValueError when the image is empty, or larger than `max_pixels`, or where that is None
+    than the limits.
+    """
     width, height = header.width, header.height
     if min(width, height) < 1:
         raise ValueError(f"{width} x {height} pixels: an empty image")
     if max_pixels is None and max(width, height) > MAX_SIDE:
-        raise ValueError(f"{width} x {height} pixels, a side of more than {MAX_SIDE}: data.max_pixels allows more")
+        raise ValueError(
+            f"{width} x {height} pixels, a side of more than {MAX_SIDE}: data.max_pixels allows "
+            "more"
+        )
     if width * height > (header.limit if max_pixels is None else max_pixels):
-        raise too_large(width, height, header.form, header.limit if max_pixels is None else max_pixels)
+        raise too_large(
+            width, height, header.form, header.limit if max_pixels is None else max_pixels
+        )
 
 
 def too_large(width: int, height: int, form: str, limit: int) -> ValueError:
     """The refusal, with the key that allows more."""
     allowed = f"more than the {limit} allowed for {form}"
-    return ValueError(f"{width * height} pixels ({width} x {height}), {allowed}: data.max_pixels allows more")
+    return ValueError(
+        f"{width * height} pixels ({width} x {height}), {allowed}: data.max_pixels allows more"
+    )

@@ -1,6 +1,8 @@
-"""The segments of a JPEG file (ITU-T T.81, annex B), of unknown worth -> its frame, and what may be left out.
+"""The segments of a JPEG file (ITU-T T.81, annex B), of unknown worth -> its frame, and what may be
+left out.
 
-Fill bytes, junk and runs of markers are skipped by search, not byte by byte; real files have some dozens of segments.
+Fill bytes, junk and runs of markers are skipped by search, not byte by byte; real files have some
+dozens of segments.
 """
 
 import io
@@ -34,12 +36,19 @@ _SCAN, _EXIF_OR_XMP = 0xDA, 0xE1
 _ALONE = {0x01, *range(0xD0, 0xDA)}  # markers without a length
 _TABLES = {0xC4, 0xCC, *range(0xDB, 0xE0)}
 _NEEDED = {0xE0, 0xEE}  # JFIF and Adobe: they say what the colours are
-_TOLD = {*range(0xE0, 0xF0), 0xFE} - _NEEDED  # EXIF, profiles, comments: nothing that changes a pixel
-_MARKER = re.compile(rb"\xff([^\0\xff])", re.DOTALL)  # an escaped 0xFF is junk, one before another is fill
+_TOLD = {
+    *range(0xE0, 0xF0),
+    0xFE,
+} - _NEEDED  # EXIF, profiles, comments: nothing that changes a pixel
+_MARKER = re.compile(
+    rb"\xff([^\0\xff])", re.DOTALL
+)  # an escaped 0xFF is junk, one before another is fill
 _IN_SCANS = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 _BLOCK = 1 << 19
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
-_PIXELS_PER_BYTE = 512  # the densest Huffman code: one bit for a block of 64, else decoders fill up with grey
+_PIXELS_PER_BYTE = (
+    512  # the densest Huffman code: one bit for a block of 64, else decoders fill up with grey
+)
 _MOST_BLOCKS = 50_000_000  # of 8 x 8, scan by scan: 6 ns each
 _MOST_ODD = 10_000_000  # pixels of a JPEG in arithmetic or lossless code, which is slow
 
@@ -49,14 +58,18 @@ def read(data: bytes) -> Header:
     found = _segments(data)
     pixels, parts = found.width * found.height, len(found.sampling)
     if pixels > _PIXELS_PER_BYTE * len(data):
-        raise ValueError(f"{found.width} x {found.height} pixels in {len(data)} bytes: the header lies")
+        raise ValueError(
+            f"{found.width} x {found.height} pixels in {len(data)} bytes: the header lies"
+        )
     held = _held(found) if found.several else 0.0
     plain = found.bits == 8 and parts in (1, 3) and not found.odd
     taken = held + COPY if plain else max(held + 4, 4 + COPY)
     odd = found.frame not in _HUFFMAN_DCT
     most = _MOST_ODD if odd else MAX_PIXELS
     if held * pixels // 128 * found.scans > _MOST_BLOCKS:
-        raise ValueError(f"{found.scans} scans over {found.width} x {found.height} pixels: too many")
+        raise ValueError(
+            f"{found.scans} scans over {found.width} x {found.height} pixels: too many"
+        )
     return Header(
         "JPEG",
         found.width,
@@ -72,9 +85,15 @@ def read(data: bytes) -> Header:
 
 
 def file_of(data: bytes, header: Header) -> IO[bytes]:
-    """The bytes as a file; of a JPEG's header only what matters to the pixels, for Pillow reads that in Python."""
+    """The bytes as a file; of a JPEG's header only what matters to the pixels, for Pillow reads
+    that in Python.
+    """
     head = _spliced(data, header.jpeg) if header.jpeg else None
-    return io.BytesIO(data) if head is None or not header.jpeg else _Spliced(head, data, header.jpeg.scan)
+    return (
+        io.BytesIO(data)
+        if head is None or not header.jpeg
+        else _Spliced(head, data, header.jpeg.scan)
+    )
 
 
 def _held(found: Segments) -> float:
@@ -153,14 +172,20 @@ def _see_scans(data: bytes, found: Segments) -> None:
     found.several = found.frame in _PROGRESSIVE or parts < len(found.sampling)
     if not found.several:
         return
-    markers = [m[1][0] for m in itertools.islice(_IN_SCANS.finditer(data, found.scan), _MOST_SEGMENTS)]
+    markers = [
+        m[1][0] for m in itertools.islice(_IN_SCANS.finditer(data, found.scan), _MOST_SEGMENTS)
+    ]
     found.scans = markers.count(_SCAN)
     if len(markers) == _MOST_SEGMENTS or found.scans > _MOST_SCANS:
-        raise ValueError(f"{found.scans} scans in {len(markers)} segments, more than the {_MOST_SCANS} allowed")
+        raise ValueError(
+            f"{found.scans} scans in {len(markers)} segments, more than the {_MOST_SCANS} allowed"
+        )
 
 
 def _filled(data: bytes, scan: int) -> bool:
-    """Whether a block of it is fill alone, which Pillow's decoder begins anew with each READ_AT_ONCE bytes it gets."""
+    """Whether a block of it is fill alone, which Pillow's decoder begins anew with each
+    READ_AT_ONCE bytes it gets.
+    """
     return any(
         data[start] == 0xFF and data.count(b"\xff", start, start + _BLOCK) == _BLOCK
         for start in range(scan, len(data), _BLOCK)

@@ -5,7 +5,14 @@ import zlib
 from collections.abc import Iterator
 
 from lookalike.data.headers import tags
-from lookalike.data.headers.header import MAGIC, MAX_PIXELS_WHOLE, MOST_CHUNKS, MOST_EXIF, MOST_TEXT, Header
+from lookalike.data.headers.header import (
+    MAGIC,
+    MAX_PIXELS_WHOLE,
+    MOST_CHUNKS,
+    MOST_EXIF,
+    MOST_TEXT,
+    Header,
+)
 
 _MOST_ZIPPED = 64
 _MOST_SAMPLE_BYTES = 100_000_000  # of a PNG unpacked: 8.5 ns each at worst
@@ -13,7 +20,9 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the colour types of PNG
 
 
 def read(data: bytes) -> Header:
-    """Also holds each critical chunk against its CRC: decoders skip the pixels' CRC, and flipped bits pass."""
+    """Also holds each critical chunk against its CRC: decoders skip the pixels' CRC, and flipped
+    bits pass.
+    """
     told: list[tuple[bytes, memoryview]] = []
     zipped = headers = moving = 0
     for name, body in _chunks(data):
@@ -28,7 +37,9 @@ def read(data: bytes) -> Header:
         raise ValueError("damaged header")
     width, height, bits, colours = struct.unpack_from(">IIBB", data, 16)
     row = width * bits * _CHANNELS.get(colours, 4) / 8
-    limit = min(MAX_PIXELS_WHOLE, int(_MOST_SAMPLE_BYTES * width / row)) if row else MAX_PIXELS_WHOLE
+    limit = (
+        min(MAX_PIXELS_WHOLE, int(_MOST_SAMPLE_BYTES * width / row)) if row else MAX_PIXELS_WHOLE
+    )
     form = f"PNG of {bits} bits" if limit < MAX_PIXELS_WHOLE else ""
     return Header("PNG", width, height, limit=limit, form=form, turn=_turn(told))
 
@@ -41,7 +52,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
         length, name = struct.unpack_from(">I4s", data, start)
         end = start + 8 + length
         checksum = int.from_bytes(view[end : end + 4], "big")
-        if name[:1].isupper() and end + 4 <= len(data) and zlib.crc32(view[start + 4 : end]) != checksum:
+        if (
+            name[:1].isupper()
+            and end + 4 <= len(data)
+            and zlib.crc32(view[start + 4 : end]) != checksum
+        ):
             raise ValueError(f"damaged: wrong checksum of {name!r} at byte {start}")
         yield name, view[start + 8 : end]
         start = end + 4
@@ -49,7 +64,9 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _turn(told: list[tuple[bytes, memoryview]]) -> int:
-    """The orientation as Pillow finds it: in eXIf, or a text of that name, or ImageMagick's, or in XMP."""
+    """The orientation as Pillow finds it: in eXIf, or a text of that name, or ImageMagick's, or in
+    XMP.
+    """
     texts: dict[bytes, bytes] = {}
     exif = xmp = b""
     for name, body in told:

@@ -1,8 +1,9 @@
-"""The directories of numbered tags (IFDs) in TIFF files and EXIF, of unknown worth -> the few values that matter.
+"""The directories of numbered tags (IFDs) in TIFF files and EXIF, of unknown worth -> the few
+values that matter.
 
-Adobe's TIFF 6.0, section 2, and the BigTIFF extension of it; CIPA DC-008 (EXIF), section 4.6. A directory is read as
-Pillow reads it: of a tag that comes twice the first counts, values that together exceed the file are passed over, and
-what follows the first cut-off tag is lost.
+Adobe's TIFF 6.0, section 2, and the BigTIFF extension of it; CIPA DC-008 (EXIF), section 4.6. A
+directory is read as Pillow reads it: of a tag that comes twice the first counts, values that
+together exceed the file are passed over, and what follows the first cut-off tag is lost.
 """
 
 import re
@@ -13,14 +14,28 @@ ORIENTATION = 0x0112
 
 _MOST_ENTRIES = 1 << 16
 _UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_LETTERS = {3: "H", 4: "L", 5: "LL", 6: "b", 8: "h", 9: "l", 10: "ll", 11: "f", 12: "d", 13: "L", 16: "Q"}
+_LETTERS = {
+    3: "H",
+    4: "L",
+    5: "LL",
+    6: "b",
+    8: "h",
+    9: "l",
+    10: "ll",
+    11: "f",
+    12: "d",
+    13: "L",
+    16: "Q",
+}
 _FIRST_BYTES = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"MM\0+")
 _EXIF = re.compile(rb"^(Exif\0\0){1,2}")
 _XMP = re.compile(rb'tiff:Orientation(="|>)([0-9])')
 
 
 class Tag(NamedTuple):
-    """The type of its values, how many there are, how many bytes they take, and where they begin."""
+    """The type of its values, how many there are, how many bytes they take, and where they
+    begin.
+    """
 
     kind: int
     values: int
@@ -45,8 +60,12 @@ def layout(data: bytes) -> Layout:
     return Layout(order, big, struct.unpack_from(order + letter, data, at)[0])
 
 
-def directory(data: bytes, place: Layout, at: int, most_entries: int = _MOST_ENTRIES) -> dict[int, Tag]:
-    """The tags of the directory at that byte, in its order. Raises ValueError when it says to have too many."""
+def directory(
+    data: bytes, place: Layout, at: int, most_entries: int = _MOST_ENTRIES
+) -> dict[int, Tag]:
+    """The tags of the directory at that byte, in its order. Raises ValueError when it says to have
+    too many.
+    """
     count, entry, inline = ("Q", "HHQ8s", 8) if place.big else ("H", "HHL4s", 4)
     start, step = at + struct.calcsize("<" + count), struct.calcsize("<" + entry)
     if start > len(data):

@@ -3,15 +3,52 @@
 import math
 
 from lookalike.data.headers import tags
-from lookalike.data.headers.header import COPY, MAX_PIXELS_WHOLE, MEMORY, MOST_TEXT, MOST_VALUES, Header
+from lookalike.data.headers.header import (
+    COPY,
+    MAX_PIXELS_WHOLE,
+    MEMORY,
+    MOST_TEXT,
+    MOST_VALUES,
+    Header,
+)
 from lookalike.data.headers.tags import Layout, Tag
 
 _MOST_TAGS, _MOST_STRIPS, _MOST_RATIONALS = 4096, 1 << 15, 4096
 _MOST_LAB = 12_500_000  # pixels of a TIFF in L*a*b*, at 30 ns each
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES = 256, 257, 258, 259, 262, 277, 284
-_STRIPS, _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _COLOURS, _FORMAT, _XMP = 273, 278, 322, 323, 324, 320, 339, 700
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES = (
+    256,
+    257,
+    258,
+    259,
+    262,
+    277,
+    284,
+)
+_STRIPS, _ROWS, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _COLOURS, _FORMAT, _XMP = (
+    273,
+    278,
+    322,
+    323,
+    324,
+    320,
+    339,
+    700,
+)
 _COUNTS = {279, 325}
-_READ = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, 266, _STRIPS, tags.ORIENTATION, _SAMPLES, _ROWS, 282, 283}
+_READ = {
+    _WIDTH,
+    _HEIGHT,
+    _BITS,
+    _COMPRESSION,
+    _PHOTOMETRIC,
+    266,
+    _STRIPS,
+    tags.ORIENTATION,
+    _SAMPLES,
+    _ROWS,
+    282,
+    283,
+}
 _READ |= {_PLANES, 296, 317, _TILE_WIDTH, _TILE_HEIGHT, _TILES, 338, _FORMAT, 530} | _COUNTS
 
 
@@ -44,15 +81,25 @@ def _turn(data: bytes, place: Layout, found: dict[int, Tag]) -> int:
 
 
 def _told(found: dict[int, Tag]) -> int:
-    """The bytes of all values. Raises ValueError where a tag has more of them than an image needs."""
+    """The bytes of all values. Raises ValueError where a tag has more of them than an image
+    needs.
+    """
     rationals = 0
     for name, tag in found.items():
-        most = 3 * MOST_VALUES if name == _COLOURS else _MOST_STRIPS if name in (_STRIPS, _TILES) else MOST_VALUES
+        most = (
+            3 * MOST_VALUES
+            if name == _COLOURS
+            else _MOST_STRIPS
+            if name in (_STRIPS, _TILES)
+            else MOST_VALUES
+        )
         if tag.values > most and (tag.kind not in (1, 2, 7) or name in _READ or name == _COLOURS):
             raise ValueError(f"tag {name} of {tag.values} values, more than the {most} allowed")
         rationals += tag.values * (tag.kind in (5, 10))
     if rationals > _MOST_RATIONALS:
-        raise ValueError(f"{rationals} fractions in its tags, more than the {_MOST_RATIONALS} allowed")
+        raise ValueError(
+            f"{rationals} fractions in its tags, more than the {_MOST_RATIONALS} allowed"
+        )
     told = sum(tag.size for tag in found.values())
     if told > MEMORY // 8:
         raise ValueError(f"tags of {told} bytes, more than the {MEMORY // 8} allowed")
@@ -60,13 +107,19 @@ def _told(found: dict[int, Tag]) -> int:
 
 
 def _peak(data: bytes, place: Layout, found: dict[int, Tag], width: int, height: int) -> float:
-    """Bytes a pixel: Pillow's image, and beside it a turned one, or a strip or tile of libtiff's, or our copy."""
+    """Bytes a pixel: Pillow's image, and beside it a turned one, or a strip or tile of libtiff's,
+    or our copy.
+    """
 
     def number(tag: int, otherwise: int) -> int:
         value = tags.number(data, place, found.get(tag))
         return otherwise if value is None or not math.isfinite(value) else int(value)
 
-    bits, compression, photometric = number(_BITS, 1), number(_COMPRESSION, 1), number(_PHOTOMETRIC, 0)
+    bits, compression, photometric = (
+        number(_BITS, 1),
+        number(_COMPRESSION, 1),
+        number(_PHOTOMETRIC, 0),
+    )
     samples = number(_SAMPLES, 3 if compression == 7 and photometric in (2, 6) else 1)
     stored = 4
     if samples == 1 and photometric in (0, 1, 3) and compression != 6:
@@ -75,7 +128,11 @@ def _peak(data: bytes, place: Layout, found: dict[int, Tag], width: int, height:
     if _STRIPS not in found:
         across, down = number(_TILE_WIDTH, width), number(_TILE_HEIGHT, height)
     if min(across, down) < 1 or max(across, down) > max(2 * max(width, height), 4096):
-        raise ValueError(f"tiles of {across} x {down} pixels for {width} x {height}: damaged header")
-    buffer = 0.0 if compression == 1 else across * down * max(4, samples * bits / 8) / (width * height)
+        raise ValueError(
+            f"tiles of {across} x {down} pixels for {width} x {height}: damaged header"
+        )
+    buffer = (
+        0.0 if compression == 1 else across * down * max(4, samples * bits / 8) / (width * height)
+    )
     turned = stored if _turn(data, place, found) > 1 else 0
     return stored + max(COPY, turned, buffer)

@@ -51,7 +51,9 @@ def _extended(data: bytes, riff: int) -> Header:
 
 
 def _limited(header: Header) -> Header:
-    """Its limit: libwebp holds 4 bytes a pixel beside the result; Pillow two canvases, their copy and its image."""
+    """Its limit: libwebp holds 4 bytes a pixel beside the result; Pillow two canvases, their copy
+    and its image.
+    """
     taken = 4 + 5 * header.alpha if header.plain else 16
     limit = min(MAX_PIXELS_WHOLE, MEMORY // max(taken, 4 + COPY))
     return replace(header, limit=limit, form="WebP" if header.plain else "animated or odd WebP")

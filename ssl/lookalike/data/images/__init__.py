@@ -10,11 +10,22 @@ from lookalike.data.images.contract import Fit, Images, Pairs, QueryGallery
 from lookalike.data.images.encoded import EncodedImages, Subset
 from lookalike.data.images.files import FileImages, file_states
 
-__all__ = ["ArrayImages", "FileImages", "Fit", "Images", "Pairs", "QueryGallery", "file_states", "subset"]
+__all__ = [
+    "ArrayImages",
+    "FileImages",
+    "Fit",
+    "Images",
+    "Pairs",
+    "QueryGallery",
+    "file_states",
+    "subset",
+]
 
 
 def subset(images: Images, ids: Sequence[int] | Tensor) -> Images:
-    """The rows `ids`, in that order, labels and classes as they are; a subset of an array is an array."""
+    """The rows `ids`, in that order, labels and classes as they are; a subset of an array is an
+    array.
+    """
     ids_N = torch.as_tensor(ids, dtype=torch.int64)
     if isinstance(images, EncodedImages):
         return Subset(images, ids_N)

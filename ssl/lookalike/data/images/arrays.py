@@ -23,7 +23,9 @@ class DecodedImage:
 
 
 class ArrayImages:
-    """Images held in one tensor; `rows` (int64, N of M) chooses among the M images without copying."""
+    """Images held in one tensor; `rows` (int64, N of M) chooses among the M images without
+    copying.
+    """
 
     cameras: Tensor | None = None
     roles: QueryGallery | None = None
@@ -38,7 +40,9 @@ class ArrayImages:
         rows: Tensor | None = None,
     ) -> None:
         if images_MCHW.dtype != torch.uint8 or images_MCHW.ndim != 4:
-            raise ValueError(f"images are uint8 (N, C, H, W), not {images_MCHW.dtype} {images_MCHW.shape}")
+            raise ValueError(
+                f"images are uint8 (N, C, H, W), not {images_MCHW.dtype} {images_MCHW.shape}"
+            )
         if labels_M is not None and len(labels_M) != len(images_MCHW):
             raise ValueError(f"{len(labels_M)} labels for {len(images_MCHW)} images")
         self._images_MCHW = images_MCHW

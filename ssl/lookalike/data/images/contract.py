@@ -1,4 +1,6 @@
-"""What the rest of the house may ask of images: of one, of a set, and what a set says beside its labels."""
+"""What the rest of the house may ask of images: of one, of a set, and what a set says beside its
+labels.
+"""
 
 from typing import Literal, NamedTuple, Protocol
 
@@ -17,11 +19,15 @@ class OpenedImage(Protocol):
     @property
     def width(self) -> int: ...
     def pixels(self, shrink: int = 1) -> Tensor:
-        """uint8 (C, H, W); some at 1/`shrink` (2, 4, 8) of the sides, which is cheaper. Raises BadImage."""
+        """uint8 (C, H, W); some at 1/`shrink` (2, 4, 8) of the sides, which is cheaper. Raises
+        BadImage.
+        """
 
 
 class QueryGallery(NamedTuple):
-    """Which images of a set ask and which are searched, bool (N,) each; one may do both, or neither."""
+    """Which images of a set ask and which are searched, bool (N,) each; one may do both, or
+    neither.
+    """
 
     query_N: Tensor
     gallery_N: Tensor
@@ -32,14 +38,18 @@ class QueryGallery(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Images to be compared: rows_P2 int64 (P, 2), whether both show the same one, bool (P,), fold, int64 (P,)."""
+    """Images to be compared: rows_P2 int64 (P, 2), whether both show the same one, bool (P,), fold,
+    int64 (P,).
+    """
 
     rows_P2: Tensor
     same_P: Tensor
     folds_P: Tensor
 
     def of(self, ids_K: Tensor) -> "Pairs | None":
-        """The pairs of which both are among these rows, numbered by them; None where there is none."""
+        """The pairs of which both are among these rows, numbered by them; None where there is
+        none.
+        """
         place = {row: k for k, row in enumerate(ids_K.tolist())}
         kept = [p for p, (a, b) in enumerate(self.rows_P2.tolist()) if a in place and b in place]
         if not kept:
@@ -49,14 +59,16 @@ class Pairs(NamedTuple):
 
 
 class Images(Protocol):
-    """N images uint8 of one `shape` (C, H, W), read by number; all can be pickled for loader workers.
+    """N images uint8 of one `shape` (C, H, W), read by number; all can be pickled for loader
+    workers.
 
     `labels` is int64 (N,) into `classes`, or None; `classes` is empty where there are no labels.
     `fingerprint` is a sha256 in hex that changes when the images do.
     """
 
-    # Where a data set has more to say: the camera of each image, int64 (N,); which ask and which are searched;
-    # which are compared. Re-identification asks for the first two, verification for the third.
+    # Where a data set has more to say: the camera of each image, int64 (N,); which ask and which
+    # are searched; which are compared. Re-identification asks for the first two, verification for
+    # the third.
     cameras: Tensor | None
     roles: QueryGallery | None
     pairs: Pairs | None
@@ -74,7 +86,9 @@ class Images(Protocol):
         """The file's path, or `digits/17`."""
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
-        """Image uint8 (C, H, W), in `out_CHW` if given. Raises BadImage when its file gives none."""
+        """Image uint8 (C, H, W), in `out_CHW` if given. Raises BadImage when its file gives
+        none.
+        """
 
     def open(self, i: int) -> OpenedImage:
         """The image at full size, its sides known. Raises BadImage when its header is none."""

@@ -16,7 +16,8 @@ from lookalike.data.images.contract import Fit, Pairs, QueryGallery
 
 
 class EncodedImages(ABC):
-    """Images kept as the bytes of image files, decoded to canvases of `shape`, by `fit`, when they are read.
+    """Images kept as the bytes of image files, decoded to canvases of `shape`, by `fit`, when they
+    are read.
 
     `max_pixels`: how many one may have; None for what is safe (see Opened).
     """
@@ -89,7 +90,9 @@ class Subset(EncodedImages):
 
 
 class PackedNames(Sequence[bytes]):
-    """Many byte strings as one buffer and one array of offsets, so that forked workers share them."""
+    """Many byte strings as one buffer and one array of offsets, so that forked workers share
+    them.
+    """
 
     def __init__(self, names: Sequence[bytes]) -> None:
         self._joined = b"".join(names)

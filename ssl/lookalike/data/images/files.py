@@ -18,8 +18,8 @@ from lookalike.data.images.encoded import EncodedImages, PackedNames
 from lookalike.folder import without_waiting
 from lookalike.recipe import Size, sides
 
-# Seconds an answer about a file: a local disk takes a few microseconds, a server far away a millisecond. On a local
-# disk threads only get in each other's way.
+# Seconds an answer about a file: a local disk takes a few microseconds, a server far away a
+# millisecond. On a local disk threads only get in each other's way.
 _LATE = 300e-6
 _BLOCK = 4096
 _READS = 4096
@@ -30,7 +30,9 @@ FILES = 1024
 
 
 class FileImages(EncodedImages):
-    """Images in files under `root`; with `within`, a file that links lead out of that folder is a bad one."""
+    """Images in files under `root`; with `within`, a file that links lead out of that folder is a
+    bad one.
+    """
 
     def __init__(
         self,
@@ -65,22 +67,30 @@ class FileImages(EncodedImages):
         states = file_states(self._root, paths)
         lines = (b"%b\0%d\n" % (path, size) for path, (size, _) in zip(paths, states, strict=True))
         times = np.fromiter((mtime for _, mtime in states), np.int64, len(states))
-        return hashlib.sha256(b"".join(lines)).hexdigest(), hashlib.sha256(times.tobytes()).hexdigest()
+        return hashlib.sha256(b"".join(lines)).hexdigest(), hashlib.sha256(
+            times.tobytes()
+        ).hexdigest()
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the sorted relative paths and file sizes: no times, so a copy elsewhere has the same."""
+        """sha256 of the sorted relative paths and file sizes: no times, so a copy elsewhere has the
+        same.
+        """
         return self._digests[0]
 
     @property
     def times(self) -> str:
-        """sha256 of the files' mtimes (nanoseconds), in the order of paths: the same only where nobody wrote to one."""
+        """sha256 of the files' mtimes (nanoseconds), in the order of paths: the same only where
+        nobody wrote to one.
+        """
         return self._digests[1]
 
     @cached_property
     def content(self) -> str:
         """sha256 over some bytes of at most `FILES` files, evenly spread over the set."""
-        ids = np.unique(np.linspace(0, len(self) - 1, min(len(self), FILES)).astype(np.int64)).tolist()
+        ids = np.unique(
+            np.linspace(0, len(self) - 1, min(len(self), FILES)).astype(np.int64)
+        ).tolist()
         look = partial(self._glimpse, blocks=min(_MOST_BLOCKS, max(2, _READS // len(ids))))
         digest = hashlib.sha256()
         with ThreadPoolExecutor(16) as pool:
@@ -89,7 +99,9 @@ class FileImages(EncodedImages):
         return digest.hexdigest()
 
     def _glimpse(self, i: int, blocks: int) -> bytes:
-        """Some of the file's bytes: so many blocks of 4 KiB, evenly spread from end to end; none where it cannot be."""
+        """Some of the file's bytes: so many blocks of 4 KiB, evenly spread from end to end; none
+        where it cannot be.
+        """
         try:
             with open(self.name(i), "rb", opener=without_waiting) as file:
                 status = os.fstat(file.fileno())
@@ -98,7 +110,9 @@ class FileImages(EncodedImages):
                 if status.st_size <= blocks * _BLOCK:
                     return file.read(status.st_size)
                 last = status.st_size - _BLOCK
-                return b"".join(os.pread(file.fileno(), _BLOCK, last * k // (blocks - 1)) for k in range(blocks))
+                return b"".join(
+                    os.pread(file.fileno(), _BLOCK, last * k // (blocks - 1)) for k in range(blocks)
+                )
         except OSError:
             return b""
 
@@ -107,15 +121,18 @@ class FileImages(EncodedImages):
 
     def contents(self, i: int) -> bytes:
         name = self.name(i)
-        if self._within and os.path.commonpath((os.path.realpath(name), self._within)) != self._within:
+        if (
+            self._within
+            and os.path.commonpath((os.path.realpath(name), self._within)) != self._within
+        ):
             raise BadImage(name, f"a link out of {self._within}")
         return contents(name)
 
 
 def file_states(root: str, paths: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Bytes and mtime (nanoseconds) of each file below `root`, -1 where there is none. Every file is asked: an image
-    replaced in place leaves no trace in its folder. Where the first answers come late, as from a remote file system,
-    sixteen threads ask.
+    """Bytes and mtime (nanoseconds) of each file below `root`, -1 where there is none. Every file
+    is asked: an image replaced in place leaves no trace in its folder. Where the first answers come
+    late, as from a remote file system, sixteen threads ask.
     """
     if not paths:
         return []
@@ -140,7 +157,9 @@ def file_states(root: str, paths: Sequence[bytes]) -> list[tuple[int, int]]:
 def _file_state(path: bytes, root: str, handle: int | None) -> tuple[int, int]:
     try:
         # A short path from an open folder: half the time of a long one.
-        status = os.stat(path if handle is not None else os.fsencode(root) + b"/" + path, dir_fd=handle)
+        status = os.stat(
+            path if handle is not None else os.fsencode(root) + b"/" + path, dir_fd=handle
+        )
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns

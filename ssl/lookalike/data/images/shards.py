@@ -29,18 +29,29 @@ _OPEN = 64
 class ShardImages(EncodedImages):
     """Images at offsets of shards; each read is held against the crc32 of the index.
 
-    `numbers_N`: the label of each sample in its shard, or NO_LABEL. `windows`: how to shuffle, None for all.
+    `numbers_N`: the label of each sample in its shard, or NO_LABEL. `windows`: how to shuffle, None
+    for all.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], found: Sequence[Samples], size: Size, channels: int, files: remote.Files
+        self,
+        shards: Sequence[Shard],
+        found: Sequence[Samples],
+        size: Size,
+        channels: int,
+        files: remote.Files,
     ) -> None:
         self.shards = list(shards)
         self._files = files
-        self._names = PackedNames(list(itertools.chain.from_iterable(samples.names for samples in found)))
+        self._names = PackedNames(
+            list(itertools.chain.from_iterable(samples.names for samples in found))
+        )
         counts = [len(samples.names) for samples in found]
         self._shard_N = np.repeat(np.arange(len(found), dtype=np.int32), counts)
-        columns = [np.concatenate([samples[k] for samples in found] or [np.zeros(0, np.int64)]) for k in range(1, 5)]
+        columns = [
+            np.concatenate([samples[k] for samples in found] or [np.zeros(0, np.int64)])
+            for k in range(1, 5)
+        ]
         self._offsets_N, self._sizes_N, self._crcs_N, self.numbers_N = columns
         self.labels, self.classes, self.shape = None, (), (channels, *sides(size))
         self.windows: Windows | None = None
@@ -49,7 +60,9 @@ class ShardImages(EncodedImages):
     def keys(self) -> list[bytes]:
         """`shard/member` of each image, without the folder of the shards."""
         homes = [os.fsencode(posixpath.basename(shard.place)) + b"/" for shard in self.shards]
-        return [homes[s] + name for s, name in zip(self._shard_N.tolist(), self._names, strict=True)]
+        return [
+            homes[s] + name for s, name in zip(self._shard_N.tolist(), self._names, strict=True)
+        ]
 
     def keep(self, mask_N: np.ndarray) -> None:
         """Forgets the images where the mask is False."""
@@ -77,7 +90,9 @@ class ShardImages(EncodedImages):
 
     def name(self, i: int) -> str:
         i = range(len(self))[i]
-        return f"{remote.redacted(self.shards[self._shard_N[i]].place)}/{os.fsdecode(self._names[i])}"
+        return (
+            f"{remote.redacted(self.shards[self._shard_N[i]].place)}/{os.fsdecode(self._names[i])}"
+        )
 
     def contents(self, i: int) -> bytes:
         i = range(len(self))[i]
@@ -96,7 +111,9 @@ class ShardImages(EncodedImages):
         return data
 
     def _handle(self, s: int) -> "_Open":
-        """The open shard; at most 64 are. One that another thread still reads from closes when that is done."""
+        """The open shard; at most 64 are. One that another thread still reads from closes when that
+        is done.
+        """
         handle = self._open.pop(s, None) or self._opened(self.shards[s])
         self._open[s] = handle
         while len(self._open) > _OPEN:
@@ -116,7 +133,9 @@ class ShardImages(EncodedImages):
 
 
 class _Open:
-    """A file that is read by position, which processes and threads may share; it closes with its last user."""
+    """A file that is read by position, which processes and threads may share; it closes with its
+    last user.
+    """
 
     def __init__(self, path: str) -> None:
         self._handle = -1

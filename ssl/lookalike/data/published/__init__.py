@@ -1,7 +1,9 @@
-"""Data sets in the layouts in which they were published: lists of images -> sets with one numbering of classes.
+"""Data sets in the layouts in which they were published: lists of images -> sets with one numbering
+of classes.
 
-Each has the parts `train`, and `test` or else `query` and `gallery`. What differs from the published counts is said in
-one line and used all the same. A listed image that is not there is a bad one when it is read.
+Each has the parts `train`, and `test` or else `query` and `gallery`. What differs from the
+published counts is said in one line and used all the same. A listed image that is not there is a
+bad one when it is read.
 """
 
 import os
@@ -27,7 +29,8 @@ AGAIN = "mend the line, or fetch the file again"
 
 
 class Layout(NamedTuple):
-    """Title, page and counts (`train images`, `train classes`, …) of a data set as it was published.
+    """Title, page and counts (`train images`, `train classes`, …) of a data set as it was
+    published.
 
     `fit`: what its protocol does to images of another shape than the model's.
     """
@@ -61,7 +64,9 @@ class Pair(NamedTuple):
 
 
 class Listing:
-    """What a data set lists below `root`: rows by part, the classes' `names`, pairs, and whatever else is counted."""
+    """What a data set lists below `root`: rows by part, the classes' `names`, pairs, and whatever
+    else is counted.
+    """
 
     def __init__(self, root: Path, parts: tuple[str, ...]) -> None:
         self.root = root
@@ -71,7 +76,9 @@ class Listing:
         self.counts: dict[str, int] = {}
         self._places: dict[bytes, str] = {}
 
-    def add(self, part: str, folder: str, path: str, key: Key, place: str, camera: int | None = None) -> bytes:
+    def add(
+        self, part: str, folder: str, path: str, key: Key, place: str, camera: int | None = None
+    ) -> bytes:
         """An image `path` below `folder`, as the line `place` has it -> its path below the root.
 
         Raises DataError for a path that leaves the folder, or that is listed before.
@@ -82,17 +89,25 @@ class Listing:
         name = normal(relative)
         if name in self._places:
             first = self._places[name]
-            raise DataError(f"{place}: {printable(path)[:80]} is listed before, at {first}: delete one")
+            raise DataError(
+                f"{place}: {printable(path)[:80]} is listed before, at {first}: delete one"
+            )
         self._places[name] = place
         self.parts[part].append(Row(relative, key, camera))
         return relative
 
     def images(self, layout: Layout, wanted: Split, canvas: Size) -> Images:
-        """The train or the test set: part by part, each by its paths, so that the order of the lists is of no matter.
+        """The train or the test set: part by part, each by its paths, so that the order of the
+        lists is of no matter.
 
-        The classes of both are numbered together, those of `train` first. Raises DataError where a part is empty.
+        The classes of both are numbered together, those of `train` first. Raises DataError where a
+        part is empty.
         """
-        parts = {part: rows for part, rows in self.parts.items() if (part == "train") == (wanted == "train")}
+        parts = {
+            part: rows
+            for part, rows in self.parts.items()
+            if (part == "train") == (wanted == "train")
+        }
         for part, part_rows in parts.items():
             if not part_rows:
                 raise DataError(f"{printable(self.root)}: no {part} images in it; {layout.remedy}")
@@ -120,14 +135,20 @@ class Listing:
     def _compare(self, layout: Layout, parts: Mapping[str, list[Row]]) -> None:
         found = dict(self.counts)
         for part, rows in parts.items():
-            found |= {f"{part} images": len(rows), f"{part} classes": len({row.key for row in rows})}
+            found |= {
+                f"{part} images": len(rows),
+                f"{part} classes": len({row.key for row in rows}),
+            }
         differing = [
             f"{found[what]:,} {what} where the published set has {count:,}"
             for what, count in layout.counts.items()
             if found.get(what, count) != count
         ]
         if differing:
-            warnings.warn(f"{printable(self.root)}: {', '.join(differing)}: scores are not comparable", stacklevel=4)
+            warnings.warn(
+                f"{printable(self.root)}: {', '.join(differing)}: scores are not comparable",
+                stacklevel=4,
+            )
 
     def _roles(self) -> QueryGallery:
         asks, searched = len(self.parts["query"]), len(self.parts["gallery"])
@@ -165,11 +186,15 @@ class Published(ABC):
 
 
 class Divided(Published):
-    """One that is split by class, or under `protocol: closed_set` with every class in both, whose counts are other."""
+    """One that is split by class, or under `protocol: closed_set` with every class in both, whose
+    counts are other.
+    """
 
     closed_set: Mapping[str, int]
 
-    def __init__(self, path: str, canvas: Canvas | None = None, protocol: Protocol = "zero_shot") -> None:
+    def __init__(
+        self, path: str, canvas: Canvas | None = None, protocol: Protocol = "zero_shot"
+    ) -> None:
         super().__init__(path, canvas)
         self._closed = protocol == "closed_set"
         if self._closed:
@@ -185,12 +210,15 @@ class Line(NamedTuple):
     def fields(self, columns: str) -> list[str]:
         """The words, one for each of the columns. Raises DataError when there are more or fewer."""
         if len(self.words) != len(columns.split()):
-            raise DataError(f"{self.place}: {len(self.words)} fields where `{columns}` belongs: {AGAIN}")
+            raise DataError(
+                f"{self.place}: {len(self.words)} fields where `{columns}` belongs: {AGAIN}"
+            )
         return self.words
 
 
 def read(file: Path, header: str = "") -> Iterator[Line]:
-    """The lines of a UTF-8 file that are not empty, after those of `header`, where # stands for a number.
+    """The lines of a UTF-8 file that are not empty, after those of `header`, where # stands for a
+    number.
 
     Raises DataError for another header, and with file:line for what is not UTF-8 or has no end.
     """
@@ -203,7 +231,9 @@ def read(file: Path, header: str = "") -> Iterator[Line]:
             except UnicodeDecodeError as error:
                 raise DataError(f"{place}: not UTF-8 ({error.reason}): {AGAIN}") from error
             if number <= len(wanted):
-                if words != wanted[number - 1].split() and not (wanted[number - 1] == "#" and is_number(words)):
+                if words != wanted[number - 1].split() and not (
+                    wanted[number - 1] == "#" and is_number(words)
+                ):
                     what = "a number" if wanted[number - 1] == "#" else f"`{wanted[number - 1]}`"
                     raise DataError(f"{place}: the header is not {what}: {AGAIN}")
             elif words:

@@ -1,4 +1,6 @@
-"""Cars196: cars of 196 makes, models and years (Krause et al., 3D Object Representations, ICCV workshops 2013)."""
+"""Cars196: cars of 196 makes, models and years (Krause et al., 3D Object Representations, ICCV
+workshops 2013).
+"""
 
 from pathlib import Path
 
@@ -13,10 +15,11 @@ TRAIN, TEST = "devkit/cars_train_annos.mat", "devkit/cars_test_annos_withlabels.
 
 
 class Cars196(Divided):
-    """`cars_train/`, `cars_test/`, their annotations in `devkit/`; `devkit/cars_meta.mat`, if there, names the classes.
+    """`cars_train/`, `cars_test/`, their annotations in `devkit/`; `devkit/cars_meta.mat`, if
+    there, names the classes.
 
-    `cars_test_annos_withlabels.mat` may lie beside `devkit`. Classes 1 to 98 of both folders are the train set, 99 to
-    196 the test set; under `protocol: closed_set` the folders are.
+    `cars_test_annos_withlabels.mat` may lie beside `devkit`. Classes 1 to 98 of both folders are
+    the train set, 99 to 196 the test set; under `protocol: closed_set` the folders are.
     """
 
     layout = Layout("Cars196", "Stanford Cars, 3D Object Representations 2013", ZERO_SHOT)
@@ -30,9 +33,16 @@ class Cars196(Divided):
             annotations = f"{printable(file)}:annotations"
             for row, record in enumerate(variable(file, "annotations", "fname", "class"), 1):
                 if not (isinstance(record, dict) and {"fname", "class"} <= record.keys()):
-                    raise DataError(f"{printable(file)}: annotations has no fname and class: fetch the file again")
+                    raise DataError(
+                        f"{printable(file)}: annotations has no fname and class: fetch the file "
+                        "again"
+                    )
                 place, name, number = f"{annotations}({row})", record["fname"], record["class"]
-                if not (isinstance(name, str) and isinstance(number, int | float) and number in range(1, 197)):
+                if not (
+                    isinstance(name, str)
+                    and isinstance(number, int | float)
+                    and number in range(1, 197)
+                ):
                     what = "a file name and a class from 1 to 196 belong here"
                     raise DataError(f"{place}: {what}: fetch the file again")
                 zero_shot = "train" if number <= 98 else "test"
@@ -42,5 +52,7 @@ class Cars196(Divided):
             named = meta.is_file()
         if named:
             names = enumerate(variable(meta, "class_names"), 1)
-            listing.names |= {number: printable(name) for number, name in names if isinstance(name, str)}
+            listing.names |= {
+                number: printable(name) for number, name in names if isinstance(name, str)
+            }
         return listing

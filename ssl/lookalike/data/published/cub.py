@@ -12,8 +12,8 @@ CLOSED_SET = {"train images": 5994, "train classes": 200, "test images": 5794, "
 class Cub(Divided):
     """`images.txt`, `image_class_labels.txt`, `images/001.Black_footed_Albatross/*.jpg`.
 
-    Classes 1 to 100 are the train set, 101 to 200 the test set; under `protocol: closed_set` every class is in both,
-    as `train_test_split.txt` has it.
+    Classes 1 to 100 are the train set, 101 to 200 the test set; under `protocol: closed_set` every
+    class is in both, as `train_test_split.txt` has it.
     """
 
     layout = Layout("CUB-200-2011", "vision.caltech.edu/datasets/cub_200_2011", ZERO_SHOT)
@@ -23,7 +23,11 @@ class Cub(Divided):
         listing = Listing(root, ("train", "test"))
         images = self._by_id(root, "images.txt", "image_id path")
         numbers = self._by_id(root, "image_class_labels.txt", "image_id class_id")
-        splits = self._by_id(root, "train_test_split.txt", "image_id is_training_image") if self._closed else {}
+        splits = (
+            self._by_id(root, "train_test_split.txt", "image_id is_training_image")
+            if self._closed
+            else {}
+        )
         for image, (place, (_, path)) in images.items():
             at, (_, word) = _of(numbers, image, place, "image_class_labels.txt")
             number = whole(word, "the class", at, 1, 200)
@@ -50,5 +54,7 @@ class Cub(Divided):
 
 def _of(lines: dict[str, Line], image: str, place: str, name: str) -> Line:
     if image not in lines:
-        raise DataError(f"{place}: image {printable(image)[:40]} is not in {name}: fetch both files again")
+        raise DataError(
+            f"{place}: image {printable(image)[:40]} is not in {name}: fetch both files again"
+        )
     return lines[image]

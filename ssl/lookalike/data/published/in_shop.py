@@ -19,10 +19,14 @@ COUNTS = {
 
 
 class InShop(Published):
-    """`Eval/list_eval_partition.txt` and `Img/img/`, or both without those folders. Test: query and gallery."""
+    """`Eval/list_eval_partition.txt` and `Img/img/`, or both without those folders. Test: query and
+    gallery.
+    """
 
     layout = Layout(
-        "In-Shop Clothes Retrieval", "mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html", COUNTS
+        "In-Shop Clothes Retrieval",
+        "mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
+        COUNTS,
     )
 
     def listing(self, root: Path) -> Listing:

@@ -1,11 +1,24 @@
-"""Labeled Faces in the Wild: are two faces of the same person? (Huang et al., UMass Amherst TR 07-49, 2007)."""
+"""Labeled Faces in the Wild: are two faces of the same person? (Huang et al., UMass Amherst TR
+07-49, 2007).
+"""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lookalike.data.index import scan
-from lookalike.data.published import AGAIN, Layout, Line, Listing, Pair, Published, file_in, is_number, read, whole
+from lookalike.data.published import (
+    AGAIN,
+    Layout,
+    Line,
+    Listing,
+    Pair,
+    Published,
+    file_in,
+    is_number,
+    read,
+    whole,
+)
 from lookalike.data.sources import Canvas
 from lookalike.errors import DataError, printable
 
@@ -13,11 +26,11 @@ PERSONS = "give the folder that holds the persons' folders, as Aaron_Eckhart/Aar
 
 
 class LFW(Published):
-    """`Name/Name_0001.jpg` (`lfw`, `lfw_funneled`, `lfw-deepfunneled`) and `pairs.txt` in the folder, beside it, or
-    where `pairs` says.
+    """`Name/Name_0001.jpg` (`lfw`, `lfw_funneled`, `lfw-deepfunneled`) and `pairs.txt` in the
+    folder, beside it, or where `pairs` says.
 
-    Test: the images that are compared, with the pairs, in folds by the order of the file. Train: all images of
-    persons who are in no pair; what else there is of the others is in neither set.
+    Test: the images that are compared, with the pairs, in folds by the order of the file. Train:
+    all images of persons who are in no pair; what else there is of the others is in neither set.
     """
 
     layout = Layout(
@@ -61,11 +74,17 @@ class LFW(Published):
         for path in paths:
             name, *rest = path.split("/")
             if len(rest) != 1:
-                raise DataError(f"{printable(listing.root / path)}: lies in no person's folder: {PERSONS}")
+                raise DataError(
+                    f"{printable(listing.root / path)}: lies in no person's folder: {PERSONS}"
+                )
             persons.add(name)
             if name not in compared:
                 listing.add("train", "", path, name, printable(listing.root))
-        listing.counts |= {"images": len(paths), "classes": len(persons), "pairs": len(listing.pairs)}
+        listing.counts |= {
+            "images": len(paths),
+            "classes": len(persons),
+            "pairs": len(listing.pairs),
+        }
 
 
 def _pairs(file: Path) -> Iterator[tuple[Line, list[str], list[str], int]]:
@@ -78,7 +97,9 @@ def _pairs(file: Path) -> Iterator[tuple[Line, list[str], list[str], int]]:
     head = next(lines, Line(f"{printable(file)}:1", []))
     if not 1 <= len(head.words) <= 2 or not all(is_number([word]) for word in head.words):
         raise DataError(f"{head.place}: the header is not `folds pairs`, as in `10 300`: {AGAIN}")
-    folds, each = (whole(word, "the header's", head.place, 1, 10**6) for word in (["1", *head.words])[-2:])
+    folds, each = (
+        whole(word, "the header's", head.place, 1, 10**6) for word in (["1", *head.words])[-2:]
+    )
     place, row = head.place, -1
     for row, line in enumerate(lines):
         place, (fold, within) = line.place, divmod(row, 2 * each)
@@ -91,4 +112,6 @@ def _pairs(file: Path) -> Iterator[tuple[Line, list[str], list[str], int]]:
             name, a, other, b = line.fields("name i other j")
             yield line, [name, other], [a, b], fold
     if row + 1 < 2 * each * folds:
-        raise DataError(f"{place}: ends after {row + 1} of the {2 * each * folds} pairs of the header: {AGAIN}")
+        raise DataError(
+            f"{place}: ends after {row + 1} of the {2 * each * folds} pairs of the header: {AGAIN}"
+        )

@@ -1,4 +1,6 @@
-"""Market-1501 (Zheng et al., ICCV 2015) and DukeMTMC-reID (Zheng et al., ICCV 2017): persons, by camera."""
+"""Market-1501 (Zheng et al., ICCV 2015) and DukeMTMC-reID (Zheng et al., ICCV 2017): persons, by
+camera.
+"""
 
 import os
 import re
@@ -12,11 +14,14 @@ from lookalike.errors import DataError, printable
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 NAME = re.compile(r"(-1|\d{1,9})_c(\d{1,3})", re.ASCII)
 JUNK = "-1"
-"""The identity of images that are no one in particular: they are left out. 0000, the distractors, stays."""
+"""The identity of images that are no one in particular: they are left out. 0000, the distractors,
+stays.
+"""
 
 
 class Market1501(Published):
-    """`bounding_box_train`, `query`, `bounding_box_test` with `0002_c1s1_000451_03.jpg`: identity 0002, camera 1.
+    """`bounding_box_train`, `query`, `bounding_box_test` with `0002_c1s1_000451_03.jpg`: identity
+    0002, camera 1.
 
     Test: query and gallery. Identity -1 is left out, 0000 stays in the gallery as a distractor.
     """
@@ -51,7 +56,9 @@ class Market1501(Published):
 
 
 class DukeMTMC(Market1501):
-    """DukeMTMC-reID, laid out as Market-1501: `0001_c2_f0046182.jpg`. Its authors withdrew it in 2019."""
+    """DukeMTMC-reID, laid out as Market-1501: `0001_c2_f0046182.jpg`. Its authors withdrew it in
+    2019.
+    """
 
     layout = Layout(
         "DukeMTMC-reID",

@@ -1,8 +1,10 @@
-"""One variable of a MATLAB file, level 5, of unknown worth -> texts, numbers, lists and dictionaries.
+"""One variable of a MATLAB file, level 5, of unknown worth -> texts, numbers, lists and
+dictionaries.
 
-Of "MAT-File Format" (MathWorks) only what annotations need: numbers, texts, cells, structs; no objects, no functions.
-scipy.io.loadmat ends the process with a segmentation fault where bytes are wrong (1.17); here every length is held
-against what is there, and what is made is bounded by `MAX_UNPACKED` bytes.
+Of "MAT-File Format" (MathWorks) only what annotations need: numbers, texts, cells, structs; no
+objects, no functions. scipy.io.loadmat ends the process with a segmentation fault where bytes are
+wrong (1.17); here every length is held against what is there, and what is made is bounded by
+`MAX_UNPACKED` bytes.
 """
 
 import math
@@ -21,7 +23,18 @@ from lookalike.folder import read_regular
 
 MAX_BYTES, MAX_UNPACKED = 16_000_000, 16_000_000
 _INT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 5, 6, 14, 15
-_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
+_NUMBERS = {
+    1: "i1",
+    2: "u1",
+    3: "i2",
+    4: "u2",
+    5: "i4",
+    6: "u4",
+    7: "f4",
+    9: "f8",
+    12: "i8",
+    13: "u8",
+}
 _TEXTS = {1: "ascii", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _ENDS = {"<": "-le", ">": "-be"}
 _CELL, _STRUCT, _CHAR, _PLAIN = 1, 2, 4, range(6, 16)
@@ -31,10 +44,11 @@ _MOST, _LONGEST = 1 << 18, 1 << 20
 
 
 def variable(file: Path, name: str, *fields: str) -> list[Any]:
-    """The elements of an array: of structs as dictionaries of these fields (none: of all), of cells as they are.
+    """The elements of an array: of structs as dictionaries of these fields (none: of all), of cells
+    as they are.
 
-    In them an array of one number is the number, and what lies deeper than four in one another is None.
-    Raises DataError when the file cannot be read, or has no such array.
+    In them an array of one number is the number, and what lies deeper than four in one another is
+    None. Raises DataError when the file cannot be read, or has no such array.
     """
     try:
         with os_errors_as(file):
@@ -42,7 +56,9 @@ def variable(file: Path, name: str, *fields: str) -> list[Any]:
     except ValueError as error:
         raise DataError(f"{printable(file)}: {error}: fetch the file again") from error
     if not data:
-        raise DataError(f"{printable(file)}: 0 bytes, 1 to {MAX_BYTES} are allowed: fetch the file again")
+        raise DataError(
+            f"{printable(file)}: 0 bytes, 1 to {MAX_BYTES} are allowed: fetch the file again"
+        )
     try:
         return _found(data, name, fields)
     except (ValueError, struct.error, zlib.error) as error:
@@ -110,7 +126,9 @@ def _matrix(
     if number == _CHAR:
         kind, text = _next(parts, set(_TEXTS))
         encoding = _TEXTS[kind]
-        return name, bytes(text).decode(encoding + _ENDS[order] if encoding in ("utf-16", "utf-32") else encoding)
+        return name, bytes(text).decode(
+            encoding + _ENDS[order] if encoding in ("utf-16", "utf-32") else encoding
+        )
     if number in _PLAIN:
         values = _numbers(parts, order, set(_NUMBERS))
         return name, values[0] if len(values) == 1 else values
@@ -135,7 +153,11 @@ def _fields(parts: Iterator[tuple[int, memoryview]], order: str) -> list[str]:
     """The names of a struct's fields, each in as many bytes as the number before them says."""
     width = (_numbers(parts, order, {_INT32}) or [0])[0]
     names = bytes(_next(parts, {_INT8})[1]).decode("ascii")
-    return [names[k : k + width].partition("\0")[0] for k in range(0, len(names), width)] if width > 0 else []
+    return (
+        [names[k : k + width].partition("\0")[0] for k in range(0, len(names), width)]
+        if width > 0
+        else []
+    )
 
 
 def _numbers(parts: Iterator[tuple[int, memoryview]], order: str, kinds: set[int]) -> list[Any]:

@@ -19,11 +19,11 @@ FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 
 
 class MSMT17(Published):
-    """`list_train.txt`, `list_query.txt`, `list_gallery.txt` (`path pid`), and `train/` and `test/`, or their
-    `mask_train_v2/` and `mask_test_v2/`.
+    """`list_train.txt`, `list_query.txt`, `list_gallery.txt` (`path pid`), and `train/` and
+    `test/`, or their `mask_train_v2/` and `mask_test_v2/`.
 
-    The lists count the persons of each folder from 0, so that `train/0000` and `test/0000` are two. Test: query and
-    gallery. What `list_val.txt` has is in neither set.
+    The lists count the persons of each folder from 0, so that `train/0000` and `test/0000` are two.
+    Test: query and gallery. What `list_val.txt` has is in neither set.
     """
 
     layout = Layout("MSMT17", "Person Transfer GAN, CVPR 2018; pkuvmc.com", COUNTS, fit="squash")
@@ -31,7 +31,9 @@ class MSMT17(Published):
     def listing(self, root: Path) -> Listing:
         listing = Listing(root, ("train", "query", "gallery"))
         with os_errors_as(root):
-            folders = next((pair for pair in FOLDERS if all((root / each).is_dir() for each in pair)), None)
+            folders = next(
+                (pair for pair in FOLDERS if all((root / each).is_dir() for each in pair)), None
+            )
         if folders is None:
             wanted = " nor ".join(" and ".join(pair) for pair in FOLDERS)
             raise DataError(f"{printable(root)}: neither {wanted} in it; {self.layout.remedy}")

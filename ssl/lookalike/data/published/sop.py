@@ -1,11 +1,18 @@
-"""Stanford Online Products: things for sale (Song et al., Lifted Structured Feature Embedding, CVPR 2016)."""
+"""Stanford Online Products: things for sale (Song et al., Lifted Structured Feature Embedding, CVPR
+2016).
+"""
 
 from pathlib import Path
 
 from lookalike.data.published import Layout, Listing, Published, file_in, read, whole
 
 COLUMNS = "image_id class_id super_class_id path"
-COUNTS = {"train images": 59551, "train classes": 11318, "test images": 60502, "test classes": 11316}
+COUNTS = {
+    "train images": 59551,
+    "train classes": 11318,
+    "test images": 60502,
+    "test classes": 11316,
+}
 
 
 class StanfordOnlineProducts(Published):
@@ -18,5 +25,7 @@ class StanfordOnlineProducts(Published):
         for part in ("train", "test"):
             for line in read(file_in(root, self.layout, f"Ebay_{part}.txt"), header=COLUMNS):
                 _, word, _, path = line.fields(COLUMNS)
-                listing.add(part, "", path, whole(word, "class_id", line.place, 1, 10**9), line.place)
+                listing.add(
+                    part, "", path, whole(word, "class_id", line.place, 1, 10**9), line.place
+                )
         return listing

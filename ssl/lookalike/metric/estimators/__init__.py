@@ -1,6 +1,8 @@
-"""Mahalanobis methods on frozen features, with scikit-learn's face; one file an estimator, ESTIMATORS lists them.
+"""Mahalanobis methods on frozen features, with scikit-learn's face; one file an estimator,
+ESTIMATORS lists them.
 
-Each learns a linear map L (`components_`), so that d²(x, y) = ‖L(x − y)‖² = (x − y)ᵀM(x − y) with M = LᵀL.
+Each learns a linear map L (`components_`), so that d²(x, y) = ‖L(x − y)‖² = (x − y)ᵀM(x − y) with M
+= LᵀL.
 """
 
 from lookalike.metric.estimators.csml import CSML

@@ -1,11 +1,13 @@
 """CSML: a linear map after which the cosine tells pairs of one class from pairs of two.
 
-Nguyen & Bai, "Cosine Similarity Metric Learning for Face Verification", ACCV 2010, eq. 2 and algorithm 1: maximises
-Σ_pos CS(x, y, A) − α Σ_neg CS(x, y, A) − β‖A − A₀‖², CS(x, y, A) = (Ax)ᵀ(Ay) / ‖Ax‖‖Ay‖, α = n⁺ / n⁻.
+Nguyen & Bai, "Cosine Similarity Metric Learning for Face Verification", ACCV 2010, eq. 2 and
+algorithm 1: maximises Σ_pos CS(x, y, A) − α Σ_neg CS(x, y, A) − β‖A − A₀‖², CS(x, y, A) = (Ax)ᵀ(Ay)
+/ ‖Ax‖‖Ay‖, α = n⁺ / n⁻.
 
-Here all pairs of the rows count, and all is divided by n⁺ (β is the paper's over n⁺): mean cosine of the positive
-pairs − mean cosine of the negative ones − β‖A − A₀‖². With unit rows z_i = Ax_i/‖Ax_i‖, s_c their sum over a class
-and s over all, Σ_pos = (Σ_c ‖s_c‖² − N) / 2 and Σ_pos + Σ_neg = (‖s‖² − N) / 2: N rows cost O(N), not N² pairs.
+Here all pairs of the rows count, and all is divided by n⁺ (β is the paper's over n⁺): mean cosine
+of the positive pairs − mean cosine of the negative ones − β‖A − A₀‖². With unit rows z_i =
+Ax_i/‖Ax_i‖, s_c their sum over a class and s over all, Σ_pos = (Σ_c ‖s_c‖² − N) / 2 and Σ_pos +
+Σ_neg = (‖s‖² − N) / 2: N rows cost O(N), not N² pairs.
 """
 
 from collections.abc import Iterator
@@ -28,7 +30,8 @@ Of = Literal["rows", "classes"]
 
 
 def cosine_gap(a_PD: Tensor, x_ND: Tensor, onehot_NC: Tensor) -> Tensor:
-    """Mean cosine of all positive pairs − mean cosine of all negative pairs, after A (P, D). Rows with Ax = 0 count 0.
+    """Mean cosine of all positive pairs − mean cosine of all negative pairs, after A (P, D). Rows
+    with Ax = 0 count 0.
 
     x_ND: (N, D) rows, onehot_NC: (N, C) their classes; there must be pairs of both kinds.
     """
@@ -56,8 +59,11 @@ def csml_slope(a_PD: Floats, rows: Rows, beta: float, a0_PD: Floats) -> tuple[fl
     return float(loss.detach()), gradient_PD.numpy()
 
 
-def verification_error(similarity_train: tuple[Floats, Floats], similarity_test: tuple[Floats, Floats]) -> float:
-    """(misses + false alarms) / 2 on the test pairs, at the threshold that is best on the train pairs.
+def verification_error(
+    similarity_train: tuple[Floats, Floats], similarity_test: tuple[Floats, Floats]
+) -> float:
+    """(misses + false alarms) / 2 on the test pairs, at the threshold that is best on the train
+    pairs.
 
     Each argument: the similarities of positive pairs and of negative pairs, in any order.
     """
@@ -67,7 +73,9 @@ def verification_error(similarity_train: tuple[Floats, Floats], similarity_test:
 
 
 def best_threshold(positive: Floats, negative: Floats) -> float:
-    """The t for which (share of positives < t + share of negatives ≥ t) is least; half-way to the next value below."""
+    """The t for which (share of positives < t + share of negatives ≥ t) is least; half-way to the
+    next value below.
+    """
     values = np.unique(np.concatenate([positive, negative]))
     below = np.searchsorted(np.sort(positive), values) / len(positive)
     above = 1 - np.searchsorted(np.sort(negative), values) / len(negative)
@@ -86,7 +94,8 @@ def similarities(a_PD: Floats, rows: Rows) -> tuple[Floats, Floats]:
 
 
 def deal(class_N: Whole, folds: int, random: RandomState, of: Of = "rows") -> Whole:
-    """The fold (N,) of each row: the rows of each class, shuffled, dealt out in turn, on and on over the classes.
+    """The fold (N,) of each row: the rows of each class, shuffled, dealt out in turn, on and on
+    over the classes.
 
     `of` "classes": whole classes, shuffled, are dealt out in turn.
     """
@@ -101,7 +110,9 @@ def deal(class_N: Whole, folds: int, random: RandomState, of: Of = "rows") -> Wh
 
 
 class Fold(NamedTuple):
-    """What A is learned on, rows of it whose pairs give the threshold, and rows whose pairs are verified."""
+    """What A is learned on, rows of it whose pairs give the threshold, and rows whose pairs are
+    verified.
+    """
 
     learned: Rows
     known: Rows
@@ -109,15 +120,18 @@ class Fold(NamedTuple):
 
 
 class CSML(LinearMap):
-    """A₀ is whitened PCA, ‖A₀‖² = P; after A* it becomes A*, until the verification error falls by `gain` no more.
+    """A₀ is whitened PCA, ‖A₀‖² = P; after A* it becomes A*, until the verification error falls by
+    `gain` no more.
 
-    Each round takes the β of `betas` with the least verification error, by cross-validation over `folds` parts of the
-    rows, or of the classes, for a metric of classes never seen; each fold has its own A₀ and threshold. The same βs,
-    in `betas_`, then lead from A₀ to A on all rows: none where nothing was better than whitened PCA (`errors_` begins
-    with its error). Cosines depend on the origin, which is the mean. `max_iter` bounds a minimisation, `rounds` the
-    βs. Of a fold's rows at most 1,000 are verified.
+    Each round takes the β of `betas` with the least verification error, by cross-validation over
+    `folds` parts of the rows, or of the classes, for a metric of classes never seen; each fold has
+    its own A₀ and threshold. The same βs, in `betas_`, then lead from A₀ to A on all rows: none
+    where nothing was better than whitened PCA (`errors_` begins with its error). Cosines depend on
+    the origin, which is the mean. `max_iter` bounds a minimisation, `rounds` the βs. Of a fold's
+    rows at most 1,000 are verified.
 
-    Raises ValueError when no fold has pairs of both kinds: too few rows, or classes, for cross-validation.
+    Raises ValueError when no fold has pairs of both kinds: too few rows, or classes, for
+    cross-validation.
     """
 
     centres = True
@@ -152,7 +166,8 @@ class CSML(LinearMap):
         folds = list(self._folds(u_NR, class_N))
         if not folds:
             raise ValueError(
-                "CSML: no fold has pairs of one class and of two: give more rows, or classes, or fewer folds"
+                "CSML: no fold has pairs of one class and of two: give more rows, or classes, or "
+                "fewer folds"
             )
         self.betas_, self.errors_ = self._choose(folds, a0_PR)
         a_PR, everything, self.n_iter_ = a0_PR, _rows(u_NR, class_N), 1
@@ -167,7 +182,10 @@ class CSML(LinearMap):
         chosen, errors = [], [_error(folds, here)]
         for _ in range(self.rounds):
             pairs = list(zip(folds, here, strict=True))
-            tried = {beta: [self._step(fold.learned, beta, a_PR)[0] for fold, a_PR in pairs] for beta in self.betas}
+            tried = {
+                beta: [self._step(fold.learned, beta, a_PR)[0] for fold, a_PR in pairs]
+                for beta in self.betas
+            }
             found = {beta: _error(folds, maps) for beta, maps in tried.items()}
             best = min(found, key=lambda beta: (found[beta], -beta))
             if not found[best] < errors[-1] - self.gain:
@@ -191,7 +209,9 @@ class CSML(LinearMap):
         fold_N = deal(class_N, self.folds, random, self.folds_of)
         for k in range(self.folds):
             learned, verified = np.flatnonzero(fold_N != k), np.flatnonzero(fold_N == k)
-            known, verified = (rows[random.permutation(len(rows))[:VERIFIED]] for rows in (learned, verified))
+            known, verified = (
+                rows[random.permutation(len(rows))[:VERIFIED]] for rows in (learned, verified)
+            )
             parts = [_rows(u_NR[rows], class_N[rows]) for rows in (learned, known, verified)]
             if all(_both_kinds(part) for part in parts):
                 yield Fold(*parts)

@@ -1,4 +1,6 @@
-"""Minimisation of a smooth function of a matrix by L-BFGS (Liu & Nocedal, Mathematical Programming 45, 1989)."""
+"""Minimisation of a smooth function of a matrix by L-BFGS (Liu & Nocedal, Mathematical Programming
+45, 1989).
+"""
 
 import warnings
 from collections.abc import Callable
@@ -12,18 +14,26 @@ from lookalike.metric.estimators.scatter import Floats
 Slope = Callable[[Floats], tuple[float, Floats]]
 
 
-def minimise(slope: Slope, start_PD: Floats, *, max_iter: int, tol: float, name: str) -> tuple[Floats, int]:
+def minimise(
+    slope: Slope, start_PD: Floats, *, max_iter: int, tol: float, name: str
+) -> tuple[Floats, int]:
     """(the minimum, iterations) of `slope`, which gives value and gradient at a matrix.
 
-    It ends when an iteration gains less than `tol` of the value, or when no step along the slope gains at all.
-    Warns with ConvergenceWarning when `max_iter` ends it.
+    It ends when an iteration gains less than `tol` of the value, or when no step along the slope
+    gains at all. Warns with ConvergenceWarning when `max_iter` ends it.
     """
 
     def flat(w: Floats) -> tuple[float, Floats]:
         value, gradient_PD = slope(w.reshape(start_PD.shape))
         return value, gradient_PD.ravel()
 
-    options = {"maxiter": max_iter, "maxfun": 20 * max_iter, "ftol": tol, "gtol": 1e-10, "maxcor": 20}
+    options = {
+        "maxiter": max_iter,
+        "maxfun": 20 * max_iter,
+        "ftol": tol,
+        "gtol": 1e-10,
+        "maxcor": 20,
+    }
     found = optimize.minimize(flat, start_PD.ravel(), jac=True, method="L-BFGS-B", options=options)
     if found.status == 1:
         warnings.warn(

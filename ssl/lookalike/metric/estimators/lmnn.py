@@ -1,20 +1,30 @@
-"""LMNN: each row's nearest rows of its class come near, and rows of other classes leave by a margin.
+"""LMNN: each row's nearest rows of its class come near, and rows of other classes leave by a
+margin.
 
-Weinberger & Saul, "Distance Metric Learning for Large Margin Nearest Neighbor Classification", JMLR 10, 2009,
-eq. 11 to 13: minimises (1 − μ) Σ_{i, j→i} d²_ij + μ Σ_{i, j→i} Σ_{l: y_l≠y_i} [1 + d²_ij − d²_il]₊,
-where j→i are the k nearest rows of i's class in the given features, and d_ij = ‖L(x_i − x_j)‖.
+Weinberger & Saul, "Distance Metric Learning for Large Margin Nearest Neighbor Classification", JMLR
+10, 2009, eq. 11 to 13: minimises (1 − μ) Σ_{i, j→i} d²_ij + μ Σ_{i, j→i} Σ_{l: y_l≠y_i} [1 + d²_ij
+− d²_il]₊, where j→i are the k nearest rows of i's class in the given features, and d_ij = ‖L(x_i −
+x_j)‖.
 """
 
 import numpy as np
 
 from lookalike.metric.estimators.descent import minimise
 from lookalike.metric.estimators.linear_map import LinearMap
-from lookalike.metric.estimators.scatter import Floats, Whole, add_gradient, chunks, squared_distances
+from lookalike.metric.estimators.scatter import (
+    Floats,
+    Whole,
+    add_gradient,
+    chunks,
+    squared_distances,
+)
 from lookalike.recipe import Count, Fraction, Positive, Width
 
 
 def target_neighbours(x_ND: Floats, class_N: Whole, k: int) -> Whole:
-    """The k nearest other rows of each row's class, (N, k); −1 where the class has fewer. Ties: the earlier row."""
+    """The k nearest other rows of each row's class, (N, k); −1 where the class has fewer. Ties: the
+    earlier row.
+    """
     target_NK = np.full((len(x_ND), k), -1)
     for c in np.unique(class_N):
         of_c = np.flatnonzero(class_N == c)
@@ -39,7 +49,9 @@ def lmnn_loss(
         d_BN = squared_distances(z_NP, rows)
         target_BK, here_B = target_NK[rows], np.arange(len(d_BN))
         pull_BK = np.where(target_BK >= 0, d_BN[here_B[:, None], target_BK], -np.inf)
-        close_BN = (d_BN < margin + pull_BK.max(axis=1, keepdims=True)) & (class_N[rows][:, None] != class_N)
+        close_BN = (d_BN < margin + pull_BK.max(axis=1, keepdims=True)) & (
+            class_N[rows][:, None] != class_N
+        )
         i_M, l_M = np.nonzero(close_BN)
         w_BN = np.zeros_like(d_BN)
         for target_B, pull_B in zip(target_BK.T, pull_BK.T, strict=True):
@@ -56,9 +68,9 @@ def lmnn_loss(
 class LMNN(LinearMap):
     """`push` is μ; L begins as the identity, or the first `n_components` principal axes.
 
-    A class of fewer than `n_neighbors` + 1 rows pulls with those it has; a row alone in its class only pushes.
-    The loss is convex in M, and over square L without local minima; with fewer components it has some.
-    O(N²(D + k)) an iteration.
+    A class of fewer than `n_neighbors` + 1 rows pulls with those it has; a row alone in its class
+    only pushes. The loss is convex in M, and over square L without local minima; with fewer
+    components it has some. O(N²(D + k)) an iteration.
     """
 
     def __init__(
@@ -84,5 +96,7 @@ class LMNN(LinearMap):
             return loss / len(u_NR), gradient_PR / len(u_NR)
 
         start_PR = np.eye(u_NR.shape[1])[: self.n_components]
-        found_PR, self.n_iter_ = minimise(slope, start_PR, max_iter=self.max_iter, tol=self.tol, name="LMNN")
+        found_PR, self.n_iter_ = minimise(
+            slope, start_PR, max_iter=self.max_iter, tol=self.tol, name="LMNN"
+        )
         return found_PR

@@ -1,7 +1,8 @@
 """NCA: the map after which a random neighbour, near ones likelier, is most often of the same class.
 
-Goldberger, Roweis, Hinton & Salakhutdinov, "Neighbourhood Components Analysis", NIPS 2004: maximises
-Σ_i Σ_{j∈c(i)} p_ij, p_ij ∝ exp(−‖Lx_i − Lx_j‖²). Scikit-learn's, with the face of the others.
+Goldberger, Roweis, Hinton & Salakhutdinov, "Neighbourhood Components Analysis", NIPS 2004:
+maximises Σ_i Σ_{j∈c(i)} p_ij, p_ij ∝ exp(−‖Lx_i − Lx_j‖²). Scikit-learn's, with the face of the
+others.
 """
 
 import warnings
@@ -16,7 +17,9 @@ from lookalike.recipe import Count, Positive, Width
 
 
 class NCA(LinearMap):
-    """`init` is scikit-learn's; "auto" is LDA where the components allow it, else PCA. O(N²(D + P)) an iteration."""
+    """`init` is scikit-learn's; "auto" is LDA where the components allow it, else PCA. O(N²(D + P))
+    an iteration.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,10 @@ class NCA(LinearMap):
         self.random_state = random_state
 
     def learn(self, u_NR: Floats, class_N: Whole) -> Floats:
-        asked = {**self.get_params(), "n_components": min(self.n_components or u_NR.shape[1], u_NR.shape[1])}
+        asked = {
+            **self.get_params(),
+            "n_components": min(self.n_components or u_NR.shape[1], u_NR.shape[1]),
+        }
         found = NeighborhoodComponentsAnalysis(**asked).fit(u_NR, class_N)
         self.n_iter_ = max(1, int(found.n_iter_))
         if self.n_iter_ >= self.max_iter:

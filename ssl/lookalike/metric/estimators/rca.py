@@ -1,7 +1,9 @@
-"""RCA whitens the scatter that is left within classes, so that what varies without meaning weighs little.
+"""RCA whitens the scatter that is left within classes, so that what varies without meaning weighs
+little.
 
-Bar-Hillel, Hertz, Shental & Weinshall, "Learning a Mahalanobis Metric from Equivalence Constraints", JMLR 6, 2005:
-C = 1/n Σ_c Σ_{i∈c} (x_i − m_c)(x_i − m_c)ᵀ over chunklets, here the classes of two rows or more; M = C⁻¹ (eq. 1).
+Bar-Hillel, Hertz, Shental & Weinshall, "Learning a Mahalanobis Metric from Equivalence
+Constraints", JMLR 6, 2005: C = 1/n Σ_c Σ_{i∈c} (x_i − m_c)(x_i − m_c)ᵀ over chunklets, here the
+classes of two rows or more; M = C⁻¹ (eq. 1).
 """
 
 import numpy as np
@@ -12,7 +14,8 @@ from lookalike.recipe import Fraction, Width
 
 
 class RCA(LinearMap):
-    """L = C^(-1/2); with fewer components its projection on the directions of most variance after whitening (cFLD).
+    """L = C^(-1/2); with fewer components its projection on the directions of most variance after
+    whitening (cFLD).
 
     `shrinkage` moves C towards a multiple of the identity.
     """

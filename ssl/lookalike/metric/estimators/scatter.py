@@ -1,4 +1,6 @@
-"""Second moments of rows and of their pairs, in closed form or chunk by chunk, and the roots of their inverses."""
+"""Second moments of rows and of their pairs, in closed form or chunk by chunk, and the roots of
+their inverses.
+"""
 
 from collections.abc import Iterator
 
@@ -16,10 +18,11 @@ CHUNK = 2**24
 
 
 def principal(x_ND: Floats) -> tuple[Floats, Floats]:
-    """mean (D,) and orthonormal axes (R, D), most variance first, of the directions in which x (N, D) varies.
+    """mean (D,) and orthonormal axes (R, D), most variance first, of the directions in which x (N,
+    D) varies.
 
-    Each axis points so that its largest entry is positive. Constant features, and what N rows cannot span, are
-    left out.
+    Each axis points so that its largest entry is positive. Constant features, and what N rows
+    cannot span, are left out.
     """
     mean_D = x_ND.mean(axis=0)
     _, length_R, axes_RD = linalg.svd(x_ND - mean_D, full_matrices=False)
@@ -42,22 +45,27 @@ def within(x_ND: Floats, class_N: Whole, weight_C: Floats) -> Floats:
 def inverse_root(moment_RR: Floats, shrinkage: float, name: str) -> Floats:
     """C^(-1/2), symmetric, of C = (1 − shrinkage) · moment + shrinkage · (its mean eigenvalue) · I.
 
-    Raises ValueError when C is singular: some direction sets rows apart but never two rows of one class.
+    Raises ValueError when C is singular: some direction sets rows apart but never two rows of one
+    class.
     """
     size = len(moment_RR)
     mixed_RR = (1 - shrinkage) * moment_RR + shrinkage * np.trace(moment_RR) / size * np.eye(size)
     value_R, vector_RR = linalg.eigh(mixed_RR)
     if not value_R[0] > value_R[-1] * size * NOISE**2:
         raise ValueError(
-            f"{name}: rows of one class do not vary in every direction in which the rows vary (fewer rows than "
-            "features, or copies): raise shrinkage, for example to 0.1, or reduce the features before"
+            f"{name}: rows of one class do not vary in every direction in which the rows vary "
+            "(fewer rows than "
+            "features, or copies): raise shrinkage, for example to 0.1, or reduce the features "
+            "before"
         )
     root_RR: Floats = (vector_RR / np.sqrt(value_R)) @ vector_RR.T
     return root_RR
 
 
 def chunks(rows: int) -> Iterator[slice]:
-    """Slices of 0 … rows − 1, so small that a chunk of the distances to all rows has CHUNK numbers."""
+    """Slices of 0 … rows − 1, so small that a chunk of the distances to all rows has CHUNK
+    numbers.
+    """
     step = max(1, CHUNK // rows)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
