@@ -19,6 +19,8 @@ from pydantic import Field
 from lookalike.errors import RecipeError
 from lookalike.pipeline import load_recipe, recipe_schema
 from lookalike.recipe import (
+    FIXED,
+    FREE,
     Choice,
     Count,
     Fraction,
@@ -26,12 +28,14 @@ from lookalike.recipe import (
     NonNegative,
     Positive,
     Recipe,
+    Resume,
     Spec,
     from_text,
     load,
     read,
     schema,
 )
+from lookalike.recipe.signatures import Parameter, keys_of
 
 
 class Barlow:
@@ -662,6 +666,49 @@ def test_a_foreign_annotation_counts_as_its_default() -> None:
     assert recipe.plain() == {"optimizer": {"name": "sgd", "lr": 1.0}}
     with pytest.raises(RecipeError, match='lr: "a" is not a number'):
         from_text("optimizer: {name: sgd, lr: a}", "x", [], sections)
+
+
+# What may change in a resume
+
+MARKED = [
+    (Count, None),
+    (Annotated[Count, FREE], FREE),
+    (Annotated[Fraction | None, FREE], FREE),
+    (Annotated[Count, FREE] | None, FREE),
+    (Annotated[Literal["a", "b"], FREE], FREE),
+    (Annotated[Annotated[Count, FREE], FIXED], FIXED),
+    (Annotated[Spec, METHOD, FREE], FREE),
+    (Annotated[Annotated[Spec, METHOD] | None, FREE], FREE),
+    (tuple[Annotated[Count, FREE], ...], None),
+]
+
+
+@pytest.mark.parametrize(("annotation", "mark"), MARKED)
+def test_a_key_is_marked_where_it_is_declared(annotation: Any, mark: Resume | None) -> None:
+    wanted = Parameter(annotation)
+    assert (wanted.resume, wanted.free) == (mark, mark is FREE)
+
+
+def test_a_mark_is_found_in_signatures_and_changes_no_check() -> None:
+    @dataclass(frozen=True)
+    class Marked:
+        workers: Annotated[Count | None, FREE] = None
+        keep: Annotated[Count, FREE] = 2
+        clip: Annotated[NonNegative, FIXED] = 0.0
+        method: Annotated[Annotated[Spec, METHOD] | None, FREE] = None
+
+    def maker(a: Annotated[Count, FREE] = None, b: Count = 1) -> None: ...  # type: ignore[assignment]
+
+    free = {name: key.free for name, key in keys_of(Marked, set(), {}).items()}
+    assert free == {"workers": True, "keep": True, "clip": False, "method": True}
+    assert {name: key.free for name, key in Choice({"m": maker}).keys("m").items()} == {
+        "a": True,
+        "b": False,
+    }
+    build = partial(from_text, name="x", overrides=[], sections={"m": Marked})
+    assert build("m: {keep: 3, method: barlow_twins}").section(Marked).keep == 3
+    with pytest.raises(RecipeError, match=r"^x:1:11: m\.keep: 0 must be at least 1$"):
+        build("m: {keep: 0}")
 
 
 # The schema

@@ -8,8 +8,8 @@ passes in. Imports go down this list:
     json_schema  the same signatures for editors
     check        Choice; nodes held against annotations
     signatures   constructors to keys
-    values       Positive, Count and the like; Spec; all of them as JSON data
-    words        problems and pydantic's errors in our words
+    values       Positive, Count and the like; FREE; Spec; all of them as JSON data
+    messages     problems and pydantic's errors in our words
     yaml12       YAML 1.2 to nodes and back
     nodes        Node and Position, a value and its place
 """
@@ -19,11 +19,14 @@ from lookalike.recipe.json_schema import schema
 from lookalike.recipe.nodes import Node, Position
 from lookalike.recipe.recipes import Recipe, from_text, load
 from lookalike.recipe.values import (
+    FIXED,
+    FREE,
     Count,
     Fraction,
     Index,
     NonNegative,
     Positive,
+    Resume,
     Share,
     Size,
     Spec,
@@ -34,6 +37,8 @@ from lookalike.recipe.values import (
 from lookalike.recipe.yaml12 import read
 
 __all__ = [
+    "FIXED",
+    "FREE",
     "Choice",
     "Count",
     "Fraction",
@@ -43,6 +48,7 @@ __all__ = [
     "Position",
     "Positive",
     "Recipe",
+    "Resume",
     "Share",
     "Size",
     "Spec",

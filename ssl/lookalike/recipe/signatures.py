@@ -4,12 +4,15 @@ import ast
 import dataclasses
 import functools
 import inspect
+import types
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Union, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
+
+from lookalike.recipe.values import Resume
 
 _NONE_GIVEN = inspect.Parameter.empty
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -28,6 +31,16 @@ class Parameter:
     def required(self) -> bool:
         return self.default is _NONE_GIVEN
 
+    @property
+    def resume(self) -> Resume | None:
+        """The outermost mark of the annotation; None: as the section around it."""
+        return _resume(self.annotation)
+
+    @property
+    def free(self) -> bool:
+        """Whether the key itself is marked as one that may change in a resume."""
+        return self.resume is not None and self.resume.free
+
     def omit(self, value: Any) -> bool:
         """A None that says nothing; some constructors without annotations refuse to be told it."""
         return self.bare and value is None and self.default is None
@@ -42,6 +55,15 @@ class Parameter:
             if self.required or self.default is None:
                 raise
             return TypeAdapter(_inferred(self.default), config=_STRICT)
+
+
+def _resume(annotation: Any) -> Resume | None:
+    if get_origin(annotation) is Annotated:
+        marks = [mark for mark in annotation.__metadata__ if isinstance(mark, Resume)]
+        return marks[-1] if marks else _resume(annotation.__origin__)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(filter(None, map(_resume, get_args(annotation))), None)
+    return None
 
 
 def keys_of(make: Any, given: set[str], nested: Mapping[str, Any]) -> dict[str, Parameter]:

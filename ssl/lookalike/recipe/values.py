@@ -21,6 +21,20 @@ Widths = Annotated[Sequence[Width], Field(min_length=1)]
 Size = Count | tuple[Count, Count]
 """Of an image: the side of a square, or height and width."""
 
+
+@dataclass(frozen=True)
+class Resume:
+    """Marks a key, `Annotated[Count, FREE]`: may an earlier run be resumed with another value of it?
+
+    A mark on a section or a choice holds for all within, its name too, but for what is marked
+    there.
+    """
+
+    free: bool
+
+
+FREE, FIXED = Resume(free=True), Resume(free=False)
+
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
