@@ -2,7 +2,6 @@
 handed functions.
 """
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -14,10 +13,20 @@ from typing import Any
 import pytest
 import torch
 
+import children
+
 # onnxruntime, which tests import themselves, would tell its maker of its use.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TIMEOUT = 120
+# These take minutes: begun last, one of them would be waited for alone.
+LONG = ("test_launch", "test_watchdog", "test_cli", "test_network", "test_fit_head", "test_loggers")
+LONG += ("test_export", "test_real_size", "test_estimators", "test_loading", "test_loop")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, in this order; all others as they were."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def _serve(rank: int, world: int, port: int, calls: Connection) -> None:
@@ -50,8 +59,7 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["lookalike.pipeline", "deepspeed"])
+        self._context = children.context()
         self._groups: dict[int, list[tuple[Any, Connection]]] = {}
 
     def run(self, function: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:

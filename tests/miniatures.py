@@ -1,4 +1,6 @@
-"""Published data sets in small: the layout of each, a few classes, images made here."""
+"""Published data sets in small, enough to train on: a few classes in the layout of each, images
+made here. The corners of each layout are in data/test_published.py.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ def image(path: Path, one: int, height: int = 64, width: int = 64) -> None:
     Image.fromarray(whole.clip(0, 255).astype(np.uint8)).save(path)
 
 
-def market(root: Path) -> Iterator[str]:
+def trainable_market(root: Path) -> Iterator[str]:
     """Four persons to train on, four others whose first two images ask; a distractor and one of no
     one.
     """
@@ -28,7 +30,7 @@ def market(root: Path) -> Iterator[str]:
     yield f"data.path={root}"
 
 
-def cub(root: Path) -> Iterator[str]:
+def trainable_cub(root: Path) -> Iterator[str]:
     """Four birds of either half, five images each."""
     paths = [
         f"{one:03d}.Bird/{k}.jpg" for one in (1, 2, 3, 4, 101, 102, 103, 104) for k in range(5)
@@ -42,7 +44,7 @@ def cub(root: Path) -> Iterator[str]:
     yield "finetune.head_epochs=0.5"
 
 
-def sop(root: Path) -> Iterator[str]:
+def trainable_sop(root: Path) -> Iterator[str]:
     """Four products of either part, four images each."""
     for part, first in (("train", 1), ("test", 5)):
         rows = [
@@ -57,7 +59,7 @@ def sop(root: Path) -> Iterator[str]:
     yield f"data.path={root}"
 
 
-def lfw(root: Path) -> Iterator[str]:
+def trainable_lfw(root: Path) -> Iterator[str]:
     """Six persons to train on; six others in two folds of three pairs of one and three of two."""
     for one, k in np.ndindex(6, 8):
         image(root / "faces" / f"P{one}" / f"{k}.jpg", one, 112, 112)

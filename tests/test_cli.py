@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import children
 import toy
 from lookalike import cli
 from lookalike.errors import Error
@@ -63,7 +64,7 @@ def refused(capsys, pattern: str, *words) -> None:
         ),
         ("data={name: idx, path: nowhere}", r"nowhere"),
         ("pretrain.batch=5000", r"1438 images are fewer than one batch of 5000"),
-        ("pretrain.engine={name: zero, stage: 1, clip: -1}", r"clip: -1 must be at least 0"),
+        ("pretrain.clip=-1", r"clip: -1 must be at least 0"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_exit_2(capsys, tmp_path, override, pattern):
@@ -195,7 +196,7 @@ def test_show_tells_what_will_happen(capsys, tmp_path):
         r"data +1438 images of 1×8×8, 10 classes",
         r"backbone +resnet18: \(B, 1, 16, 16\) -> \(B, 16\), [\d,]+ parameters",
         r"steps +18 = 2 epochs × 9 of 144",
-        r"group +weights: \d+ tensors, [\d,]+ numbers, lr 0\.002, weight decay 0\.05",
+        r"group +weights: \d+ tensors, [\d,]+ parameters, lr 0\.002, weight decay 0\.05",
         r"group +biases and norms: .*weight decay 0",
         r"memory +\d+ MiB",
         r"flip: 0\.5",
@@ -358,7 +359,8 @@ def test_check_refuses_what_the_ranks_would_refuse(capsys, tmp_path, overrides, 
 
 def test_a_reader_who_goes_away_stops_no_training(tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
-    words = f"{sys.executable} -m lookalike run {recipe} {' '.join(TRAINING_ONLY)} --out {tmp_path / 'run'} | true"
+    options = f"{' '.join(TRAINING_ONLY)} --out {tmp_path / 'run'}"
+    words = f"{sys.executable} -m lookalike run {recipe} {options} | true"
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, timeout=120)
     assert done.stderr == ""
     assert (tmp_path / "run/backbone/manifest.json").exists()
@@ -391,20 +393,8 @@ def test_the_launcher_refuses_what_it_does_not_understand(words):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_run_saves_and_leaves_on_a_signal_and_the_same_command_goes_on(tmp_path, number):
     recipe = toy.write(tmp_path / "r.yaml")
-    words = [
-        sys.executable,
-        "-m",
-        "lookalike",
-        "pretrain",
-        str(recipe),
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    words.insert(5, "pretrain.epochs=200")
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    words = ["pretrain", str(recipe), "pretrain.epochs=200", "--out", str(tmp_path / "run")]
+    program = children.Program(children.CLI, *words)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 90
     while (
@@ -412,12 +402,11 @@ def test_a_real_run_saves_and_leaves_on_a_signal_and_the_same_command_goes_on(tm
         and time.monotonic() < deadline
     ):
         time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    step = int(
-        re.search(r"after step (\d+) of 1800, saved: the same command goes on", err).group(1)
-    )
+    program.send_signal(number)
+    code, _, err = program.wait()
+    assert code == 128 + number
+    said = r"after step (\d+) of 1800, saved: the same command goes on"
+    step = int(re.search(said, err).group(1))
     assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "manifest.json").exists()
     assert err.count("\n") == 1
 
@@ -425,11 +414,10 @@ def test_a_real_run_saves_and_leaves_on_a_signal_and_the_same_command_goes_on(tm
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_outside_training_is_told_and_gives_its_code(name):
     code = (
-        "import os, signal, sys, lookalike.cli as cli, lookalike.pipeline as p;"
-        f"p.recipe_schema = lambda: os.kill(os.getpid(), signal.{name});"
-        "sys.argv = ['lookalike', 'schema']; cli.main()"
+        "import os, signal, sys, lookalike.cli as cli, lookalike.experiment as p;"
+        f"p.recipe_schema = lambda: os.kill(os.getpid(), signal.{name}); cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = children.run(code, "schema")
     assert done.returncode == 128 + getattr(signal, name)
     assert done.stderr == f"lookalike: stopped by {name}: the same command goes on\n"
 
@@ -438,7 +426,7 @@ def test_the_same_signal_again_while_a_stopped_run_leaves_changes_nothing():
     """As from a launcher, which hands a signal on while the ranks have already agreed to stop."""
     script = (
         "import atexit, os, signal, sys\n"
-        "import lookalike.cli as cli, lookalike.pipeline as p, lookalike.process.signals as s\n"
+        "import lookalike.cli as cli, lookalike.experiment as p, lookalike.process.signals as s\n"
         "def again(): os.kill(os.getpid(), signal.SIGTERM)\n"
         "def train():\n"
         "    with s.Signals() as signals: again()\n"
@@ -452,6 +440,6 @@ def test_the_same_signal_again_while_a_stopped_run_leaves_changes_nothing():
     )
     assert done.returncode == 128 + signal.SIGTERM
     assert (
-        done.stderr
-        == "lookalike: stopped by SIGTERM after step 3 of 9, saved: the same command goes on from there\n"
+        done.stderr == "lookalike: stopped by SIGTERM after step 3 of 9, saved: "
+        "the same command goes on from there\n"
     )

@@ -28,7 +28,8 @@ import json, os, sys, traceback
 def watch(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple):
         told = args[1][0]
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo"):
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr",
+                   "socket.getnameinfo"):
         told = args[0]
     elif event in ("socket.sendto", "socket.sendmsg") and isinstance(args[1], tuple):
         told = args[1][0]
@@ -36,7 +37,8 @@ def watch(event, args):
         return
     with open(os.environ["GUARD_LOG"], "a") as log:
         stack = [f"{f.filename}:{f.lineno}" for f in traceback.extract_stack()[-9:-1]]
-        log.write(json.dumps([event, str(told[0] if isinstance(told, tuple) else told), stack]) + "\\n")
+        told = told[0] if isinstance(told, tuple) else told
+        log.write(json.dumps([event, str(told), stack]) + "\\n")
 
 sys.addaudithook(watch)
 """

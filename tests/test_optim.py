@@ -104,6 +104,49 @@ def test_a_tied_parameter_is_spared_when_any_of_its_names_is():
     assert ids(groups["weights"]) == [id(last.weight)]
 
 
+class Hinted(optim.ParameterHints, nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(2, 2, bias=False) for _ in range(3))
+
+    def lr_scales(self):
+        return {"a.weight": optim.LrScale(0.5, 2.0)}
+
+    def constant_lr(self):
+        return {"b.weight"}
+
+    def no_weight_decay(self):
+        return {"c.weight"}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_hints_are_of_a_modules_own_names(deep):
+    module = Hinted()
+    groups = by_name(optim.parameter_groups(nn.Sequential(module) if deep else module))
+    assert {name: ids(held) for name, held in groups.items()} == {
+        "biases and norms": [id(module.c.weight)],
+        "weights, rate × 0.5, from epoch 2": [id(module.a.weight)],
+        "weights, constant rate": [id(module.b.weight)],
+    }
+
+
+def test_rates_are_asked_of_parameter_hints_only():
+    class Stranger(nn.Linear):
+        def called(self):
+            raise AssertionError("found by its name")
+
+        lr_scales = constant_lr = called
+
+    assert by_name(optim.parameter_groups(Stranger(2, 2))).keys() == {"weights", "biases and norms"}
+
+
+def test_without_hints_nothing_is_otherwise():
+    hints = optim.ParameterHints()
+    assert not hints.lr_scales()
+    assert not hints.constant_lr()
+    assert not hints.no_weight_decay()
+
+
 def test_an_empty_group_is_left_out():
     assert [g["name"] for g in optim.parameter_groups(nn.BatchNorm1d(3))] == ["biases and norms"]
 
@@ -116,8 +159,7 @@ def test_nothing_to_train_is_refused():
         optim.parameter_groups(frozen)
 
 
-# --- optimizers
-# ------------------------------------------------------------------------------------------------
+# --- optimizers -----------------------------------------------------------------------------------
 
 
 def net(seed=0):
@@ -227,8 +269,7 @@ def test_only_lars_must_see_whole_layers():
     }
 
 
-# --- rates
-# -----------------------------------------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------------
 
 SCHEDULES = [
     (100, 10, 0.0),

@@ -22,6 +22,7 @@ from torch import Tensor
 import lookalike.metric
 import lookalike.scoring
 import lookalike.views
+from lookalike.geometry import DISTANCES, Distance
 from lookalike.metric.estimators import ESTIMATORS
 from lookalike.metric.estimators.csml import Rows
 from lookalike.metric.memory import Memory
@@ -43,6 +44,7 @@ MASKS = Masks(SAME & ~torch.eye(12, dtype=torch.bool), APART, mirrored=True)
 PLACES, RELEVANT = torch.tensor([[1, 3, 0], [2, 4, 6]]), torch.tensor([2, 3])
 FORM = ViewFormat((8, 8), "bilinear", 2.0, (0.5,) * 3, (0.2,) * 3)
 LAW = Symmetric(solarize=0.5, grey=0.5, blur=0.5)
+VIEW = {"size": 8, "mean": FORM.mean, "std": FORM.std, "seed": 0, "device": torch.device("cpu")}
 DRAWS = LAW.draws(torch.arange(4), 0, 0, range(2), 16, 16)
 
 
@@ -68,8 +70,8 @@ def reid(dtype: torch.dtype) -> tuple[Any, ...]:
     return rows(dtype), LABELS, CAMERAS, rows(dtype, seed=1), LABELS, CAMERAS
 
 
-def gallery(dtype: torch.dtype, normalize: bool = True) -> Gallery:
-    return Gallery(*reid(dtype), torch.arange(12), normalize)
+def gallery(dtype: torch.dtype, distance: Distance = "cosine") -> Gallery:
+    return Gallery(*reid(dtype), torch.arange(12), distance)
 
 
 def near() -> Tensor:
@@ -96,7 +98,7 @@ CALLS: dict[str, Any] = {
     "scoring.breakdown.checked": lambda t: [(VALUES, LABELS)],
     "scoring.breakdown.by_group": lambda t: [(VALUES, LABELS)],
     "scoring.breakdown.macro": lambda t: [(VALUES, LABELS)],
-    "scoring.cells.nearest_in_cells": lambda t: [
+    "scoring.ivf.nearest_in_lists": lambda t: [
         (
             rows(t, 3),
             rows(t),
@@ -106,7 +108,7 @@ CALLS: dict[str, Any] = {
     ],
     "scoring.clustering.nmi": lambda t: [
         (rows(t), LABELS),
-        {"normalize": False, "of": (rows(t), LABELS)},
+        {"distance": "euclidean", "of": (rows(t), LABELS)},
     ],
     "scoring.knn.check": lambda t: [(rows(t), "train", LABELS)],
     "scoring.knn.same_width": lambda t: [(rows(t), rows(t))],
@@ -127,25 +129,25 @@ CALLS: dict[str, Any] = {
     "scoring.nearest.kinds": lambda t: [(gallery(t), torch.arange(5))],
     "scoring.nearest.nearest": lambda t: [
         (gallery(t), torch.arange(5), 3),
-        (gallery(t, False), torch.arange(5), 3),
+        (gallery(t, "euclidean"), torch.arange(5), 3),
     ],
-    "scoring.nearness.points": lambda t: [
-        (x, y, normalize)
-        for normalize in (True, False)
+    "scoring.similarity.points": lambda t: [
+        (x, y, distance)
+        for distance in DISTANCES
         for x, y in ((rows(t), rows(t, seed=1)), 2 * (rows(t),), (rows(t).double(), rows(t)))
     ],
-    "scoring.nearness.nearness": lambda t: [
+    "scoring.similarity.nearness": lambda t: [
         (rows(t), rows(t, seed=1), True),
         (rows(t), rows(t, seed=1), False),
     ],
-    "scoring.nearness.squares": lambda t: [(rows(t), rows(t, seed=1))],
-    "scoring.nearness.of_distances": lambda t: [(distances(t),)],
-    "scoring.ranks.measured": lambda t: [
+    "scoring.similarity.squares": lambda t: [(rows(t), rows(t, seed=1))],
+    "scoring.similarity.of_distances": lambda t: [(distances(t),)],
+    "scoring.ranks.evaluate_queries": lambda t: [
         (lists, lambda place_BR, relevant_B: {"a": place_BR[:, 0] / relevant_B}, SAME.sum(1), 5)
     ],
-    "scoring.ranks.twins": lambda t: [(LABELS, LABELS)],
+    "scoring.ranks.count_twins": lambda t: [(LABELS, LABELS)],
     "scoring.ranks.summary": lambda t: [(PerQuery(torch.arange(12), VALUES, 0),)],
-    "scoring.ranks.places": lambda t: [
+    "scoring.ranks.rank_positions": lambda t: [
         (near(), SAME, torch.zeros_like(SAME), width) for width in (4, 40)
     ],
     "scoring.ranks.found_within": lambda t: [(PLACES, 2)],
@@ -156,7 +158,7 @@ CALLS: dict[str, Any] = {
     "scoring.ranks.inverse_penalty": lambda t: [(PLACES, RELEVANT)],
     "scoring.reidentification.each": lambda t: [
         reid(t),
-        (*reid(t), {"normalize": False, "ap": "trapezoid"}),
+        (*reid(t), {"distance": "euclidean", "ap": "trapezoid"}),
     ],
     "scoring.reidentification.each_of_distances": lambda t: [
         (distances(t), LABELS, CAMERAS, LABELS, CAMERAS)
@@ -164,23 +166,23 @@ CALLS: dict[str, Any] = {
     "scoring.reidentification.scores": lambda t: [reid(t)],
     "scoring.reidentification.pooled": lambda t: [
         reid(t)[:3],
-        (*reid(t)[:3], {"normalize": False}),
+        (*reid(t)[:3], {"distance": "euclidean"}),
     ],
     "scoring.reidentification.relevant_and_junk": lambda t: [(LABELS, CAMERAS, LABELS, CAMERAS)],
     "scoring.rerank.distances": lambda t: [
-        (rows(t), rows(t, seed=1), {"normalize": n}) for n in (True, False)
+        (rows(t), rows(t, seed=1), {"distance": n}) for n in DISTANCES
     ],
     "scoring.retrieval.each": lambda t: [
         (rows(t), LABELS),
         (rows(t), LABELS, rows(t, seed=1), LABELS),
     ],
-    "scoring.retrieval.scores": lambda t: [(rows(t), LABELS, {"normalize": False})],
+    "scoring.retrieval.scores": lambda t: [(rows(t), LABELS, {"distance": "euclidean"})],
     "scoring.retrieval.relevant": lambda t: [(LABELS, LABELS, torch.arange(12))],
     "scoring.search.nearest": lambda t: [
-        (rows(t, 3), rows(t), 2, {"normalize": n}) for n in (True, False)
+        (rows(t, 3), rows(t), 2, {"distance": n}) for n in DISTANCES
     ],
     "scoring.verification.similarity": lambda t: [
-        (rows(t), torch.arange(12).view(6, 2), {"normalize": n}) for n in (True, False)
+        (rows(t), torch.arange(12).view(6, 2), {"distance": n}) for n in DISTANCES
     ],
     "scoring.verification.roc": lambda t: [(rows(t)[:, 0], LABELS > 0)],
     **{
@@ -247,21 +249,25 @@ CALLS: dict[str, Any] = {
     "metric.quadruplet.adaptive_margins": lambda t: [(distances(t), MASKS)],
     "metric.sampler.spread": lambda t: [([3, 5, 1], 2, 0)],
     "metric.sentence.alike": lambda t: [(rows(t), rows(t, seed=1), rows(t, 2, 12))],
-    "metric.tuples.masks": lambda t: [
+    "metric.pair_masks.masks": lambda t: [
         (None, LABELS, LABELS),
         ((LABELS, LABELS + 3, LABELS + 1), LABELS, LABELS),
     ],
-    "metric.tuples.hinges": lambda t: [(None, LABELS, LABELS, distances(t), 0.2)],
-    "metric.tuples.refuse_unknown": lambda t: [(LABELS, 3)],
-    "metric.tuples.classes": lambda t: [(LABELS, LABELS + 1)],
-    "metric.tuples.dissimilarity": lambda t: [(LpDistance(), rows(t), rows(t, seed=1))],
-    "metric.tuples.number": lambda t: [(rows(t).sum(),)],
+    "metric.pair_masks.hinges": lambda t: [(None, LABELS, LABELS, distances(t), 0.2)],
+    "metric.pair_masks.refuse_unknown": lambda t: [(LABELS, 3)],
+    "metric.pair_masks.classes": lambda t: [(LABELS, LABELS + 1)],
+    "metric.pair_masks.dissimilarity": lambda t: [(LpDistance(), rows(t), rows(t, seed=1))],
+    "metric.pair_masks.number": lambda t: [(rows(t).sum(),)],
+    "views.make": lambda t: [
+        (LAW, (images(t) * 255).to(torch.uint8), torch.arange(4), 0, VIEW),
+        (LAW, [images(t).mul(255).to(torch.uint8)] * 2, torch.arange(4), 0, VIEW | {"size": 16}),
+    ],
     "views.scale": lambda t: [(images(t),), ((images(t) * 255).to(torch.uint8),)],
     "views.normalise": lambda t: [(images(t), (0.5,) * 3, (0.2,) * 3)],
     "views.colour.coefficients": lambda t: [(rows(t), torch.arange(4).expand(12, 4), 3)],
     "views.colour.luma": lambda t: [(images(t),), (images(t)[:, :1],)],
     "views.colour.taps": lambda t: [(rows(t)[:, 0] + 0.1, 3)],
-    "views.colour.reach": lambda t: [(2.0, 8)],
+    "views.colour.kernel_radius": lambda t: [(2.0, 8)],
     "views.colour.blur": lambda t: [(images(t), rows(t, 4, 5))],
     "views.fused.make": lambda t: [
         (images(torch.float32), DRAWS, FORM),
@@ -288,7 +294,6 @@ CALLS: dict[str, Any] = {
     "views.resample.crop_boxes": lambda t: [
         (*rows(t)[:, :4].T.unbind(), 16, 16, (0.1, 1.0), (0.75, 1.33))
     ],
-    "views.resample.central": lambda t: [(9, 7, 5)],
     "views.resample.resize_crop": lambda t: [(images(torch.float32), 8)],
 }
 # Made to write; the words of its docstring, or of its room's, that say so.
@@ -299,19 +304,20 @@ WRITES = {
     "views.fused.colours": "in place",
     "views.fused.put": "Writes images to their rows",
     "metric.estimators.scatter.add_gradient": "Adds to g",
-    "metric.system.freeze": "Marks what of the backbone is trained",
+    "metric.finetune_module.freeze": "Marks what of the backbone is trained",
 }
 # Neither tensors nor arrays go in, or a whole backbone; or it needs a package or a compiler that
 # may not be there.
 OTHERS = {
     "metric.classes.split_classes",
     "metric.classes.of_classes",
-    "metric.fold.table",
-    "metric.fold.build",
-    "metric.fold.check",
-    "metric.fold.folded",
+    "metric.fit_head.table",
+    "metric.fit_head.build",
+    "metric.fit_head.check",
+    "metric.fit_head.folded",
     "metric.objectives.required",
-    "scoring.cells.find_cells",
+    "scoring.ivf.train_ivf",
+    "scoring.similarity.is_cosine",
     "views.fused.make_compiled",
 }
 
@@ -488,14 +494,14 @@ def test_samplers_and_memory_do_not_write_into_their_arguments():
 
 
 @pytest.mark.parametrize(
-    "law", [Symmetric(), Asymmetric(), MultiCrop()], ids=lambda law: type(law).__name__
+    "policy", [Symmetric(), Asymmetric(), MultiCrop()], ids=lambda policy: type(policy).__name__
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_views_do_not_write_into_the_canvas(law, dtype):
+def test_views_do_not_write_into_the_canvas(policy, dtype):
     canvas = (images(torch.float32) * (255 if dtype == torch.uint8 else 1)).to(dtype)
 
     def views(canvas_BCHW, ids_B):
-        return law(canvas_BCHW, ids_B, size=8, seed=0, epoch=0, mean=(0.5,) * 3, std=(0.2,) * 3)
+        return policy(canvas_BCHW, ids_B, size=8, seed=0, epoch=0, mean=(0.5,) * 3, std=(0.2,) * 3)
 
     unwritten(views, (canvas, torch.arange(4)))
     unwritten(views, (apart(canvas), torch.arange(4)))

@@ -1,20 +1,32 @@
 """Small recipes and systems that several tests share."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import lookalike
+from lookalike.data.images import Images
 from lookalike.data.reader import Bad, HostCrops, Reader
+from lookalike.experiment import Experiment
 from lookalike.folder import verify
 from lookalike.methods import METHODS
 from lookalike.models import Architecture
-from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
+from lookalike.runs import Run
+from lookalike.stages import evaluate
 
-RESNET = "{name: resnet18, size: 16, channels: 1, pool: avg, args: {channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}}"
+RESNET = (
+    "{name: resnet18, size: 16, channels: 1, pool: avg, "
+    "args: {channels: [8, 8, 16, 16], layers: [1, 1, 1, 1]}}"
+)
 VIT = (
     "{name: vit_tiny_patch16_224, size: 16, channels: 1, pool: avg, "
     "args: {patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}}"
@@ -45,15 +57,50 @@ export: {{}}
 """
 
 
-def recipe(*overrides: str, backbone: str = RESNET) -> Recipe:
+def sections(**keys: Any) -> type[Recipe]:
+    """A kind of recipe of these sections, an annotation each or (annotation, default)."""
+    fields = [
+        (name, *key)
+        if isinstance(key, tuple)
+        else (name, key, None)
+        if type(None) in get_args(key)
+        else (name, key)
+        for name, key in keys.items()
+    ]
+    return make_dataclass("Sections", fields, bases=(Recipe,), frozen=True, kw_only=True)
+
+
+def scored(made: Recipe) -> Images:
+    """The images that the recipe's evaluation scores on."""
+    return evaluate.scored(Run(made))
+
+
+def recipe(*overrides: str, backbone: str = RESNET) -> Experiment:
     """Digits through a tiny network: 9 steps an epoch, 2 epochs."""
-    return from_text(TEXT.format(backbone=backbone), "toy.yaml", list(overrides), SECTIONS)
+    return from_text(TEXT.format(backbone=backbone), "toy.yaml", list(overrides), Experiment)
 
 
 def write(path: Path, backbone: str = RESNET) -> Path:
     """The same recipe as a file."""
     path.write_text(TEXT.format(backbone=backbone))
     return path
+
+
+def folder_of_images(path: Path, count: int = 40) -> Path:
+    """Training and test images of noise in files, 12 × 12 grey."""
+    generator = torch.Generator().manual_seed(0)
+    for split, most in (("train", count), ("test", 2)):
+        (path / split).mkdir(parents=True)
+        for i in range(most):
+            values = torch.randint(0, 256, (12, 12), generator=generator, dtype=torch.uint8)
+            Image.fromarray(values.numpy()).save(path / split / f"{i:02}.png")
+    return path
+
+
+def on_folder(path: Path, *words: str) -> Recipe:
+    """The toy recipe on such images, in batches of 8: 5 steps an epoch, 2 epochs."""
+    data = f"data={{name: folder, path: '{path}', canvas: 16, channels: 1}}"
+    return recipe(data, "pretrain.batch=8", "pretrain.epochs=2", "pretrain.workers=0", *words)
 
 
 def architecture(kind: str = "resnet") -> Architecture:
@@ -113,6 +160,38 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
 def curve(run: Path) -> list[tuple[int, float]]:
     """The loss of every logged step."""
     return [(line["step"], line["loss"]) for line in lines(run / "metrics.jsonl")]
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """The texts of all warnings, afterwards."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        try:
+            yield texts
+        finally:
+            texts += [str(warning.message) for warning in found]
+
+
+def once_nan(folder: Path, rank: int = 0) -> str:
+    """A fault: steps 12 to 14 are NaN on this rank, and no longer after a rollback."""
+    return f"nan:rank={rank},step=12,steps=3,once={folder / 'nan'}"
+
+
+def tuned(out: Path, *words: str, kind: str = "vit") -> Path:
+    """The folder of a fine-tuning of a tiny backbone that the seed decides."""
+    torch.manual_seed(0)
+    backbone = architecture(kind).build()
+    text = VIT if kind == "vit" else RESNET
+    lookalike.finetune(backbone, recipe(*words, backbone=text), out)
+    return out / "finetune"
+
+
+def marks(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Inode and time of every file in them: what is written again, even alike, has others."""
+    files = [path for folder in folders for path in folder.rglob("*")]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
 def read_many(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lookalike.errors import Error
-    from lookalike.models import load_backbone
+    from lookalike.experiment import load_recipe
+    from lookalike.models import Backbone, load_backbone
     from lookalike.models.embedding import load_model
-    from lookalike.pipeline import load_recipe, run
+    from lookalike.pipeline import run
     from lookalike.stages.evaluate import evaluate
     from lookalike.stages.export import export
     from lookalike.stages.finetune import finetune
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lookalike.stages.probe import probe
 
 __all__ = [
+    "Backbone",
     "Error",
     "evaluate",
     "export",
@@ -32,13 +34,14 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "Backbone": "models",
     "Error": "errors",
     "evaluate": "stages.evaluate",
     "export": "stages.export",
     "finetune": "stages.finetune",
     "load_backbone": "models",
     "load_model": "models.embedding",
-    "load_recipe": "pipeline",
+    "load_recipe": "experiment",
     "pretrain": "stages.pretrain",
     "probe": "stages.probe",
     "run": "pipeline",

@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -29,7 +30,8 @@ _NO_MEMORY = re.compile(
 )
 
 app = typer.Typer(
-    help="Pretrain vision backbones without labels, then probe, fine-tune, evaluate and export them.",
+    help="Pretrain vision backbones without labels, "
+    "then probe, fine-tune, evaluate and export them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -105,7 +107,7 @@ def finetune(
 
 def _backbone(recipe: Any, out: Path) -> str:
     """The folder that the recipe works on, the run's own where it names none."""
-    return recipe.values["backbone"].folder or str(out / "backbone")
+    return recipe.backbone.folder or str(out / "backbone")
 
 
 @app.command()
@@ -162,10 +164,10 @@ def preview(
     epoch: Annotated[int, typer.Option("--epoch", min=0, help="Of which epoch.")] = 0,
 ) -> None:
     """Some images with the views that the run would train on, and what was drawn for them."""
-    from lookalike.stages import preview
+    from lookalike import pipeline
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    lines = preview.preview(loaded, out, images=images, epoch=epoch)
+    lines = pipeline.draw(loaded, out, images=images, epoch=epoch)
     print("\n".join([*lines, f"written to {out}"]))
 
 
@@ -192,9 +194,10 @@ def check(
     if out is None:
         raise Error("--out DIR is missing: name the run folder, one of an earlier run is resumed")
     from lookalike import pipeline
+    from lookalike.runs import Run
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    pipeline.check(loaded, out, accept_changes=accept_changes, ranks=ranks)
+    pipeline.check(Run(loaded, out, accept_changes=accept_changes, ranks=ranks))
 
 
 @app.command()
@@ -220,9 +223,8 @@ def doctor(
 
     words = [recipe, *(overrides or ()), "--out", str(out)] if recipe else ["--out", str(out)]
     loaded = lookalike.load_recipe(recipe, overrides or ()) if recipe else None
-    reports = (
-        doctor.everywhere(read_hosts(hostfile), words) if hostfile else doctor.here(loaded, out)
-    )
+    find = partial(loaded.data.build().split, "train") if loaded else None
+    reports = doctor.everywhere(read_hosts(hostfile), words) if hostfile else doctor.here(find, out)
     doctor.tell(reports, as_json)
 
 
@@ -258,7 +260,7 @@ def pack(
     ] = None,
 ) -> None:
     """Images -> tar shards (WebDataset layout) with an index, for the `shards` source."""
-    from lookalike import pipeline
+    from lookalike.stages import pack as stage
 
     how: dict[str, Any] = {
         "shard_mb": shard_size,
@@ -266,7 +268,7 @@ def pack(
         "resize": resize,
         "form": form,
     }
-    pipeline.pack(source, shards, overrides or (), workers=workers, quality=quality, **how)
+    stage.pack(source, shards, overrides or (), workers=workers, quality=quality, **how)
 
 
 @app.command()
@@ -312,7 +314,7 @@ def search(
 
         opened = search_index(index, None, model, approximate=approximate)
     else:
-        from lookalike.pipeline import open_search
+        from lookalike.stages.search import open_search
 
         opened = open_search(index, source, model, approximate=approximate)
     if queries == ["-"]:
@@ -323,11 +325,15 @@ def search(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As a page for readers: docs/recipes.md.")
+    ] = False,
+) -> None:
     """The JSON schema of recipes, for editors."""
-    from lookalike import pipeline
+    from lookalike.experiment import recipe_page, recipe_schema
 
-    print(json.dumps(pipeline.recipe_schema(), indent=2))
+    print(recipe_page() if markdown else json.dumps(recipe_schema(), indent=2))
 
 
 @app.callback()

@@ -5,7 +5,7 @@ Learning rates are final: nothing scales them by the batch behind the reader's b
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -28,25 +28,38 @@ class LrScale(NamedTuple):
     starts: float = 0.0
 
 
+class ParameterHints:
+    """A base for modules that want some of their parameters trained otherwise; names are relative
+    to the module, as in `named_parameters`.
+    """
+
+    def lr_scales(self) -> Mapping[str, LrScale]:
+        """Parameters whose rate differs from the recipe's."""
+        return {}
+
+    def constant_lr(self) -> Set[str]:
+        """Parameters whose rate the schedule leaves alone."""
+        return frozenset()
+
+    def no_weight_decay(self) -> Set[str]:
+        """Parameters that are spared weight decay, as vectors always are."""
+        return frozenset()
+
+
 def parameter_groups(module: nn.Module) -> Groups:
     """Trainable parameters as `weights` (matrices and kernels) and `biases and norms` (vectors, and
-    whatever a module below names in timm's `no_weight_decay()`); apart from both what a module
-    names in `constant_rate()`, and what it gives another Pace by name in `paces()`.
+    whatever is spared weight decay); apart from both what ParameterHints give another rate.
 
     Raises RunError when nothing is trainable.
     """
-    exempt, constant, lr_scales = (
-        _named_by(module, "no_weight_decay"),
-        _named_by(module, "constant_rate"),
-        _paces(module),
-    )
+    spared, constant, lr_scales = _hints(module)
     held: dict[tuple[bool, LrScale, bool], list[nn.Parameter]] = {}
     for p in module.parameters():
         if p.requires_grad:
             kind = (
                 id(p) in constant,
                 lr_scales.get(id(p), LrScale()),
-                p.ndim <= 1 or id(p) in exempt,
+                p.ndim <= 1 or id(p) in spared,
             )
             held.setdefault(kind, []).append(p)
     if not held:
@@ -65,9 +78,9 @@ def parameter_groups(module: nn.Module) -> Groups:
     ]
 
 
-def _name(constant: bool, pace: LrScale, vectors: bool) -> str:
-    scaled = f", rate × {pace.scale:g}" if pace.scale != 1 else ""
-    waits = f", from epoch {pace.starts:g}" if pace.starts else ""
+def _name(constant: bool, lr_scale: LrScale, vectors: bool) -> str:
+    scaled = f", rate × {lr_scale.scale:g}" if lr_scale.scale != 1 else ""
+    waits = f", from epoch {lr_scale.starts:g}" if lr_scale.starts else ""
     return (
         ("biases and norms" if vectors else "weights")
         + (", constant rate" if constant else "")
@@ -76,26 +89,28 @@ def _name(constant: bool, pace: LrScale, vectors: bool) -> str:
     )
 
 
-def _paces(module: nn.Module) -> dict[int, LrScale]:
-    """What modules below answer to `paces()`, by the id of the parameter."""
-    named: dict[str, LrScale] = {}
+def _hints(module: nn.Module) -> tuple[set[int], set[int], dict[int, LrScale]]:
+    """By the id of the parameter: what is spared weight decay, whose rate is constant, and whose is
+    scaled.
+    """
+    spared: set[str] = set()
+    constant: set[str] = set()
+    lr_scales: dict[str, LrScale] = {}
     for prefix, child in module.named_modules():
-        asked = getattr(child, "paces", None)
+        dot = f"{prefix}." if prefix else ""
+        # By name, not by type: it is timm's convention, kept by models that know nothing of us.
+        asked = getattr(child, "no_weight_decay", None)
         if callable(asked):
-            named |= {f"{prefix}.{name}".lstrip("."): pace for name, pace in asked().items()}
-    return {
-        id(p): named[n] for n, p in module.named_parameters(remove_duplicate=False) if n in named
-    }
-
-
-def _named_by(module: nn.Module, question: str) -> set[int]:
-    """The ids of the parameters that `module`, or a module below it, names when asked."""
-    names: set[str] = set()
-    for prefix, child in module.named_modules():
-        asked = getattr(child, question, None)
-        if callable(asked):
-            names |= {f"{prefix}.{name}".lstrip(".") for name in asked()}
-    return {id(p) for n, p in module.named_parameters(remove_duplicate=False) if n in names}
+            spared |= {dot + name for name in asked()}
+        if isinstance(child, ParameterHints):
+            constant |= {dot + name for name in child.constant_lr()}
+            lr_scales |= {dot + name: scale for name, scale in child.lr_scales().items()}
+    named = list(module.named_parameters(remove_duplicate=False))
+    return (
+        {id(p) for name, p in named if name in spared},
+        {id(p) for name, p in named if name in constant},
+        {id(p): lr_scales[name] for name, p in named if name in lr_scales},
+    )
 
 
 def _set_rates(groups: Groups, lr: float, bias_lr: float | None, weight_decay: float) -> Groups:
@@ -175,13 +190,14 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
 
 
 class Progress(NamedTuple):
-    """Where a training stands: `step` of `steps` (from 0), and `epoch`, a fraction that counts from
-    0.
+    """Where a training stands: `step` of `steps` (from 0), `epoch`, a fraction that counts from 0,
+    and the run's `seed`.
     """
 
     step: int
     steps: int
     epoch: float
+    seed: int = 0
 
     @property
     def progress(self) -> float:

@@ -1,238 +1,149 @@
-"""A recipe from end to end: its sections, the stages they name in order, and what it will do before
-it is done.
-"""
+"""A recipe from end to end: its stages in order, decided once, then done."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 from lookalike import comm
 from lookalike.checkpoint import refuse_other
-from lookalike.data import SOURCES
-from lookalike.data.images import Images
-from lookalike.data.loader import cores
-from lookalike.data.order import EpochOrder
-from lookalike.data.pack import Packing
-from lookalike.data.pack import pack as write_shards
-from lookalike.data.sources import Folder
-from lookalike.doctor import agree
-from lookalike.errors import DataError, RecipeError
+from lookalike.errors import RecipeError
+from lookalike.experiment import Experiment, Export
 from lookalike.folder import refuse_unwritable
 from lookalike.log import say
-from lookalike.metric.classes import split_classes
-from lookalike.metric.fit_head import check as check_estimator
-from lookalike.models import Architecture, Backbone, make_backbone, repooled
-from lookalike.optim import parameter_groups
+from lookalike.models import Backbone, load_backbone, make_backbone
+from lookalike.models.embedding import open_model
 from lookalike.process import fault
-from lookalike.recipe import Choice, Index, Recipe, Spec, load, schema
-from lookalike.search.index import SearchIndex
-from lookalike.stages.evaluate import Evaluate, evaluate, table
-from lookalike.stages.evaluate import check as check_evaluate
-from lookalike.stages.export import Export, export, onnx_at_hand
-from lookalike.stages.fetch import fetch
-from lookalike.stages.finetune import Finetune, build_system, finetune, make_order
-from lookalike.stages.pretrain import Pretrain, pretrain, refuse_more_ranks
-from lookalike.stages.pretrain import check as check_pretrain
-from lookalike.stages.probe import Probe, probe
-from lookalike.stages.search import in_folder, in_source, search_index
-
-SECTIONS: dict[str, Any] = {
-    "seed": (Index, 0),
-    "data": Annotated[Spec, Choice(SOURCES)],
-    "backbone": Architecture,
-    "pretrain": Pretrain | None,
-    "probe": Probe | None,
-    "finetune": Finetune | None,
-    "evaluate": Evaluate | None,
-    "export": Export | None,
-}
+from lookalike.runs import Run
+from lookalike.stages import evaluate, export, fetch, finetune, pretrain, preview, probe
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A checked recipe. `overrides` are `key.path=value`. Raises RecipeError with a line for every
-    problem.
+class Plan(NamedTuple):
+    """What each stage of a recipe will do, in order; None for a stage that it does not name."""
+
+    pretrain: pretrain.Job | None
+    fetch: fetch.Job | None
+    probe: probe.Job | None
+    finetune: finetune.Job | None
+    evaluate: evaluate.Job | None
+    export: Export | None
+
+    def jobs(self) -> Iterator[Any]:
+        """Those that are there."""
+        return (job for job in self if job is not None)
+
+
+def plan(run: Run) -> Plan:
+    """Decides what every stage will do. Raises what the first of them refuses; writes nothing.
+
+    Later stages are decided for the backbone as it is before it is trained.
     """
-    recipe = load(path, overrides, SECTIONS)
-    architecture: Architecture = recipe.values["backbone"]
-    source = recipe.values["data"]
-    channels = getattr(source.make, "channels", None) or source.args.get("channels")
-    if architecture.name and isinstance(channels, int) and channels != architecture.channels:
+    wanted = run.experiment
+    first = pretrain.job(run) if wanted.pretrain else None
+    given = None if first else fetch.job(run)
+    backbone = bare(run, first)
+    architecture = backbone.architecture
+    channels = run.images("train").shape[0]
+    if architecture.channels != channels:
         raise RecipeError(
-            f"{recipe.name}: backbone.channels: {architecture.channels}, but data {source.name} "
-            "gives "
-            f"{channels}: make them equal"
+            f"{run.name}: backbone.folder: takes {architecture.channels} channels, the data has "
+            f"{channels}"
         )
-    return recipe
+    return Plan(
+        first,
+        given,
+        probe.job(run, architecture) if wanted.probe else None,
+        finetune.job(run, backbone) if wanted.finetune else None,
+        evaluate.job(run, architecture) if wanted.evaluate else None,
+        export.job(wanted) if wanted.export else None,
+    )
 
 
-def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of recipes, for editors."""
-    return schema(SECTIONS)
+def bare(run: Run, first: pretrain.Job | None) -> Backbone:
+    """The backbone as the first stage begins with it, published weights not fetched."""
+    if first and first.work:
+        module: Backbone = first.work.module.backbone
+        return module
+    return make_backbone(run.unfetched)
 
 
-def run(recipe: Recipe, out: str | Path, *, accept_changes: bool = False) -> Path:
+def check(run: Run) -> Plan:
+    """The plan of a run in its folder, if `run` would get to its first step; else raises what it
+    would. Leaves nothing behind.
+
+    Only whether another run holds the folder is not asked: a machine may join one that is under
+    way.
+    """
+    fault.refuse_unknown()
+    if run.joins:
+        comm.environment()
+    else:
+        comm.timeout(1.0)
+    with warnings.catch_warnings(action="ignore"):  # the run itself says what it goes on with
+        refuse_other(run.out, run.experiment, run.accept_changes)
+        refuse_unwritable(run.out)
+        return plan(run)
+
+
+def run(recipe: Experiment, out: str | Path, *, accept_changes: bool = False) -> Path:
     """Every stage the recipe names, in order, in the run folder `out`; goes on where an earlier run
     stopped.
 
     Training stages run on all ranks, scores and export on the first.
     """
-    wanted = recipe.values
-    training = [wanted[name].timeout for name in ("pretrain", "finetune") if wanted[name]]
-    fault.refuse_unknown()
-    comm.start(seconds=max(training, default=1800.0))
-    method = {"method": wanted["pretrain"].method.name} if wanted["pretrain"] else {}
-    agree(recipe, **method, accept_changes=accept_changes)
-    preflight(recipe, comm.world_size())
-    folder = Path(out)
-    if not folder.is_file():
-        refuse_unwritable(folder)
-    backbone: Path | str = folder / "backbone"
-    if wanted["pretrain"]:
-        backbone = pretrain(recipe, folder, accept_changes=accept_changes)
-    else:
-        backbone = _given(recipe) or fetch(recipe, folder)
-    scores: dict[str, Any] = {}
-    if wanted["probe"] and comm.rank() == 0:
-        scores |= probe(backbone, recipe, folder)
-    comm.patient_barrier()
+    return go(Run(recipe, out, accept_changes=accept_changes))
+
+
+def go(run: Run) -> Path:
+    """Does what was planned: see `run`."""
+    settings = run.experiment.pretrain
+    run.join(**({"method": pretrain.method_name(settings)} if settings else {}))
+    run.hold()
+    refuse_unwritable(run.out)
+    planned = plan(run)
+    comm.barrier()
+    folder, scores, first = run.claim(), {}, comm.rank() == 0
+    backbone = pretrain.do(planned.pretrain) if planned.pretrain else fetched(planned)
+    if planned.probe and first:
+        probe.tell_other(backbone, planned.probe.sets[0])
+        scores = probe.do(planned.probe, load_backbone(backbone))
+    comm.barrier(patient=True)
     embedding = None
-    if wanted["finetune"]:
-        embedding = finetune(backbone, recipe, folder, accept_changes=accept_changes)
-    if comm.rank() == 0:
-        found = _evaluate(recipe, folder, backbone, embedding) if wanted["evaluate"] else {}
-        if wanted["export"]:
-            export(backbone, recipe, folder / "export" / "backbone", scores)
-            if embedding:
-                export(embedding, recipe, folder / "export" / "embedding", found)
-        say(_results(folder))
-    comm.patient_barrier()
+    if planned.finetune:
+        embedding = finetune.do(finetune.job(run, load_backbone(backbone)))
+    if first:
+        found = scored(planned, backbone, embedding) if planned.evaluate else {}
+        if planned.export:
+            export.do(planned.export, backbone, folder / "export" / "backbone", scores)
+        if planned.export and embedding:
+            export.do(planned.export, embedding, folder / "export" / "embedding", found)
+        say(results(folder))
+    comm.barrier(patient=True)
     return folder
 
 
-def check(recipe: Recipe, out: Path, *, accept_changes: bool = False, ranks: int = 0) -> None:
-    """Raises what `run` would raise before its first step, and leaves nothing behind.
-
-    `ranks`: how many a launcher will start, at least; 0: the environment is that of a rank, and
-    judged too. Only whether another run holds `out` is not asked: a machine may join one that is
-    under way.
-    """
-    fault.refuse_unknown()
-    if ranks:
-        comm.timeout(1.0)
-    else:
-        comm.environment()
-    with warnings.catch_warnings(action="ignore"):  # the run itself says what it goes on with
-        refuse_other(out, recipe, accept_changes)
-    refuse_unwritable(out)
-    preflight(recipe, ranks or comm.world_size())
-    if recipe.values["pretrain"]:
-        with warnings.catch_warnings(action="ignore"):
-            check_pretrain(recipe, out, accept_changes)
-    else:
-        _given(recipe)
+def fetched(planned: Plan) -> Path:
+    """The backbone of a recipe without pretraining."""
+    assert planned.fetch is not None
+    return fetch.do(planned.fetch)
 
 
-def _given(recipe: Recipe) -> str | None:
-    """The backbone folder that a recipe without pretraining works on, None for published
-    weights.
-    """
-    architecture: Architecture = recipe.values["backbone"]
-    if architecture.folder is None and not architecture.pretrained:
-        raise RecipeError(
-            f"{recipe.name}: neither pretrain: nor backbone.folder nor backbone.pretrained: there "
-            "is no backbone to "
-            "work on: add one"
-        )
-    return architecture.folder
-
-
-def preflight(recipe: Recipe, ranks: int = 1) -> None:
-    """Raises the error that a stage would end with, before any work: shares of `ranks`, labels,
-    objective, ONNX.
-    """
-    wanted = recipe.values
-    _preflight_ranks(recipe, ranks)
-    source = wanted["data"].build()
-    train = source.split("train")
-    if wanted["backbone"].folder:
-        channels = make_backbone(wanted["backbone"]).architecture.channels
-        if channels != train.shape[0]:
-            raise RecipeError(
-                f"{recipe.name}: backbone.folder: takes {channels} channels, the data has "
-                f"{train.shape[0]}"
-            )
-    if wanted["pretrain"]:
-        EpochOrder(len(train), wanted["pretrain"].batch, wanted["pretrain"].accumulate, 0)
-    if wanted["probe"] or wanted["finetune"]:
-        test = source.split("test")
-        if train.labels is None or test.labels is None:
-            raise DataError(
-                "data: no labels, which probe, finetune and evaluate need: use class folders, or "
-                "remove them"
-            )
-    if wanted["finetune"]:
-        _preflight_finetune(wanted["finetune"], train, test, recipe)
-    if wanted["evaluate"]:
-        check_evaluate(recipe, train.shape[0])
-    if wanted["export"] and wanted["export"].onnx:
-        onnx_at_hand()
-
-
-def _preflight_ranks(recipe: Recipe, ranks: int) -> None:
-    pretraining, tuning = recipe.values["pretrain"], recipe.values["finetune"]
-    if pretraining:
-        refuse_more_ranks(recipe, ranks)
-    if tuning and tuning.classes_per_batch * tuning.per_class < ranks:
-        raise RecipeError(
-            f"{recipe.name}: finetune.per_class: {tuning.classes_per_batch * tuning.per_class} "
-            "images a batch for "
-            f"{ranks} ranks: raise it, every rank needs one"
-        )
-    for name in ("pretrain", "finetune"):
-        engine = recipe.values[name] and recipe.values[name].engine
-        if engine and engine.name == "plain" and ranks > 1:
-            raise RecipeError(
-                f"{recipe.name}: {name}.engine: plain trains in one process, not on {ranks} ranks: "
-                "remove it, or "
-                "name: zero"
-            )
-
-
-def _preflight_finetune(settings: Finetune, train: Images, test: Images, recipe: Recipe) -> None:
-    divided = split_classes(train, test, settings.held_out)
-    if settings.estimator:
-        check_estimator(settings.estimator, tuned(recipe).dim, divided.classes)
-        return
-    make_order(settings, divided.seen, divided.labels_N, recipe.values["seed"])
-    parameter_groups(build_system(tuned(recipe), settings, divided.classes, recipe.values["seed"]))
-
-
-def bare(recipe: Recipe) -> Backbone:
-    """The recipe's backbone, published weights not fetched."""
-    return make_backbone(replace(recipe.values["backbone"], pretrained=False))
-
-
-def tuned(recipe: Recipe) -> Backbone:
-    """The same as fine-tuning would begin with it."""
-    return repooled(bare(recipe), recipe.section(Finetune).pool)
-
-
-def _evaluate(
-    recipe: Recipe, folder: Path, backbone: Path | str, embedding: Path | None
-) -> dict[str, Any]:
+def scored(planned: Plan, backbone: Path, embedding: Path | None) -> dict[str, Any]:
     """Scores before fine-tuning and after; returns the last, without its groups."""
-    scores = {"backbone": evaluate(backbone, recipe, folder, name="backbone")}
-    if embedding:
-        scores["fine-tuned"] = evaluate(embedding, recipe, folder, name="fine-tuned")
-    say(table(scores))
+    assert planned.evaluate is not None
+    run, scores = planned.evaluate.run, {}
+    for name, folder in (("backbone", backbone), ("fine-tuned", embedding)):
+        if folder is not None:
+            model = open_model(folder, None)
+            job = evaluate.job(run, model.architecture, embedding if name == "fine-tuned" else None)
+            scores[name] = evaluate.do(job, model, name)
+    say(evaluate.table(scores))
     return {key: value for key, value in list(scores.values())[-1].items() if key != "breakdown"}
 
 
-def _results(folder: Path) -> str:
+def results(folder: Path) -> str:
     """Where everything lies, one line each, of what is there."""
+    onnx = any(folder.glob("export/*/model.onnx"))
     named = {
         "backbone": "pretrained, timm layout",
         "metrics.jsonl": "the training curve",
@@ -241,53 +152,21 @@ def _results(folder: Path) -> str:
         "finetune/embedding": "the embedding model",
         "evaluate.json": "retrieval, re-identification or verification on unseen classes",
         "evaluate.html": "the same, with the worst queries to look at",
-        "export": "folders that timm loads"
-        + (", with model.onnx" if any(folder.glob("export/*/model.onnx")) else ""),
+        "export": "folders that timm loads" + (", with model.onnx" if onnx else ""),
     }
-    lines = [
-        f"  {folder / name}  {what}" for name, what in named.items() if (folder / name).exists()
-    ]
-    return "\n".join(["results:", *lines])
+    lines = [f"  {folder / name}  {what}" for name, what in named.items()]
+    there = [line for line, name in zip(lines, named, strict=True) if (folder / name).exists()]
+    return "\n".join(["results:", *there])
 
 
-def pack(
-    source: str,
-    target: Path,
-    overrides: Sequence[str] = (),
-    *,
-    workers: int | None = None,
-    **options: Any,
-) -> None:
-    """A folder of images, or what a recipe's `data:` names, as tar shards in `target`; `options` as
-    for Packing.
-    """
-    if Path(source).is_dir():
-        if overrides:
-            raise RecipeError(f"{overrides[0]}: a folder has no keys: name a recipe to change one")
-        if target.resolve().is_relative_to(Path(source).resolve()):
-            raise DataError(
-                f"{target}: lies in the folder that is packed: name another for the shards"
-            )
-        made = Folder(source)
-    else:
-        made = load_recipe(source, overrides).values["data"].build()
-    write_shards(made, target, Packing(**options), cores() if workers is None else workers)
-
-
-def open_search(
-    index: Path, source: str, model: str | None, *, approximate: bool = False
-) -> SearchIndex:
-    """The index, brought up to date with a folder of images, or with what a recipe's `data:`
-    names.
-    """
-    if not Path(source).exists():
-        raise DataError(
-            f"--from {source}: no such folder of images, and no such recipe: check the path"
+def draw(recipe: Experiment, out: Path, *, images: int = 8, epoch: int = 0) -> list[str]:
+    """A preview of the views that pretraining would see: see stages/preview.py."""
+    if not recipe.pretrain:
+        raise RecipeError(
+            f"{recipe.name}: pretrain: not there, so there are no views to show: add the section"
         )
-    if Path(source).is_file() and Path(source).suffix not in (".yaml", ".yml"):
-        raise DataError(f"--from {source}: neither a folder of images nor a recipe (.yaml)")
-    if Path(source).is_dir():
-        return search_index(index, partial(in_folder, Path(source)), model, approximate=approximate)
-    values = load_recipe(source).values
-    find = partial(in_source, values["data"].build())
-    return search_index(index, find, model, like=values["backbone"], approximate=approximate)
+    preview.refuse(out)
+    work = pretrain.job(Run(recipe)).work
+    assert work is not None
+    shown = preview.Shown(work.images, work.views, work.module.backbone.architecture.size)
+    return preview.preview(shown, recipe, work.order.ids(epoch, 0)[:images], epoch, out)

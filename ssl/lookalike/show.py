@@ -2,39 +2,41 @@
 groups, memory.
 """
 
-from typing import Any
-
 from torch import nn
 from torch.optim import Optimizer
 
 from lookalike.data.images import Images
-from lookalike.data.order import EpochOrder
-from lookalike.metric.classes import split_classes
+from lookalike.experiment import Experiment, Pretrain, Training
+from lookalike.geometry import sides
 from lookalike.models import Backbone
-from lookalike.optim import parameter_groups
-from lookalike.pipeline import bare, preflight, tuned
-from lookalike.recipe import Recipe, sides
-from lookalike.stages.finetune import Finetune, build_system, make_order
-from lookalike.stages.pretrain import Pretrain, make_method
+from lookalike.pipeline import Plan, bare, plan
+from lookalike.runs import Run
+from lookalike.stages import finetune, pretrain
+from lookalike.training.loop import make_optimizer
 
 
-def show(recipe: Recipe) -> str:
+def show(recipe: Experiment) -> str:
     """The resolved recipe and what follows from it: shapes, parameters, steps, optimizer groups,
     memory.
     """
-    preflight(recipe)
-    lines = [recipe.text().rstrip(), ""]
-    backbone = bare(recipe)
-    images = recipe.values["data"].build().split("train", backbone.architecture.size)
+    run = Run(recipe)
+    planned = plan(run)
+    return "\n".join([recipe.text().rstrip(), "", *describe(run, planned)])
+
+
+def describe(run: Run, planned: Plan) -> list[str]:
+    """The jobs of a plan, as lines."""
+    lines = [_data(run.images("train")), *_shapes(bare(run, planned.pretrain))]
+    if planned.pretrain and planned.pretrain.work:
+        lines += _pretraining(planned.pretrain.settings, planned.pretrain.work)
+    if planned.finetune:
+        lines += _finetuning(planned.finetune)
+    return lines
+
+
+def _data(images: Images) -> str:
     shape = "×".join(map(str, images.shape))
-    lines.append(f"data        {len(images)} images of {shape}, {len(images.classes)} classes")
-    if recipe.values["pretrain"]:
-        lines += _training(recipe, len(images))
-    else:
-        lines += _shapes(backbone)
-    if recipe.values["finetune"]:
-        lines += _tuning(recipe, images)
-    return "\n".join(lines)
+    return f"data        {len(images)} images of {shape}, {len(images.classes)} classes"
 
 
 def _shapes(backbone: Backbone) -> list[str]:
@@ -43,65 +45,55 @@ def _shapes(backbone: Backbone) -> list[str]:
     return [f"backbone    {a.timm_name}: {shapes}, {_parameters(backbone)}"]
 
 
-def _training(recipe: Recipe, images: int) -> list[str]:
-    settings = recipe.section(Pretrain)
-    module = make_method(recipe)
-    order = EpochOrder(images, settings.batch, settings.accumulate, recipe.values["seed"])
-    optimizer = settings.optimizer.build(parameter_groups(module))
-    steps = settings.epochs * order.steps_per_epoch
-    lines = _shapes(module.backbone)
-    lines.append(
-        f"method      {settings.method.name}: {module.n_views} views, {_parameters(module)} with "
-        "its heads"
-    )
-    lines.append(
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of "
-        f"{settings.batch} images"
-    )
-    return lines + _groups(optimizer, module, settings.optimizer.name)
-
-
-def _tuning(recipe: Recipe, images: Images) -> list[str]:
-    settings, seed, backbone = recipe.section(Finetune), recipe.values["seed"], tuned(recipe)
-    size = backbone.architecture.size
-    divided = split_classes(
-        images, recipe.values["data"].build().split("test", size), settings.held_out
-    )
-    labels_N = divided.labels_N
-    classes = f"{len(labels_N)} images of {divided.classes} classes, {len(divided.unseen)} of others to score"
-    if settings.estimator:
-        return [f"finetune    {settings.estimator.name} on features (B, {backbone.dim}): {classes}"]
-    system = build_system(backbone, settings, divided.classes, seed)
-    order = make_order(settings, divided.seen, labels_N, seed)
-    chosen: Any = settings.optimizer
-    optimizer = chosen.build(parameter_groups(system))
-    shapes = f"(B, {backbone.dim}) -> (B, {system.model.dim})"
-    steps = settings.epochs * order.steps_per_epoch
+def _pretraining(settings: Pretrain, work: pretrain.Work) -> list[str]:
+    module = work.module
+    views = f"{module.n_views} views, {_parameters(module)} with its heads"
     return [
-        f"finetune    {settings.objective.name}: {classes}",
-        f"embedding   {shapes}, {_parameters(system)} with the objective's",
-        f"steps       {steps} = {settings.epochs} epochs × {order.steps_per_epoch} of "
-        f"{order.batch} images",
-        *_groups(optimizer, system, chosen.name),
+        f"method      {settings.method.name}: {views}",
+        _steps(settings, work.order.steps_per_epoch, settings.batch),
+        *_groups(settings, module),
     ]
 
 
-def _groups(optimizer: Optimizer, module: nn.Module, name: str) -> list[str]:
+def _finetuning(job: finetune.Job) -> list[str]:
+    settings, divided = job.settings, job.divided
+    classes = (
+        f"{len(divided.labels_N)} images of {divided.classes} classes, "
+        f"{len(divided.unseen)} of others to score"
+    )
+    if settings.estimator:
+        features = f"{settings.estimator.name} on features (B, {job.backbone.dim})"
+        return [f"finetune    {features}: {classes}"]
+    assert job.system is not None
+    assert job.order is not None
+    shapes = f"(B, {job.backbone.dim}) -> (B, {job.system.model.dim})"
+    return [
+        f"finetune    {settings.objective.name}: {classes}",
+        f"embedding   {shapes}, {_parameters(job.system)} with the objective's",
+        _steps(settings, job.order.steps_per_epoch, job.order.batch),
+        *_groups(settings, job.system),
+    ]
+
+
+def _steps(settings: Training, per_epoch: int, batch: int) -> str:
+    steps = settings.epochs * per_epoch
+    return f"steps       {steps} = {settings.epochs} epochs × {per_epoch} of {batch} images"
+
+
+def _groups(settings: Training, module: nn.Module) -> list[str]:
+    optimizer: Optimizer = make_optimizer(settings, module)
     lines = []
     for group in optimizer.param_groups:
         count = sum(p.numel() for p in group["params"])
         lines.append(
-            f"group       {group['name']}: {len(group['params'])} tensors, {count:,} numbers, "
+            f"group       {group['name']}: {len(group['params'])} tensors, {count:,} parameters, "
             f"lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}"
         )
     frozen = [p.numel() for p in module.parameters() if not p.requires_grad]
     if frozen:
-        lines.append(f"frozen      {len(frozen)} tensors, {sum(frozen):,} numbers")
-    return [
-        *lines,
-        f"memory      {_mebibytes(module, name)} MiB of weights, gradient and optimizer state, "
-        "without activations",
-    ]
+        lines.append(f"frozen      {len(frozen)} tensors, {sum(frozen):,} parameters")
+    memory = f"{_mebibytes(module, settings.optimizer.name)} MiB of weights, gradient and optimizer"
+    return [*lines, f"memory      {memory} state, without activations"]
 
 
 def _parameters(module: nn.Module) -> str:

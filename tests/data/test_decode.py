@@ -3,7 +3,6 @@
 import os
 import pickle
 import struct
-import time
 import warnings
 import zlib
 from pathlib import Path
@@ -13,28 +12,11 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from bad_images import bad_files, bombs, colours, png, save, tiff
 from lookalike.data import pixels as pixels_room
 from lookalike.data.decode import BadImage, Opened, contents, cut
 from lookalike.data.decode import decode as decode_bytes
 from lookalike.errors import printable
-
-MEGABYTE = 1 << 20
-
-
-def colours(height: int = 37, width: int = 53, seed: int = 0) -> np.ndarray:
-    """RGB uint8 (H, W, 3): smooth, with an asymmetric corner, so that a flip or a swap shows."""
-    y, x = np.mgrid[0:height, 0:width]
-    red, green = 255 * x / width, 255 * y / height
-    image_HWC = np.stack([red, green, 255 * np.sin((x + y + seed) / 9) ** 2], axis=-1).astype(
-        np.uint8
-    )
-    image_HWC[:5, :9] = (250, 10, 30)
-    return image_HWC
-
-
-def save(path: Path, array: np.ndarray, **options) -> Path:
-    Image.fromarray(array).save(path, **options)
-    return path
 
 
 def decode(path: Path | str, max_bytes: int = 1_000_000, **how) -> torch.Tensor:
@@ -61,38 +43,11 @@ def refusal(path: Path | str, size: int | None = 16, channels: int = 3, **limits
     return caught.value.reason
 
 
-def png(width: int, height: int, body: bytes, depth: int = 8, colour: int = 2) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
-
-
-def tiff(width: int, height: int, body: bytes, compression: int = 1, bits: int = 8) -> bytes:
-    tags = [
-        (256, width),
-        (257, height),
-        (258, bits),
-        (259, compression),
-        (262, 1),
-        (273, 8),
-        (277, 1),
-    ]
-    tags += [(278, height), (279, len(body))]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return (
-        b"II*\0"
-        + struct.pack("<I", 8 + len(body))
-        + body
-        + struct.pack("<H", len(tags))
-        + entries
-        + bytes(4)
-    )
+def refusal_of_the_header(path: Path, max_pixels: int | None = None) -> str:
+    """Why the file is refused before a pixel is asked for."""
+    with pytest.raises(BadImage) as caught:
+        Opened(contents(path), str(path), 3, max_pixels)
+    return caught.value.reason
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tiff", "a.TIF", "a.webp"])
@@ -411,46 +366,6 @@ def test_the_sides_known_before_decoding_are_the_pixels_own(tmp_path, orientatio
     )
 
 
-def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
-    """name -> its bytes and a part of the reason."""
-    good = save(folder / "source.png", colours()).read_bytes()
-    jpeg = save(folder / "source.jpg", colours()).read_bytes()
-    webp = save(folder / "source.webp", colours()).read_bytes()
-    gif = save(folder / "source.gif", colours()).read_bytes()
-    bmp = save(folder / "source.bmp", colours()).read_bytes()
-    deflated = save(
-        folder / "source.tiff", colours(), compression="tiff_adobe_deflate"
-    ).read_bytes()
-    broken = bytearray(good)
-    broken[len(good) // 2] ^= 0xFF
-    return {
-        "empty.jpg": (b"", "empty file"),
-        "html.jpg": (b"<!DOCTYPE html><html>404</html>", "begins with b'<!doctype"),
-        "svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a jpeg, png"),
-        "pdf.png": (b"%PDF-1.7 ...", "not a jpeg, png"),
-        "eps.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a jpeg, png"),
-        "short.png": (good[: len(good) // 2], "truncated"),
-        "short.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
-        "short.webp": (webp[: len(webp) // 2], ""),
-        "short.gif": (gif[: len(gif) // 2], "truncated"),
-        "short.bmp": (bmp[: len(bmp) // 2], "truncated"),
-        "short.tiff": (tiff(20, 20, bytes(400))[:300], ""),
-        "deflate.tiff": (deflated.replace(deflated[8:40], bytes(32)), ""),
-        "flipped.png": (bytes(broken), "wrong checksum"),
-        "magic.jpg": (b"\xff\xd8\xff", "damaged header"),
-        "magic.png": (b"\x89PNG\r\n\x1a\n", "damaged header"),
-        "magic.gif": (b"GIF89a", "damaged header"),
-        "magic.bmp": (b"BM", "damaged header"),
-        "magic.tif": (b"II*\0", "damaged header"),
-        "magic.webp": (b"RIFF\0\0\0\0WEBP", "truncated header"),
-        "odd.webp": (b"RIFF\0\0\0\0WEBPVP9 " + bytes(40), "damaged header"),
-        "garbage.jpg": (b"\xff\xd8\xff\xe0" + bytes(range(256)) * 4, ""),
-        "wide0.gif": (b"GIF89a" + struct.pack("<HH", 0, 9) + bytes(3) + gif[13:], ""),
-        "zero.bmp": (bmp[:18] + bytes(4) + bmp[22:], "empty image"),
-        "zero.webp": (b"RIFF" + bytes(4) + b"WEBPVP8 " + bytes(40), "empty image"),
-    }
-
-
 def test_every_bad_file_is_a_bad_image_with_its_path(tmp_path):
     files = bad_files(tmp_path)
     for name, (data, part) in files.items():
@@ -508,52 +423,12 @@ def peak_kib(reset: bool = False) -> int:
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 
 
-def bombs() -> dict[str, bytes]:
-    side = 30_000
-    vp8x = b"VP8X" + struct.pack("<I", 10) + bytes(4) + (side - 1).to_bytes(3, "little") * 2
-    vp8l = b"VP8L" + struct.pack("<IBI", 9, 0x2F, 16_383 | 16_383 << 14) + bytes(9)
-    vp8 = (
-        b"VP8 "
-        + struct.pack("<I", 20)
-        + b"\x30\1\0\x9d\1\x2a"
-        + struct.pack("<HH", 16_383, 16_383)
-        + bytes(20)
-    )
-    frame = b"GIF89a" + struct.pack("<HHBBB", 5, 5, 0, 0, 0)
-    frame += b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x4c\x01\0;"
-    jpeg = (
-        b"\xff\xd8\xff\xc0"
-        + struct.pack(">HBHHB", 11, 8, side, side, 1)
-        + b"\1\x11\0"
-        + b"\xff\xda\0\x08\1\1\0\0\x3f\0"
-    )
-    return {
-        "a.png": png(side, side, zlib.compress(bytes(4 * MEGABYTE))),
-        "b.png": png(
-            9_990, 9_990, zlib.compress(bytes(4 * MEGABYTE))
-        ),  # between Pillow's limits: it would warn
-        "c.png": png(2**31 - 1, 1, zlib.compress(b"")),
-        "a.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8x)) + b"WEBP" + vp8x,
-        "l.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8l)) + b"WEBP" + vp8l,
-        "y.webp": b"RIFF" + struct.pack("<I", 4 + len(vp8)) + b"WEBP" + vp8,
-        "a.gif": frame,
-        "b.gif": b"GIF89a" + struct.pack("<HHBBB", side, side, 0, 0, 0) + frame[13:],
-        "a.tif": tiff(side, side, zlib.compress(bytes(4 * MEGABYTE)), compression=8),
-        "a.bmp": b"BM"
-        + struct.pack("<IIIIiiHHIIIIII", 200, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
-        "a.jpg": jpeg,
-    }
-
-
 @pytest.mark.parametrize("name", list(bombs()))
 def test_bombs_are_refused_from_the_header(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(bombs()[name])
     before = peak_kib(reset=True)
-    start = time.perf_counter()
-    reason = refusal(path, max_pixels=99_000_000)
-    assert time.perf_counter() - start < 1
-    assert "pixels" in reason
+    assert "pixels" in refusal_of_the_header(path, 99_000_000)
     assert peak_kib() - before < 100 * 1024
 
 
@@ -565,9 +440,9 @@ def test_a_jpeg_whose_header_promises_more_than_its_bytes_can_hold(tmp_path, pro
     at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", 9000, 9000)
     path.write_bytes(data)
-    before, start = peak_kib(reset=True), time.perf_counter()
-    assert refusal(path, size=None) == f"9000 x 9000 pixels in {len(data)} bytes: the header lies"
-    assert time.perf_counter() - start < 1
+    before = peak_kib(reset=True)
+    said = f"9000 x 9000 pixels in {len(data)} bytes: the header lies"
+    assert refusal_of_the_header(path) == said
     assert peak_kib() - before < 100 * 1024
     flat = save(
         path,
@@ -645,9 +520,7 @@ def test_what_is_no_file(tmp_path):
     assert refusal(tmp_path)
     assert refusal(str(tmp_path / "a\0b"))
     os.mkfifo(tmp_path / "pipe.jpg")
-    start = time.perf_counter()
-    assert refusal(tmp_path / "pipe.jpg") == "not a regular file"
-    assert time.perf_counter() - start < 1
+    assert refusal(tmp_path / "pipe.jpg") == "not a regular file"  # an `open` would wait for ever
 
 
 def test_unreadable(tmp_path):

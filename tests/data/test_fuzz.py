@@ -35,8 +35,8 @@ from lookalike.data.decode import BadImage, decode
 from lookalike.data.idx import read_idx
 from lookalike.data.manifest import Manifest
 from lookalike.errors import BackboneError, DataError, RecipeError
+from lookalike.experiment import load_recipe
 from lookalike.models.stored import mapped
-from lookalike.pipeline import load_recipe
 from lookalike.search import index as search_index
 
 SECONDS = 2  # of the processor, a case

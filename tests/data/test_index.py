@@ -186,3 +186,22 @@ def test_a_folder_source_is_the_same_remembered(tree):
         assert one.labels.tolist() == two.labels.tolist()
         assert one.classes == two.classes == ("a", "a-b", "b")
         assert one.fingerprint == two.fingerprint
+
+
+def test_the_cache_lies_where_the_system_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    assert cache.home() == tmp_path / "here" / "lookalike"
+    for relative in ("", "here"):  # which the XDG specification says to ignore
+        monkeypatch.setenv("XDG_CACHE_HOME", relative)
+        assert cache.home() == tmp_path / ".cache" / "lookalike"
+
+
+def test_without_a_home_nothing_is_kept_and_nothing_is_wrong(monkeypatch):
+    def nowhere(*words, **more):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(cache, "user_cache_path", nowhere)
+    cache.store("key", [b"value"])
+    with cache.locked("key"):
+        assert cache.load("key") is None

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike import log
 from lookalike.data import decode, loader, reader, slots
 from lookalike.data.decode import Opened
 from lookalike.data.images import ArrayImages, FileImages
@@ -24,6 +23,7 @@ from lookalike.data.prefetch import ahead, prefetch
 from lookalike.data.reader import HostCrops, cut_views
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
+from lookalike.training.meter import Meter
 from lookalike.views import Asymmetric, MultiCrop, Symmetric
 from lookalike.views.resample import crop_resize
 from toy import read_many
@@ -292,26 +292,26 @@ def test_a_host_crop_is_the_laws_box_of_the_full_size_image_resized(
 ):
     """Against Pillow alone: decode, crop, resize; and the boxes drawn for each image by itself."""
     monkeypatch.setattr(reader, "SHRINKS", ())
-    images, law = several(tmp_path / "p"), LAWS[name]
-    for batch in stream(images, 0, host_crops=HostCrops(law, size)):
+    images, policy = several(tmp_path / "p"), LAWS[name]
+    for batch in stream(images, 0, host_crops=HostCrops(policy, size)):
         assert [tuple(part.shape[1:]) for part in batch.pixels] == [
-            (3, *s) for s in law.sizes(size)
+            (3, *s) for s in policy.sizes(size)
         ]
         for row, i in enumerate(batch.ids_B.tolist()):
             with Image.open(images.name(i)) as image:
                 whole = image.convert("RGB")
             for v, part in enumerate(batch.pixels):
-                range_of = law.small_crop if v >= 2 else law.crop
+                range_of = policy.small_crop if v >= 2 else policy.crop
                 (box,) = draw_boxes(
                     torch.tensor([i]),
                     (1, batch.epoch, v),
                     whole.height,
                     whole.width,
                     range_of,
-                    law.aspect,
+                    policy.aspect,
                 )
                 top, left, h, w = box.tolist()
-                sides, mode = law.sizes(size)[v], getattr(Image, law.interpolation.upper())
+                sides, mode = policy.sizes(size)[v], getattr(Image, policy.interpolation.upper())
                 expected = np.asarray(
                     whole.crop((left, top, left + w, top + h)).resize(sides[::-1], mode)
                 ).astype(int)
@@ -390,9 +390,9 @@ def test_images_in_memory_are_cut_too():
     images = torch.randint(
         90, 166, (24, 1, 12, 15), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    law = Symmetric(crop=(0.3, 1.0))
-    for batch in stream(ArrayImages(images), 0, host_crops=HostCrops(law, 9)):
-        box_B4 = draw_boxes(batch.ids_B, (1, batch.epoch, 1), 12, 15, law.crop, law.aspect)
+    policy = Symmetric(crop=(0.3, 1.0))
+    for batch in stream(ArrayImages(images), 0, host_crops=HostCrops(policy, 9)):
+        box_B4 = draw_boxes(batch.ids_B, (1, batch.epoch, 1), 12, 15, policy.crop, policy.aspect)
         wanted = crop_resize(images[batch.ids_B].float() / 255, box_B4, 9) * 255
         assert (batch.pixels[1] - wanted).abs().max() < 1.5
 
@@ -467,7 +467,7 @@ def test_the_meter_tells_the_share_of_the_time_waited_also_one_batch_ahead(monke
             yield batch
 
     for stream in (slow(), ahead(slow(), Copies([]))):
-        meter = log.Meter(images=1)
+        meter = Meter(images=1)
         for _ in range(30):
             with meter.timing_data():
                 next(stream)

@@ -114,13 +114,13 @@ BAD = {
     "nearly": ("path,lable\nx,1\n", r":1: column 'lable': did you mean 'label'\? rename it"),
     "spaced": ("path, label\nx,1\n", r":1: column ' label': did you mean 'label'\?"),
     "twice": ("path,label,label\nx,1,2\n", r":1: two columns label: rename one"),
-    "ragged": ("path,label\na,1\nb\n", r":3: 1 fields where the header has 2: mend the line"),
+    "ragged": ("path,label\na,1\nb\n", r":3: 1 fields where the header has 2: fix the line"),
     "wide": ("path,label\na,1,2\n", r":2: 3 fields where the header has 2"),
-    "quote": ('path\n"a\nb\n', r":3: unexpected end of data: mend the line"),
+    "quote": ('path\n"a\nb\n', r":3: unexpected end of data: fix the line"),
     "bytes": (b"path\na\nb\xff.png\n", r":3: not UTF-8 \(invalid start byte\): save it as UTF-8"),
     "utf16": ("path\na\n".encode("utf-16"), r":1: not UTF-8"),
     "huge": ("path\n" + "x" * 200_000 + "\n", r":2: field larger than field limit"),
-    "split": ("path,split\na,dev\n", r":2: split 'dev' is none of train, test, val: mend it"),
+    "split": ("path,split\na,dev\n", r":2: split 'dev' is none of train, test, val: fix it"),
     "label": (
         "path,label\na,1\nb,\n",
         r":3: label is empty: fill it, or leave the whole column out",
@@ -192,7 +192,7 @@ def test_a_hundred_thousand_rows_take_a_moment(tmp_path):
     assert len(train.classes) == 1000
     assert all(
         int(train.name(i).split("image")[1][:-4]) % 1000 == train.labels[i]
-        for i in range(0, 80_000, 997)
+        for i in range(0, len(train), 997)
     )
 
 
@@ -240,7 +240,7 @@ def test_a_parquets_roles_may_be_booleans(tmp_path):
 
 def test_a_manifests_roles_that_are_wrong_are_one_line(tmp_path):
     with pytest.raises(
-        DataError, match=r"m.csv:3: is_query 'yes' is none of true, false, 1, 0: mend it"
+        DataError, match=r"m.csv:3: is_query 'yes' is none of true, false, 1, 0: fix it"
     ):
         manifest(tmp_path, "path,split,is_query", "a,train,", "b,test,yes").split("test")
     with pytest.raises(

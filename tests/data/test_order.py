@@ -25,7 +25,7 @@ LAWS = {
 
 
 @pytest.fixture(params=LAWS)
-def law(request, monkeypatch) -> Windows | None:
+def policy(request, monkeypatch) -> Windows | None:
     if request.param == "computed":
         monkeypatch.setattr(room, "SORTED", 0)
     return LAWS[request.param]
@@ -39,20 +39,20 @@ def steps(order: EpochOrder, world: int, first: int, last: int) -> list[list[int
 
 
 @pytest.mark.parametrize("accumulate", [1, 5])
-def test_any_world_from_any_cut_sees_the_same_batches(law, accumulate):
-    order = EpochOrder(103, 20, accumulate, 4, law)
+def test_any_world_from_any_cut_sees_the_same_batches(policy, accumulate):
+    order = EpochOrder(103, 20, accumulate, 4, policy)
     wanted = steps(order, 1, 0, 12)
     for world in WORLDS:
         for cut in range(12):
             assert (
-                steps(EpochOrder(103, 20, accumulate, 4, law), world, cut, 12)
+                steps(EpochOrder(103, 20, accumulate, 4, policy), world, cut, 12)
                 == wanted[cut * accumulate :]
             )
 
 
-def test_an_epoch_holds_each_sample_once(law):
+def test_an_epoch_holds_each_sample_once(policy):
     for batch in (1, 20, 103):
-        order, seen = EpochOrder(103, batch, 1, 4, law), []
+        order, seen = EpochOrder(103, batch, 1, 4, policy), []
         for epoch in range(3):
             seen.append(
                 [i for step in range(103 // batch) for i in order.ids(epoch, step).tolist()]
@@ -62,9 +62,9 @@ def test_an_epoch_holds_each_sample_once(law):
         assert len(set(map(tuple, seen))) == 3
 
 
-def test_workers_do_not_change_the_order(law, monkeypatch):
+def test_workers_do_not_change_the_order(policy, monkeypatch):
     images = ArrayImages(torch.zeros(103, 1, 1, 1, dtype=torch.uint8))
-    order = EpochOrder(103, 20, 2, 1, law)
+    order = EpochOrder(103, 20, 2, 1, policy)
 
     def ids(workers: int, world: int) -> list[list[list[int]]]:
         how = {"first_step": 3, "last_step": 7, "world": world, "workers": workers, "pin": False}

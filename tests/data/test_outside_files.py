@@ -30,7 +30,7 @@ from lookalike.data.published import matlab, read
 from lookalike.data.samples import samples_of
 from lookalike.errors import DataError, Error, RecipeError, RunError
 from lookalike.process.hostfile import read_hosts
-from lookalike.recipe import load, recipes
+from lookalike.recipe import Recipe, load, recipes
 
 READERS = {
     "manifest.csv": lambda path: Manifest(str(path)).split("train"),
@@ -42,7 +42,7 @@ READERS = {
     "shard.tar": lambda path: samples_of(str(path)),
     "index.json": lambda path: read_listing(str(path.parent)),
     "hosts": read_hosts,
-    "recipe.yaml": lambda path: load(path, [], {}),
+    "recipe.yaml": lambda path: load(path, [], Recipe),
 }
 
 
@@ -248,6 +248,9 @@ def element(kind: int, body: bytes) -> bytes:
     return struct.pack("<II", kind, len(body)) + body + bytes(-len(body) % 8)
 
 
+MAT_HEAD = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+
+
 def matrix(number: int, dims: tuple[int, int], name: bytes, *rest: bytes) -> bytes:
     head = (
         element(6, struct.pack("<II", number, 0))
@@ -274,13 +277,19 @@ def matrix(number: int, dims: tuple[int, int], name: bytes, *rest: bytes) -> byt
 )
 def test_a_matlab_bomb_is_refused(tmp_path, inner):
     packed = zlib.compress(inner())
-    (tmp_path / "x.mat").write_bytes(
-        bytes(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
-    )
+    (tmp_path / "x.mat").write_bytes(MAT_HEAD + struct.pack("<II", 15, len(packed)) + packed)
     tracemalloc.reset_peak()
     with pytest.raises(
-        DataError, match=r"x\.mat: no MATLAB file that can be read \(.*(more than|bytes)"
+        DataError, match=r"x\.mat: no MATLAB file that can be read \(.*(more than|bytes).*\): fetch"
     ):
+        matlab.variable(tmp_path / "x.mat", "annotations")
+
+
+def test_a_matlab_function_is_refused(tmp_path):
+    number = matrix(6, (1, 1), b"", element(9, bytes(8)))
+    inner = matrix(16, (1, 1), b"annotations", number)
+    (tmp_path / "x.mat").write_bytes(MAT_HEAD + inner)
+    with pytest.raises(DataError, match=r"x\.mat: .*\(it holds an object or a function\): fetch"):
         matlab.variable(tmp_path / "x.mat", "annotations")
 
 
@@ -343,22 +352,22 @@ def test_a_recipe_may_be_a_pipe_whose_writer_is_late(tmp_path, monkeypatch):
             late,
             lambda w=writer: (os.write(w, b"{"), time.sleep(0.1), os.write(w, b"}"), os.close(w)),
         ).start()
-        assert load(f"/dev/fd/{handle}", [], {}).plain() == {}
+        assert load(f"/dev/fd/{handle}", [], Recipe).plain() == {}
         os.close(handle)
     os.mkfifo(tmp_path / "named")
     threading.Timer(0.3, lambda: (tmp_path / "named").write_text("{}")).start()
-    assert load(tmp_path / "named", [], {}).plain() == {}
+    assert load(tmp_path / "named", [], Recipe).plain() == {}
 
 
 def test_a_recipe_from_a_pipe_is_bounded_and_a_silent_one_is_given_up(tmp_path):
     handle, writer = os.pipe()
     with pytest.raises(RecipeError, match=r"nothing came out of for 0\.2 seconds"):
-        load(f"/dev/fd/{handle}", [], {})
+        load(f"/dev/fd/{handle}", [], Recipe)
     os.close(handle)
     os.close(writer)
     endless = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
     with pytest.raises(RecipeError, match="over 64 KiB, shorten it"):
-        load(f"/dev/fd/{endless.stdout.fileno()}", [], {})
+        load(f"/dev/fd/{endless.stdout.fileno()}", [], Recipe)
     endless.kill()
     endless.stdout.close()
     endless.wait()
@@ -374,7 +383,10 @@ def test_one_idx_file_for_both_sets_is_said(tmp_path):
 
 def test_a_packed_listing_with_a_shard_in_both_sets_is_said(tmp_path):
     entry = '[{"name": "a.tar", "bytes": 1, "crc32": 1}]'
-    text = f'{{"format": 1, "splits": {{"train": {entry}, "test": {entry}}}, "classes": {{"train": [], "test": []}}}}'
+    text = (
+        f'{{"format": 1, "splits": {{"train": {entry}, "test": {entry}}}, '
+        '"classes": {"train": [], "test": []}}'
+    )
     (tmp_path / "index.json").write_text(text)
     with pytest.warns(
         UserWarning, match=r"1 of its shards are in both the train and the test set, first .*a\.tar"

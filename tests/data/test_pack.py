@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import children
 from lookalike import cli
 from lookalike.data import Digits, Folder, Shards, cache
 from lookalike.data.decode import BadImage, decode
@@ -110,14 +109,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(photos, tmp_path):
     )
     target, kills = tmp_path / "killed", 0
     for wait in (0.05, 0.15, 0.3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, photos, target], stdout=subprocess.DEVNULL
-        )
-        while not list(target.glob(".tmp-*")) and process.poll() is None:
+        program = children.Program(code, str(photos), str(target))
+        while not list(target.glob(".tmp-*")) and program.process.is_alive():
             time.sleep(0.005)
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
+        program.send_signal(signal.SIGKILL)
+        kills += program.wait().returncode == -signal.SIGKILL
         assert not (target / "index.json").exists()
         for path in target.glob("*.tar"):
             tarfile.open(path).close()

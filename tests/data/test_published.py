@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
+from scipy.io.matlab import MatlabFunction
+from scipy.sparse import csc_matrix
 
 from lookalike.data import SOURCES
 from lookalike.data.decode import BadImage
 from lookalike.data.pack import Packing, pack
 from lookalike.data.published import Published, matlab
+from lookalike.data.published import loadmat as loadmat_child
 from lookalike.errors import DataError
 from lookalike.recipe import Choice
 from lookalike.scoring import reidentification
@@ -560,17 +564,17 @@ BAD = {
     "cub, ragged": (
         "cub",
         edit("images.txt", 3, "3"),
-        r"images.txt:3: 1 fields where `image_id path` belongs: mend",
+        r"images.txt:3: 1 fields where `image_id path` belongs: fix",
     ),
     "cub, high class": (
         "cub",
         edit(LABELS, 6, "1 201"),
-        rf"{LABELS}:6: the class '201' is no number from 1 to 200",
+        rf"{LABELS}:6: the class '201' is not a number from 1 to 200",
     ),
     "cub, no class": (
         "cub",
         edit(LABELS, 6, "1 x"),
-        rf"{LABELS}:6: the class 'x' is no number from 1 to 200: mend",
+        rf"{LABELS}:6: the class 'x' is not a number from 1 to 200: fix",
     ),
     "cub, twice": (
         "cub",
@@ -678,7 +682,7 @@ BAD = {
     "sop, class": (
         "sop",
         edit("Ebay_test.txt", 2, "4 -3 1 b/x.JPG"),
-        r"Ebay_test.txt:2: class_id '-3' is no number",
+        r"Ebay_test.txt:2: class_id '-3' is not a number",
     ),
     "sop, wide": (
         "sop",
@@ -698,7 +702,7 @@ BAD = {
     "in-shop, no count": (
         "in_shop",
         edit(LIST, 1, None),
-        r"partition.txt:1: the header is not a number: fetch|mend",
+        r"partition.txt:1: the header is not a number: fetch|fix",
     ),
     "in-shop, no header": (
         "in_shop",
@@ -739,7 +743,7 @@ BAD = {
     "msmt, pid": (
         "msmt17",
         edit("list_query.txt", 1, "0/0_0_1_2.jpg z"),
-        r"list_query.txt:1: pid 'z' is no number",
+        r"list_query.txt:1: pid 'z' is not a number",
     ),
     "lfw, no pairs": (
         "lfw",
@@ -769,7 +773,7 @@ BAD = {
     "lfw, number": (
         "lfw",
         edit("pairs.txt", 2, "Ann\t1\t0"),
-        r"pairs.txt:2: image '0' is no number from 1 to 9999",
+        r"pairs.txt:2: image '0' is not a number from 1 to 9999",
     ),
     "lfw, up": (
         "lfw",
@@ -834,7 +838,7 @@ def test_a_mat_file_cut_or_spoiled_anywhere_is_one_line(compressed, tmp_path):
     path = tmp_path / "a.mat"
     savemat(path, annotations([("a.jpg", 1), ("b.jpg", 2)]), do_compression=compressed)
     data, spoiled = path.read_bytes(), 0
-    for k in range(0, len(data), 3):
+    for k in range(0, len(data), len(data) // 4):  # a process each
         path.write_bytes(data[:k])
         with pytest.raises(DataError, match=r"a\.mat: .*: fetch the file again$") as caught:
             matlab.variable(path, "annotations")
@@ -845,20 +849,65 @@ def test_a_mat_file_cut_or_spoiled_anywhere_is_one_line(compressed, tmp_path):
                 matlab.variable(path, "annotations")
                 spoiled -= 1
             spoiled += 1
-    assert spoiled > len(data) // 4
+    assert spoiled > 1
 
 
 def test_a_mat_file_that_unpacks_to_more_than_allowed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(matlab, "MAX_UNPACKED", 100_000)
     rows = annotations([("a", 1)])
-    savemat(tmp_path / "a.mat", {"one": np.zeros(8000), **rows}, do_compression=True)
+    savemat(tmp_path / "a.mat", {"one": np.zeros(10**6), **rows}, do_compression=True)
     assert matlab.variable(tmp_path / "a.mat", "annotations", "fname", "class") == [
         {"class": 1, "fname": "a"}
     ]
-    for more in ({"one": np.zeros(10**6)}, {"one": np.zeros(8000), "two": np.zeros(8000)}):
-        savemat(tmp_path / "a.mat", {**more, **rows}, do_compression=True)
-        with pytest.raises(DataError, match="above 100000 bytes"):
+    savemat(tmp_path / "a.mat", {"annotations": np.zeros(10**7)}, do_compression=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(matlab, "MAX_MEMORY", 2**28)
+        with pytest.raises(DataError) as told:
             matlab.variable(tmp_path / "a.mat", "annotations")
+    assert "(more than the 268435456 bytes of memory allowed): fetch" in str(told.value)
+    savemat(tmp_path / "a.mat", {"annotations": np.zeros(10**6)}, do_compression=True)
+    with pytest.raises(DataError, match=r"a\.mat: .*holds more than 2097152 bytes"):
+        matlab.variable(tmp_path / "a.mat", "annotations")
+
+
+ENDS = {
+    "import os; os.abort()": r"its reader was ended by SIGABRT",
+    "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)": r"its reader was ended by SIGSEGV",
+    "import time; time.sleep(60)": r"not done after 0\.5 s",
+    "raise SystemExit(3)": r"no reason given",
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_whatever_ends_the_reader_of_a_mat_file_is_one_line(code, tmp_path, monkeypatch):
+    (tmp_path / "reader.py").write_text(code)
+    savemat(tmp_path / "a.mat", annotations([("a", 1)]))
+    monkeypatch.setattr(matlab, "_READER", tmp_path / "reader.py")
+    if "sleep" in code:
+        monkeypatch.setattr(matlab, "PATIENCE", 0.5)
+    with pytest.raises(
+        DataError, match=rf"a\.mat: no MATLAB file that can be read \({ENDS[code]}\): fetch the"
+    ):
+        matlab.variable(tmp_path / "a.mat", "annotations")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such bounds")
+def test_the_reader_of_a_mat_file_ends_itself_when_it_spins(tmp_path, monkeypatch):
+    reader = Path(matlab.__file__).with_name("loadmat.py").read_text()
+    spinning = reader.replace("    data = sys.stdin.buffer.read()", "    while True:\n        pass")
+    (tmp_path / "reader.py").write_text(spinning)
+    savemat(tmp_path / "a.mat", annotations([("a", 1)]))
+    monkeypatch.setattr(matlab, "_READER", tmp_path / "reader.py")
+    monkeypatch.setattr(matlab, "MAX_SECONDS", 3)
+    with pytest.raises(DataError, match=r"its reader was ended by SIG(XCPU|KILL)"):
+        matlab.variable(tmp_path / "a.mat", "annotations")
+
+
+def test_what_is_no_plain_data_in_a_mat_file_is_refused():
+    rows = np.array([(MatlabFunction(np.zeros((1, 1), "O")), 1)], [("fname", "O"), ("class", "O")])
+    with pytest.raises(ValueError, match="it holds an object or a function"):
+        loadmat_child.plain(rows, [])
+    with pytest.raises(ValueError, match="it holds a csc_matrix"):
+        loadmat_child.plain(csc_matrix(np.eye(2)), [])
 
 
 def test_packing_says_what_shards_do_not_keep(tmp_path):

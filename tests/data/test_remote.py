@@ -2,7 +2,6 @@
 message.
 """
 
-import multiprocessing
 import os
 import pickle
 import socket
@@ -16,6 +15,7 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+import children
 from lookalike.data import Folder, Shards, cache, remote
 from lookalike.data.loader import batches
 from lookalike.data.order import order_of
@@ -267,8 +267,7 @@ def _fetched(url: str, size: int) -> bytes:
 def test_several_processes_fetch_a_shard_once(bucket, packed, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shard = packed / "train-000001.tar"
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(3) as pool:
+    with children.context().Pool(3, children.take_environment, (dict(os.environ),)) as pool:
         found = pool.starmap(_fetched, [(f"{bucket}/{shard.name}", shard.stat().st_size)] * 6)
         pool.close()
         pool.join()

@@ -222,7 +222,7 @@ def test_damage_in_a_header_names_the_byte(tmp_path):
         (b"x path=x\n", "damaged extended header"),
         (b"0 path=x\n", "damaged extended header"),
         (b"10 path=x.", "damaged extended header"),
-        (b"12 size=-12\n", "its size is no number"),
+        (b"12 size=-12\n", "its size is not a number"),
         (b"28 size=99999999999999999999\n"[:28] + b"\n", "header"),
         (bytes(1 << 20) + b"x", "more than the 1048576 allowed"),
     ],

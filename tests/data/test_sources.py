@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from lookalike.data import SOURCES, Digits, Folder, Idx
 from lookalike.data.decode import BadImage, contents, decode
-from lookalike.data.images import ArrayImages, FileImages, subset
+from lookalike.data.images import Annotations, ArrayImages, FileImages, subset
 from lookalike.errors import DataError
 
 IMAGE_BYTES = b"no image, and never opened"
@@ -486,7 +486,7 @@ def test_file_images_read_what_decode_gives(tmp_path):
 def test_a_hundred_thousand_paths_are_compact():
     paths = [b"class%03d/image%08d.jpg" % (i % 100, i) for i in range(100_000)]
     labels = torch.zeros(len(paths), dtype=torch.int64)
-    images = FileImages("/data", paths, labels, ("c",), 32, 3)
+    images = FileImages("/data", paths, 32, 3, Annotations(labels, ("c",)))
     assert len(pickle.dumps(images)) < sum(map(len, paths)) + 2 * 8 * len(paths) + 10_000
     assert images.name(0) == "/data/class000/image00000000.jpg"
     assert images.name(99_999) == "/data/class099/image00099999.jpg"
@@ -496,7 +496,7 @@ def an_array(count: int = 9) -> ArrayImages:
     images = torch.from_numpy(
         np.random.default_rng(0).integers(0, 256, (count, 3, 4, 5)).astype(np.uint8)
     )
-    return ArrayImages(images, torch.arange(count) % 3, ("x", "y", "z"), "toy")
+    return ArrayImages(images, Annotations(torch.arange(count) % 3, ("x", "y", "z")), "toy")
 
 
 def test_array_images_read_one_or_many():
@@ -507,7 +507,7 @@ def test_array_images_read_one_or_many():
     images.read(4).zero_()
     assert torch.equal(images.read_many(torch.tensor([4]))[0], many[0])  # reading lends nothing out
     with pytest.raises(ValueError, match="8 labels for 9 images"):
-        ArrayImages(images.read_many(range(9)), torch.zeros(8))
+        ArrayImages(images.read_many(range(9)), Annotations(torch.zeros(8)))
     with pytest.raises(ValueError, match="uint8"):
         ArrayImages(torch.zeros(2, 3, 4, 5))
 
@@ -516,11 +516,12 @@ def test_array_fingerprint_is_of_bytes_and_labels():
     images = an_array().read_many(range(9))
     changed = images.clone()
     changed[8, 2, 3, 4] ^= 1
-    labels = torch.arange(9) % 3
+    labels = Annotations(torch.arange(9) % 3)
+    flipped = labels.of(torch.arange(8, -1, -1))
     prints = [
         ArrayImages(images, labels).fingerprint,
         ArrayImages(changed, labels).fingerprint,
-        ArrayImages(images, labels.flip(0)).fingerprint,
+        ArrayImages(images, flipped).fingerprint,
         ArrayImages(images).fingerprint,
         ArrayImages(images.reshape(9, 3, 5, 4), labels).fingerprint,
         subset(ArrayImages(images, labels), range(8)).fingerprint,

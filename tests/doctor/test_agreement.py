@@ -14,6 +14,7 @@ from lookalike import comm
 from lookalike.doctor import agreement
 from lookalike.errors import Error
 from lookalike.pipeline import run
+from lookalike.runs import Run
 from lookalike.stages.finetune import finetune
 from lookalike.stages.pretrain import pretrain
 
@@ -126,23 +127,27 @@ def test_other_images_on_one_rank_are_refused_on_all(ranks, tmp_path, kind):
     assert (tmp_path / "run/backbone").exists() == (kind == "same")
 
 
+IMAGES = Run(toy.recipe()).images
+
+
 @pytest.mark.parametrize("what", ["lookalike", "torch", "timm", "python"])
 def test_another_version_on_one_rank_is_named(monkeypatch, what):
     """Every fact of a rank is compared; here with one that another rank would tell."""
-    mine = {"host": "a\x1b", "facts": agreement.facts(toy.recipe(), {})}
+    mine = {"host": "a\x1b", "facts": agreement.facts(toy.recipe(), IMAGES, {})}
     theirs = {"host": "b\x1b", "facts": {**mine["facts"], what: "0.0.1"}}
     monkeypatch.setattr(comm, "world_size", lambda: 2)
-    monkeypatch.setattr(comm, "from_first", lambda value: value)
-    monkeypatch.setattr(comm, "from_all", lambda value: [mine, theirs])
+    monkeypatch.setattr(comm, "broadcast_object", lambda value: value)
+    monkeypatch.setattr(comm, "gather_objects", lambda value: [mine, theirs])
     with pytest.raises(
         Error,
-        match=rf"^ranks differ: rank 1 \(b\\x1b\): {what} is 0.0.1, on rank 0 \S+.*: give every rank",
+        match=rf"^ranks differ: rank 1 \(b\\x1b\): {what} is 0.0.1, "
+        r"on rank 0 \S+.*: give every rank",
     ):
-        agreement.agree(toy.recipe())
+        agreement.agree(toy.recipe(), IMAGES)
     many = [mine, *[{"host": "c", "facts": {}}] * 500]
-    monkeypatch.setattr(comm, "from_all", lambda value: many)
+    monkeypatch.setattr(comm, "gather_objects", lambda value: many)
     with pytest.raises(Error, match=r"; … and 492 ranks more: ") as caught:
-        agreement.agree(toy.recipe())
+        agreement.agree(toy.recipe(), IMAGES)
     assert len(str(caught.value)) < 4000
 
 
@@ -151,7 +156,7 @@ def test_what_was_agreed_on_is_not_compared_again(monkeypatch):
     recipe = toy.recipe("seed=77")
     compared = []
     monkeypatch.setattr(comm, "world_size", lambda: 2)
-    monkeypatch.setattr(comm, "from_all", lambda value: [value, value])
+    monkeypatch.setattr(comm, "gather_objects", lambda value: [value, value])
     monkeypatch.setattr(agreement, "facts", lambda *_: compared.append(1) or {})
     for words in (
         {"method": "x", "accept_changes": True},
@@ -159,5 +164,5 @@ def test_what_was_agreed_on_is_not_compared_again(monkeypatch):
         {},
         {"accept_changes": False},
     ):
-        agreement.agree(recipe, **words)
+        agreement.agree(recipe, IMAGES, **words)
     assert len(compared) == 2

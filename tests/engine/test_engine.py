@@ -24,6 +24,7 @@ from lookalike.nn.batchnorm import (
     global_batchnorm,
     standardize,
 )
+from lookalike.nn.hooks import Follower, start_step
 from lookalike.nn.loss import Loss
 from lookalike.nn.numerics import l2_normalize
 from lookalike.optim import OPTIMIZERS, Progress, parameter_groups, set_rates
@@ -53,10 +54,21 @@ METHOD_ARGUMENTS = {
 }
 
 
-class Frozen(nn.Module):
+class Stranger(nn.Module):
+    """Has methods of the hooks' names, of this release and an earlier one, and is none of the
+    types.
+    """
+
+    def _called(self, *_):
+        raise AssertionError("found by its name")
+
+    begin = follow = forget = on_step = stage = write = commit = discard = update = _called
+
+
+class Frozen(Follower):
     """Fine-tuning's shape: a backbone that is not trained, below a GeM and a head that are.
 
-    Its `follow` reads whole weights, and writes into a frozen one and into one that is trained.
+    Its `update` reads whole weights, and writes into a frozen one and into one that is trained.
     """
 
     def __init__(self) -> None:
@@ -65,12 +77,12 @@ class Frozen(nn.Module):
         args = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
         self.backbone = Architecture("resnet18", size=16, channels=1, pool="gem", args=args).build()
         self.head = nn.Linear(self.backbone.dim, 5, bias=False)
+        self.stranger = Stranger()
         self.backbone.model.requires_grad_(False)
         self.mean = nn.Parameter(torch.zeros(self.backbone.dim), requires_grad=False)
         self.train()
 
-    @torch.no_grad()
-    def follow(self):
+    def update(self):
         self.head.weight.copy_(l2_normalize(self.head.weight))
         self.mean.copy_(self.head.weight.mean(dim=0))
 
@@ -132,9 +144,7 @@ def advance(engine, first: int, last: int, skip=()) -> list[float]:
     losses = []
     for step in range(first, last):
         set_rates(engine.optimizer, 1 / (1 + step))
-        for part in engine.module.modules():
-            if callable(getattr(part, "begin", None)):
-                part.begin(Progress(step, 6, step / 2))
+        start_step(engine.module, Progress(step, 6, step / 2))
         found = []
         for micro in range(engine.accumulate):
             loss = engine([share(view) for view in toy.views(step * 10 + micro)])

@@ -9,11 +9,10 @@ import torch
 
 import lookalike
 import toy
-from lookalike.data.images import ArrayImages
+from lookalike.data.images import Annotations, ArrayImages
 from lookalike.data.sources import Digits
 from lookalike.errors import DataError, RecipeError
 from lookalike.metric.classes import first_unseen, of_classes, split_classes
-from lookalike.stages.evaluate import shown
 
 NAMES = tuple("abcdefghij")
 
@@ -22,7 +21,9 @@ def images(labels: list[int] | None, names: tuple[str, ...] = NAMES) -> ArrayIma
     """One pixel each, that says which image it is."""
     n = len(labels) if labels is not None else 3
     pixels = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1)
-    return ArrayImages(pixels, None if labels is None else torch.tensor(labels), names)
+    return ArrayImages(
+        pixels, Annotations(labels if labels is None else torch.tensor(labels), names)
+    )
 
 
 def pixels(found: Any) -> list[int]:
@@ -120,7 +121,7 @@ def test_fine_tuning_preflight_and_scores_keep_to_the_published_split(tmp_path, 
     manifest = max((run / "finetune/checkpoints").glob("step_*")).name
     held = toy.tensors(run / "finetune", int(manifest.split("_")[1]))
     assert len(held["model:objective.terms.0.loss.proxies"]) == 5
-    assert set(shown(recipe).labels.tolist()) == {1, 2, 4, 7, 9}
+    assert set(toy.scored(recipe).labels.tolist()) == {1, 2, 4, 7, 9}
     assert (
         len(toy.curve(run / "finetune"))
         == int((SPLIT(Digits(), "train").labels >= 0).sum()) // 2 // 40
@@ -128,7 +129,7 @@ def test_fine_tuning_preflight_and_scores_keep_to_the_published_split(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "stage", [lookalike.run, lambda r, out: shown(r), lambda r, out: tune(r, out)]
+    "stage", [lookalike.run, lambda r, out: toy.scored(r), lambda r, out: tune(r, out)]
 )
 def test_a_share_of_a_divided_set_is_refused_by_every_stage(tmp_path, divided, stage):
     with pytest.raises(

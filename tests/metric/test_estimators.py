@@ -168,7 +168,7 @@ def test_the_score_is_recall_at_1_also_of_classes_never_seen(name):
     found = make(name).fit(x[y < 3], y[y < 3])
     rows = y >= 3
     z = found.transform(x[rows])
-    if found.cosine:
+    if found.distance == "cosine":
         z = z / linalg.norm(z, axis=1, keepdims=True)
     near = distances(z)
     np.fill_diagonal(near, np.inf)

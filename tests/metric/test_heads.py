@@ -4,8 +4,6 @@ rank and on two.
 
 import copy
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +21,19 @@ import toy
 from lookalike import optim
 from lookalike.errors import BackboneError, Error, RunError
 from lookalike.evaluation.features import embedder, extract
+from lookalike.experiment import Export
 from lookalike.folder import write_folder
 from lookalike.metric.finetune_module import FinetuneModule
 from lookalike.metric.objectives import OBJECTIVE, Objective
 from lookalike.models import Architecture, Backbone, folder_files, layers, load_backbone, repooled
 from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.optim import LrScale, Progress
+from lookalike.process import fault
 from lookalike.process.signals import Stopped
 from lookalike.recipe import from_text
 from lookalike.scoring import retrieval
 from lookalike.show import show
 from lookalike.stages import export as room
-from lookalike.stages.evaluate import shown
-from lookalike.training import loop
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 8, 16, 16], "layers": [1, 2, 1, 1]})
 SWIN = Architecture(
@@ -78,8 +76,7 @@ def images(a: Architecture, batch: int = 2) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(5))
 
 
-# --- pooling
-# ---------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 def pooled(rows: list[list[float]], how: str, p: float = 3.0) -> list[float]:
@@ -160,8 +157,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "linear": {"dim": 6},
     "none": {"dim": None},
     "batchnorm": {"dim": 6, "batchnorm": True},
-    "batchnorm alone, lengths kept": {"dim": None, "batchnorm": True, "unit": False},
-    "none, lengths kept": {"dim": None, "unit": False},
+    "batchnorm alone, lengths kept": {"dim": None, "batchnorm": True, "distance": "euclidean"},
+    "none, lengths kept": {"dim": None, "distance": "euclidean"},
 }
 
 
@@ -173,7 +170,7 @@ def test_a_folder_holds_every_pooling_and_head_and_timm_has_the_trunk_s_bits(
     model = stirred(Embedding(built(name, pool), **HEADS[head]))
     write_folder(tmp_path / "x", embedding_files(model))
     loaded, x = lookalike.load_model(tmp_path / "x"), images(model.architecture)
-    assert (loaded.unit, loaded.dim, loaded.norm) == (model.unit, model.dim, None)
+    assert (loaded.distance, loaded.dim, loaded.norm) == (model.distance, model.dim, None)
     if model.norm is None:
         assert torch.equal(loaded(x), model(x))
         assert embedding_files(loaded) == embedding_files(model)
@@ -187,19 +184,18 @@ def test_a_folder_holds_every_pooling_and_head_and_timm_has_the_trunk_s_bits(
     assert torch.equal(load_backbone(tmp_path / "b")(x), model.backbone(x))
 
 
-# --- heads
-# -----------------------------------------------------------------------------------------------------
+# --- heads ----------------------------------------------------------------------------------------
 
 
-def test_without_a_linear_layer_the_features_are_the_embedding_and_without_unit_they_keep_their_lengths():
+def test_without_a_linear_layer_the_features_are_the_embedding_without_unit_of_their_lengths():
     backbone, x = built("resnet", "avg"), images(RESNET, 3)
-    assert torch.equal(Embedding(backbone, None, unit=False)(x), backbone(x))
+    assert torch.equal(Embedding(backbone, None, distance="euclidean")(x), backbone(x))
     assert torch.equal(Embedding(backbone, None)(x), F.normalize(backbone(x), dim=1))
     assert Embedding(backbone, None).dim == 16
 
 
 def test_a_batchnorm_in_training_standardises_the_batch():
-    model = Embedding(built("resnet", "avg"), 5, batchnorm=True, unit=False).train()
+    model = Embedding(built("resnet", "avg"), 5, batchnorm=True, distance="euclidean").train()
     z = model(images(RESNET, 7))
     torch.testing.assert_close(z.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
     h = model.head(model.backbone(images(RESNET, 7)))
@@ -214,7 +210,9 @@ def test_batchnorm_then_what_the_objective_folds_are_one_linear_layer(objective,
     """Computed apart, in fp64: the layer, the BatchNorm by its running statistics, then the neck's
     or A's map.
     """
-    model = stirred(Embedding(built("resnet", "avg"), dim, batchnorm=True, unit=False), seed=3)
+    model = stirred(
+        Embedding(built("resnet", "avg"), dim, batchnorm=True, distance="euclidean"), seed=3
+    )
     owner = Objective(OBJECTIVE.spec(objective), None, num_classes=4, embedding_size=model.dim)
     weight, bias = stirred(owner, seed=4).affine()
     x, norm = images(RESNET, 9), copy.deepcopy(model.norm).double()
@@ -230,8 +228,7 @@ def test_batchnorm_then_what_the_objective_folds_are_one_linear_layer(objective,
     )
 
 
-# --- layers and rates
-# ------------------------------------------------------------------------------------------
+# --- layers and rates -----------------------------------------------------------------------------
 
 # What follows the last block counts 0.
 DEPTHS = {
@@ -370,14 +367,13 @@ def test_the_backbone_rests_for_the_first_epochs_then_trains():
     system = tuning("resnet", head_epochs=1.0)
     norms = [m for m in system.model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     for epoch, resting in ((0.0, True), (0.9, True), (1.0, False), (0.5, True)):
-        system.begin(Progress(0, 10, epoch))
+        system.on_step(Progress(0, 10, epoch))
         assert {norm.training for norm in norms} == {not resting}
         assert system.model.norm.training
     assert not any(m.training for m in system.eval().modules())
 
 
-# --- in a training
-# ---------------------------------------------------------------------------------------------
+# --- in a training --------------------------------------------------------------------------------
 
 CNN_WORDS = ("finetune.epochs=2", "finetune.save_every_epochs=1", "finetune.warmup_epochs=0.2")
 ALL = (
@@ -391,15 +387,6 @@ ALL = (
     "finetune.dim=6",
     "finetune.per_class=30",
 )
-
-
-def tuned(out: Path, kind: str, *words: str) -> Path:
-    torch.manual_seed(0)
-    backbone = toy.architecture(kind).build()
-    lookalike.finetune(
-        backbone, toy.recipe(*words, backbone=toy.VIT if kind == "vit" else toy.RESNET), out
-    )
-    return out / "finetune"
 
 
 def steps(run: Path) -> list[int]:
@@ -423,7 +410,7 @@ def moved(run: Path, step: int, kind: str = "resnet") -> set[str]:
 
 
 def test_frozen_blocks_and_their_statistics_keep_their_bits(tmp_path):
-    run = tuned(tmp_path, "resnet", *CNN_WORDS, "finetune.train_blocks=2")
+    run = toy.tuned(tmp_path, *CNN_WORDS, "finetune.train_blocks=2", kind="resnet")
     every = {name.removeprefix("model:model.backbone.model.") for name in start("resnet")}
     assert moved(run, steps(run)[-1]) == {n for n in every if n.startswith(("layer3", "layer4"))}
     assert any(n.endswith("running_mean") for n in moved(run, steps(run)[-1]))
@@ -432,15 +419,15 @@ def test_frozen_blocks_and_their_statistics_keep_their_bits(tmp_path):
 
 
 def test_frozen_batchnorms_keep_their_bits_and_all_else_is_trained(tmp_path):
-    run = tuned(tmp_path, "resnet", *CNN_WORDS, "finetune.freeze_batchnorm=true")
+    run = toy.tuned(tmp_path, *CNN_WORDS, "finetune.freeze_batchnorm=true", kind="resnet")
     every = {name.removeprefix("model:model.backbone.model.") for name in start("resnet")}
     norms = {n.rpartition(".")[0] for n in every if n.endswith("running_mean")}
     assert moved(run, steps(run)[-1]) == {n for n in every if n.rpartition(".")[0] not in norms}
 
 
 def test_the_head_alone_leaves_the_backbone_its_bits(tmp_path):
-    run = tuned(
-        tmp_path, "resnet", *CNN_WORDS, "finetune.train_blocks=0", "finetune.batchnorm=true"
+    run = toy.tuned(
+        tmp_path, *CNN_WORDS, "finetune.train_blocks=0", "finetune.batchnorm=true", kind="resnet"
     )
     assert not moved(run, steps(run)[-1])
     model, x = lookalike.load_model(run / "embedding"), torch.rand(3, 1, 16, 16)
@@ -449,7 +436,7 @@ def test_the_head_alone_leaves_the_backbone_its_bits(tmp_path):
 
 
 def test_the_backbone_waits_bit_for_bit_then_moves(tmp_path):
-    run = tuned(tmp_path, "resnet", *CNN_WORDS, "finetune.head_epochs=1")
+    run = toy.tuned(tmp_path, *CNN_WORDS, "finetune.head_epochs=1", kind="resnet")
     first, last = steps(run)
     assert not moved(run, first)
     every = {name.removeprefix("model:model.backbone.model.") for name in start("resnet")}
@@ -461,7 +448,7 @@ def test_the_backbone_waits_bit_for_bit_then_moves(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return tuned(tmp_path_factory.mktemp("whole"), "vit", *ALL)
+    return toy.tuned(tmp_path_factory.mktemp("whole"), *ALL)
 
 
 def test_the_folder_computes_what_was_trained(whole):
@@ -487,30 +474,19 @@ def test_the_folder_computes_what_was_trained(whole):
     assert (card["pool"], card["features"], card["distance"]) == ("cls_gem", 6, "cosine")
 
 
-def test_stopped_and_resumed_it_goes_on_bit_for_bit(tmp_path, monkeypatch, whole):
+def test_stopped_and_resumed_it_goes_on_bit_for_bit(tmp_path, whole):
     """Stopped while the backbone waits, and again after."""
-    original = loop.begin
-    for step in (2, 8):
-        with monkeypatch.context() as patch:
-
-            def tripwire(*arguments: Any, at: int = step) -> Any:
-                if arguments[3].step == at:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                return original(*arguments)
-
-            patch.setattr(loop, "begin", tripwire)
-            with pytest.raises(Stopped):
-                tuned(tmp_path, "vit", *ALL)
-    run = tuned(tmp_path, "vit", *ALL)
+    for step in (3, 9):
+        with fault.plan(f"term:rank=0,step={step}"), pytest.raises(Stopped):
+            toy.tuned(tmp_path, *ALL)
+    run = toy.tuned(tmp_path, *ALL)
     assert toy.curve(run) == toy.curve(whole)
     assert toy.same(toy.tensors(run, steps(run)[-1]), toy.tensors(whole, steps(whole)[-1]))
 
 
 def at_stages(out: str, stages: list[int]) -> bool:
     for stage in stages:
-        tuned(
-            Path(out) / str(stage), "vit", *ALL, f"finetune.engine={{name: zero, stage: {stage}}}"
-        )
+        toy.tuned(Path(out) / str(stage), *ALL, f"finetune.engine={{name: zero, stage: {stage}}}")
     return True
 
 
@@ -548,29 +524,31 @@ def test_vectors_that_keep_their_lengths_are_scored_by_euclidean_distance(tmp_pa
     words = ("finetune.unit=false", "finetune.dim=null", "finetune.pool=max")
     if estimated:
         words = ("finetune={estimator: {name: rca, n_components: 4}, pool: max}",)
-    run = tuned(tmp_path, "resnet", *words)
+    run = toy.tuned(tmp_path, *words, kind="resnet")
     recipe = toy.recipe(*words)
     found, model, images = (
         lookalike.evaluate(run / "embedding", recipe),
         lookalike.load_model(run / "embedding"),
-        shown(recipe),
+        toy.scored(recipe),
     )
     x_ND, labels_N, *_ = extract(embedder(model, model.architecture), images)
     assert found["protocol"]["nearness"] == "euclidean"
-    for normalize in (False, True):
-        expected = retrieval.scores(x_ND, labels_N, normalize=normalize)
-        assert (found["map"] == pytest.approx(expected["map"], abs=1e-9)) is not normalize
+    for distance in ("euclidean", "cosine"):
+        expected = retrieval.scores(x_ND, labels_N, distance=distance)
+        assert (found["map"] == pytest.approx(expected["map"], abs=1e-9)) is (
+            distance == "euclidean"
+        )
     assert lookalike.load_model(run / "embedding").architecture.pool == "max"
 
 
-# --- refusals and show
-# -----------------------------------------------------------------------------------------
+# --- refusals and show ----------------------------------------------------------------------------
 
 REFUSED = {
     "finetune.pool=cls_gem": r"backbone\.pool: cls_gem: resnet18 has no class token: take gem",
     "finetune.train_blocks=5": r"finetune\.train_blocks: 5, but resnet18 has 4",
-    "finetune.dim=null "
-    "finetune.train_blocks=0": r"no parameter is trainable: unfreeze the backbone or give it a head",
+    "finetune.dim=null finetune.train_blocks=0": (
+        r"no parameter is trainable: unfreeze the backbone or give it a head"
+    ),
     "finetune.train_blocks=0 "
     "finetune.layer_decay=0.5": r"layer_decay: the backbone is not trained \(train_blocks: 0\)",
     "finetune.train_blocks=0 "
@@ -592,6 +570,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(words, tmp_path):
 def test_show_says_what_fine_tuning_will_do():
     words = (
         "pretrain=null",
+        "backbone.pretrained=true",
         "finetune.layer_decay=0.5",
         "finetune.train_blocks=1",
         "finetune.epochs=3",
@@ -603,18 +582,22 @@ def test_show_says_what_fine_tuning_will_do():
     assert "steps       66 = 3 epochs × 22 of 32 images" in text
     model = toy.architecture("resnet").build().model
     kernels = [p.numel() for p in model.layer4.parameters() if p.ndim > 1]
-    group = f"weights, rate × 0.5: {len(kernels)} tensors, {sum(kernels):,} numbers, lr 0.0005, weight decay 0.05"
+    group = (
+        f"weights, rate × 0.5: {len(kernels)} tensors, {sum(kernels):,} parameters, "
+        "lr 0.0005, weight decay 0.05"
+    )
     assert f"group       {group}" in text
-    assert "group       weights: 1 tensors, 256 numbers, lr 0.001, weight decay 0.05" in text
+    assert "group       weights: 1 tensors, 256 parameters, lr 0.001, weight decay 0.05" in text
     frozen = [p for n, p in model.named_parameters() if not n.startswith("layer4")]
-    assert f"frozen      {len(frozen)} tensors, {sum(p.numel() for p in frozen):,} numbers" in text
+    assert (
+        f"frozen      {len(frozen)} tensors, {sum(p.numel() for p in frozen):,} parameters" in text
+    )
     both = show(toy.recipe())
     assert both.count("\ngroup ") == 4
     assert "finetune    rca on features (B, 16)" in show(toy.recipe("finetune={estimator: rca}"))
 
 
-# --- export
-# ----------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------
 
 EXPORTED = [
     ("vit", "cls_gem", "batchnorm"),
@@ -625,7 +608,9 @@ EXPORTED = [
 
 def exported(folder: Path, text: str = "export: {}\n") -> Path:
     return room.export(
-        folder, from_text(text, "export.yaml", (), {"export": room.Export}), folder.parent / "out"
+        folder,
+        from_text(text, "export.yaml", (), toy.sections(export=Export)),
+        folder.parent / "out",
     )
 
 
@@ -644,7 +629,7 @@ def test_onnxruntime_gives_what_was_trained_from_a_folder_without_a_card(
         np.testing.assert_allclose(
             found, model((x - mean) / std).detach().numpy(), rtol=1e-4, atol=1e-4
         )
-        if model.unit:
+        if model.distance == "cosine":
             np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
     card = json.loads((out / "card.json").read_text())
     assert card["input"]["size"] == model.architecture.size

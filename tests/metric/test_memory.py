@@ -3,8 +3,6 @@ on the same.
 """
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from lookalike.errors import RunError
 from lookalike.metric.memory import Memory, MemorySettings
 from lookalike.metric.objectives import OBJECTIVE, Objective
 from lookalike.optim import Progress
+from lookalike.process import fault
 from lookalike.process.signals import Stopped
-from lookalike.training import loop
 
 
 def batch(step: int, n: int = 6) -> tuple[Tensor, Tensor]:
@@ -36,7 +34,7 @@ def test_it_holds_the_last_rows_and_their_classes(size):
     for step in range(5):
         z, labels = batch(step)
         memory.put(z, labels)
-        memory.follow()
+        memory.commit()
         written += list(zip(z.tolist(), labels.tolist(), strict=True))
         rows, of = memory.filled()
         held = list(zip(rows.tolist(), of.tolist(), strict=True))
@@ -47,17 +45,17 @@ def test_it_holds_the_last_rows_and_their_classes(size):
 def test_warm_up_and_skipped_steps_leave_nothing():
     memory = Memory(10, 3, warmup_steps=2).double()
     for step in range(2):
-        memory.begin(Progress(step, 9, 0.0))
+        memory.on_step(Progress(step, 9, 0.0))
         memory.put(*batch(step))
-        memory.follow()
+        memory.commit()
     assert len(memory.filled()[0]) == 0
-    memory.begin(Progress(2, 9, 0.0))
+    memory.on_step(Progress(2, 9, 0.0))
     memory.put(*batch(2))
-    memory.forget()
-    memory.follow()
+    memory.discard()
+    memory.commit()
     assert len(memory.filled()[0]) == 0
     memory.put(*batch(2))
-    memory.follow()
+    memory.commit()
     assert torch.equal(memory.filled()[0], batch(2)[0])
 
 
@@ -75,17 +73,17 @@ def test_the_loss_is_the_batchs_own_plus_that_against_earlier_steps(name):
     unit0, unit1 = (z / z.norm(dim=1, keepdim=True) for z in (z0, z1))
     loss = getattr(losses, name)()
     torch.testing.assert_close(found(z0, y0).value, loss(unit0, y0))
-    found.memory.follow()
+    found.memory.commit()
     wanted = loss(unit1, y1) + weight * loss(unit1, y1, None, unit0, y0.clone())
     torch.testing.assert_close(found(z1, y1).value, wanted)
     assert found(z1, y1).terms["memory"] == 6
 
 
-def test_a_memory_is_no_way_back_for_gradients():
+def test_memory_carries_no_gradient():
     found = objective("FaceNetLoss")
     z = batch(0)[0].requires_grad_()
     found(z, batch(0)[1])
-    found.memory.follow()
+    found.memory.commit()
     assert not found.memory.rows_QD.requires_grad
 
 
@@ -122,13 +120,6 @@ WORDS = (
 )
 
 
-def tuned(out: Path, *words: str) -> Path:
-    torch.manual_seed(0)
-    backbone = toy.architecture("vit").build()
-    lookalike.finetune(backbone, toy.recipe(*WORDS, *words, backbone=toy.VIT), out)
-    return out / "finetune"
-
-
 def last(run: Path) -> dict[str, Tensor]:
     step = int(sorted(run.glob("checkpoints/step_*"))[-1].name.split("_")[1])
     return toy.tensors(run, step)
@@ -137,24 +128,15 @@ def last(run: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return tuned(tmp_path_factory.mktemp("whole"))
+    return toy.tuned(tmp_path_factory.mktemp("whole"), *WORDS)
 
 
 @pytest.mark.parametrize("step", [2, 7])
-def test_stopped_and_resumed_it_goes_on_bit_for_bit(tmp_path, monkeypatch, whole, step):
+def test_stopped_and_resumed_it_goes_on_bit_for_bit(tmp_path, whole, step):
     """In the warm-up, and while the memory is turning."""
-    original, calls = loop.begin, iter(range(1, 1000))
-
-    def tripwire(*arguments: Any) -> Any:
-        if next(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "begin", tripwire)
-        with pytest.raises(Stopped):
-            tuned(tmp_path)
-    run = tuned(tmp_path)
+    with fault.plan(f"term:rank=0,step={step}"), pytest.raises(Stopped):
+        toy.tuned(tmp_path, *WORDS)
+    run = toy.tuned(tmp_path, *WORDS)
     assert toy.curve(run) == toy.curve(whole)
     assert toy.same(last(run), last(whole))
     held = last(run)
@@ -173,7 +155,7 @@ def test_what_a_loss_owns_is_trained_and_a_learned_metric_is_folded_into_the_hea
 
 
 def on_a_rank(out: str) -> bool:
-    tuned(Path(out))
+    toy.tuned(Path(out), *WORDS)
     return True
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lookalike import comm
 from lookalike.metric.memory import MemorySettings
 from lookalike.metric.objectives import MINER, OBJECTIVE, OBJECTIVES, Objective
+from lookalike.nn.hooks import Deferred, discard, follow, start_step
 from lookalike.optim import Progress
 
 B, D = 24, 8
@@ -72,12 +73,6 @@ def build(case: str) -> Objective:
     return objective.double()
 
 
-def follow(objective: Objective) -> None:
-    for part in objective.modules():
-        if hasattr(part, "follow"):
-            part.follow()
-
-
 def trained(
     case: str, cut: list[int], steps: int = 2
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
@@ -88,9 +83,7 @@ def trained(
     values, gradients, own = [], [], []
     for step in range(steps):
         torch.manual_seed(100 + comm.rank())  # as the loop does: dropout differs on every rank
-        for part in objective.modules():
-            if hasattr(part, "begin"):
-                part.begin(Progress(step, steps, float(step)))
+        start_step(objective, Progress(step, steps, float(step)))
         z, labels = (part.split(cut if world > 1 else [B])[comm.rank()] for part in batch(step))
         z = z.clone().requires_grad_()
         found = objective(z, labels)
@@ -141,13 +134,31 @@ def test_another_step_draws_otherwise_and_the_same_step_alike(case):
     z, labels = batch(0)
 
     def value(step: int) -> float:
-        for part in objective.modules():
-            if hasattr(part, "begin"):
-                part.begin(Progress(step, 9, 0.0))
+        start_step(objective, Progress(step, 9, 0.0))
         return float(objective(z, labels).value)
 
     assert value(0) == value(0)
     assert value(0) != value(1)
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's, known in tests/metric/test_metric.py
+@pytest.mark.parametrize("case", [case for case in CASES if case != "P2SGradLoss"])
+def test_a_skipped_step_leaves_no_bit_of_what_is_deferred(case):
+    """The library's P2SGradLoss is left out: its forward gives its weights length one, again and
+    again.
+    """
+    objective = build(case)
+    deferred = [part for part in objective.modules() if isinstance(part, Deferred)]
+    before = {n: t.clone() for n, t in objective.state_dict().items()}
+    for skip in (True, False):
+        for step in range(2):
+            objective(*batch(step))
+        if skip:
+            discard(objective)
+        for part in deferred:
+            part.commit()
+        same = all(torch.equal(t, before[n]) for n, t in objective.state_dict().items())
+        assert same == (skip or not deferred)
 
 
 def test_drawing_leaves_the_training_s_own_generator_where_it_was():

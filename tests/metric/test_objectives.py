@@ -21,6 +21,7 @@ from lookalike.metric.objectives import MINER, OBJECTIVE, OWN, SINGLE, Objective
 from lookalike.metric.pair_masks import classes, masks
 from lookalike.metric.quadruplet import QuadrupletLoss, adaptive_margins
 from lookalike.metric.sentence import alike
+from lookalike.nn.hooks import Deferred, Follower
 
 D = 5
 LABELS = {
@@ -707,11 +708,11 @@ def test_the_neck_is_a_batchnorm_whose_running_statistics_move_only_after_good_s
     theirs = torch.nn.BatchNorm1d(D, momentum=1.0).double()
     torch.testing.assert_close(neck(z), theirs(z))
     assert not running.mean_D.any()
-    running.forget()
-    running.follow()
+    running.discard()
+    running.commit()
     assert not running.mean_D.any()
     neck(z)
-    running.follow()
+    running.commit()
     weight, bias = neck.affine()
     torch.testing.assert_close(z @ weight.T + bias, theirs.eval()(z))
 
@@ -719,7 +720,12 @@ def test_the_neck_is_a_batchnorm_whose_running_statistics_move_only_after_good_s
 def test_what_follows_a_step_owns_no_parameter():
     """Else an engine that cuts parameters over ranks would gather them all for it, every step."""
     names = ["CrossEntropyLoss", "CSMLLoss", "DynamicSoftMarginLoss", "ProxyAnchorLoss"]
-    parts = [part for name in names for part in make(name).modules() if hasattr(part, "follow")]
+    parts = [
+        part
+        for name in names
+        for part in make(name).modules()
+        if isinstance(part, Deferred | Follower)
+    ]
     assert len(parts) == 2
     assert all(not list(part.parameters()) for part in parts)
 
@@ -728,14 +734,14 @@ def test_the_librarys_dynamic_margin_forgets_a_skipped_step():
     loss, (z, labels) = make("DynamicSoftMarginLoss"), (rows(12), torch.tensor(LABELS["ordinary"]))
     assert not loss.hist_.any()
     loss(z, labels)
-    loss.forget()
+    loss.discard()
     assert not loss.hist_.any()
     loss(z, labels)
-    loss.follow()
+    loss.commit()
     kept = loss.state_dict()["hist_"].clone()
     assert kept.sum() == pytest.approx(1)
     loss(-z[:6], labels[:6])
-    loss.forget()
+    loss.discard()
     assert torch.equal(loss.hist_, kept)
 
 

@@ -3,8 +3,6 @@ exactly.
 """
 
 import itertools
-import os
-import signal
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,14 +16,15 @@ from torch.utils.data import DataLoader
 
 import lookalike
 import toy
-from lookalike.data.images import ArrayImages, subset
+from lookalike.data.images import Annotations, ArrayImages, subset
 from lookalike.data.order import share
 from lookalike.data.sources import Digits
 from lookalike.errors import DataError, RunError
+from lookalike.experiment import Finetune
 from lookalike.metric.sampler import PKOrder, PKSampler, spread
+from lookalike.process import fault
 from lookalike.process.signals import Stopped
-from lookalike.stages.finetune import Finetune, make_order
-from lookalike.training import loop
+from lookalike.stages.finetune import make_order
 
 WORLDS = (1, 2, 3, 4, 8)
 
@@ -241,10 +240,8 @@ def test_a_camera_a_image_is_no_rule_at_all(shape):
 
 
 def test_rows_of_images_keep_their_cameras():
-    images = ArrayImages(
-        torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6) % 2, ("a", "b")
-    )
-    images.cameras = torch.arange(6) * 10
+    known = Annotations(torch.arange(6) % 2, ("a", "b"), torch.arange(6) * 10)
+    images = ArrayImages(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), known)
     assert subset(subset(images, [5, 1, 3]), [2, 0]).cameras.tolist() == [30, 50]
 
 
@@ -378,18 +375,12 @@ WORDS = (
 def filmed(self: Digits, name: str, size: int | None = None) -> Any:
     """Digits seen by five cameras."""
     images = SPLIT(self, name, size)
-    images.cameras = torch.arange(len(images)) % 5
+    cameras_N = torch.arange(len(images)) % 5
+    images.annotations = images.annotations._replace(cameras=cameras_N)
     return images
 
 
 SPLIT = Digits.split
-
-
-def tuned(out: Path) -> Path:
-    torch.manual_seed(0)
-    backbone = toy.architecture("vit").build()
-    lookalike.finetune(backbone, toy.recipe(*WORDS, backbone=toy.VIT), out)
-    return out / "finetune"
 
 
 @pytest.fixture(scope="module")
@@ -397,26 +388,17 @@ def whole(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Digits, "split", filmed)
-        return tuned(tmp_path_factory.mktemp("whole"))
+        return toy.tuned(tmp_path_factory.mktemp("whole"), *WORDS)
 
 
 @pytest.mark.parametrize("step", [2, 8, 12])
 def test_a_training_stopped_in_mid_round_goes_on_bit_for_bit(tmp_path, monkeypatch, whole, step):
     """Nine steps an epoch, two a round of the five classes, one of which sits out."""
     monkeypatch.setattr(Digits, "split", filmed)
-    original, calls = loop.begin, iter(range(1, 1000))
-
-    def tripwire(*arguments: Any) -> Any:
-        if next(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "begin", tripwire)
-        with pytest.raises(Stopped):
-            tuned(tmp_path)
+    with fault.plan(f"term:rank=0,step={step}"), pytest.raises(Stopped):
+        toy.tuned(tmp_path, *WORDS)
     assert len(toy.curve(tmp_path / "finetune")) == step
-    run, last = tuned(tmp_path), len(toy.curve(whole))
+    run, last = toy.tuned(tmp_path, *WORDS), len(toy.curve(whole))
     assert not (tmp_path / "finetune.1").exists()
     assert toy.curve(run) == toy.curve(whole)
     assert toy.same(toy.tensors(run, last), toy.tensors(whole, last))

@@ -20,6 +20,7 @@ import toy
 from lookalike import folder as folders
 from lookalike.errors import BackboneError, RunError
 from lookalike.folder import MANIFEST, recover, verify, write_file, write_folder
+from lookalike.geometry import sides
 from lookalike.models import (
     CIFAR_STEMS,
     Architecture,
@@ -32,7 +33,6 @@ from lookalike.models import (
     register_cifar_stems,
 )
 from lookalike.models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from lookalike.recipe import sides
 
 OWN_KEYS = "size, channels and pool have keys of their own"
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
@@ -107,8 +107,7 @@ def reconfigure(folder, /, **ours):
     rewrite(folder, config__json=json.dumps(config).encode())
 
 
-# --- round trips
-# -----------------------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", POOLS)
@@ -213,8 +212,7 @@ def test_grey_and_colour_have_their_own_normalisation():
     assert replace(VIT, mean=(0.1, 0.2, 0.3)).normalisation() == ((0.1, 0.2, 0.3), IMAGENET_STD)
 
 
-# --- CIFAR stem
-# ------------------------------------------------------------------------------------------------
+# --- CIFAR stem -----------------------------------------------------------------------------------
 
 
 def test_cifar_stem_keeps_the_resolution_that_timm_s_divides_by_four():
@@ -245,8 +243,7 @@ def test_cifar_stems_are_registered_once_and_have_no_published_weights():
         Backbone(replace(FAMILIES["cifar"], pretrained=True))
 
 
-# --- pooling
-# ---------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 def gem_loop(x_BND, p):
@@ -318,8 +315,7 @@ def test_token_pooling_of_a_vit_is_the_class_token():
         assert backbone(images(VIT)).equal(backbone.model.forward_features(images(VIT))[:, 0])
 
 
-# --- refusals of an architecture
-# -------------------------------------------------------------------------------
+# --- refusals of an architecture ------------------------------------------------------------------
 
 REFUSED = {
     "unknown name": (
@@ -408,8 +404,7 @@ def test_a_backbone_that_cannot_be_made_is_refused_with_its_name(architecture, m
         architecture.build()
 
 
-# --- refusals of a folder
-# --------------------------------------------------------------------------------------
+# --- refusals of a folder -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -614,8 +609,7 @@ def test_a_pickle_in_the_folder_is_never_read(written, tmp_path):
     assert sprung.exists()
 
 
-# --- writing folders
-# -------------------------------------------------------------------------------------------
+# --- writing folders ------------------------------------------------------------------------------
 
 OLD, NEW = {"a": b"old", "b": b"stays"}, {"a": b"new", "c": b"more"}
 
@@ -746,7 +740,8 @@ def test_the_error_is_of_the_kind_asked_for(tmp_path):
     for kind in (RunError, BackboneError):
         with pytest.raises(
             kind,
-            match=rf"^{re.escape(str(tmp_path / 'none'))}: no such folder: pretrain first, or name another$",
+            match=rf"^{re.escape(str(tmp_path / 'none'))}: no such folder: "
+            r"pretrain first, or name another$",
         ):
             verify(tmp_path / "none", kind)
 

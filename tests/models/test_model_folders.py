@@ -65,8 +65,7 @@ def spoil(folder: Path, name: str, change: Any, file: str = "model.safetensors")
     rewrite(folder, **{file.replace(".", "__"): save(tensors)})
 
 
-# --- weights
-# -----------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 KINDS = [
     torch.int8,
@@ -84,7 +83,8 @@ KINDS = [
 def test_weights_of_another_dtype_are_refused_by_name_and_never_cast(kind, tmp_path):
     folder = written(tmp_path / "x")
     spoil(folder, "layer2.0.conv1.weight", lambda tensor: tensor.to(kind))
-    text = rf"model\.safetensors: .*: layer2\.0\.conv1\.weight: {str(kind)[6:]} instead of float32: export it again$"
+    found = rf"layer2\.0\.conv1\.weight: {str(kind)[6:]} instead of float32"
+    text = rf"model\.safetensors: .*: {found}: export it again$"
     with pytest.raises(BackboneError, match=text):
         load_backbone(folder)
 
@@ -214,10 +214,12 @@ def test_cells_of_other_numbers_are_refused(change, reason, tmp_path):
         open_index(tmp_path / "x")
 
 
-# --- bombs
-# -------------------------------------------------------------------------------------------------------
+# --- bombs ----------------------------------------------------------------------------------------
 
-TOO_MUCH = r"model\.safetensors: the weights do not fit config\.json, which asks for {} than they explain: export it a"
+TOO_MUCH = (
+    r"model\.safetensors: the weights do not fit config\.json, "
+    r"which asks for {} than they explain: export it a"
+)
 ODD = r"config\.json: not a backbone of lookalike \({}\): export it again"
 SUM = ODD.format("ValueError: its numbers are not finite, or add up to more than 50000")
 BOMBS: dict[str, tuple[Architecture, dict[str, Any], str]] = {
@@ -374,8 +376,7 @@ def test_what_a_recipe_says_of_a_backbone_reaches_no_terminal_raw(how):
     assert len(str(caught.value)) < 300
 
 
-# --- built without memory, then with
-# ---------------------------------------------------------------------------------
+# --- built without memory, then with --------------------------------------------------------------
 
 
 def no_meta(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,8 +487,7 @@ def test_the_bound_leaves_no_hook_behind(tmp_path):
     assert len(list(nn.Sequential(*[nn.Linear(1, 1) for _ in range(500)]).parameters())) == 1000
 
 
-# --- cards
-# -------------------------------------------------------------------------------------------------------
+# --- cards ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

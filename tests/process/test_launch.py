@@ -53,9 +53,11 @@ def recorded(tmp_path) -> Path:
     JSON line each.
     """
     folder = tmp_path / "stubs"
-    record = f"""'{sys.executable}' -c 'import json, os, sys; names = [n for n in os.environ if n.startswith(
+    record = f"""'{sys.executable}' -c 'import json, os, sys; \
+names = [n for n in os.environ if n.startswith(
         ("MASTER", "OMP", "RANK", "LOCAL_", "WORLD", "TORCH_D", "PDSH"))]
-print(json.dumps([sys.argv[1:], {{n: os.environ[n] for n in names}}]))' "${{0##*/}}" "$@" >> '{tmp_path}/calls'"""
+print(json.dumps([sys.argv[1:], {{n: os.environ[n] for n in names}}]))' \
+"${{0##*/}}" "$@" >> '{tmp_path}/calls'"""
     stub(folder, "python", f'{record}\nexit "${{CODE:-0}}"')
     stub(folder, "pdsh", "exit 0")
     stub(folder, "scontrol", f'{record}\n[ "$1" != show ] || printf "node1\\nnode2\\n"')
@@ -160,8 +162,8 @@ def test_without_a_run_folder_every_script_ends_in_one_line(tmp_path, recorded, 
     )
     assert done.returncode == 2
     assert (
-        done.stderr
-        == "lookalike: --out DIR is missing: name the run folder, one of an earlier run is resumed\n"
+        done.stderr == "lookalike: --out DIR is missing: name the run folder, "
+        "one of an earlier run is resumed\n"
     )
     assert not calls(recorded)
 
@@ -247,8 +249,11 @@ time.sleep(30)"""
 
 
 def test_a_rank_that_hears_nothing_is_killed_in_the_end():
-    hasty = "from lookalike import ranks; ranks._GRACE = ranks._LEAVE = 0.5; "
-    code = "signal.signal(signal.SIGTERM, signal.SIG_IGN); rank == '0' and time.sleep(60); time.sleep(1); sys.exit(3)"
+    hasty = "from lookalike.process import ranks; ranks._GRACE = ranks._LEAVE = 0.5; "
+    code = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); rank == '0' and time.sleep(60); "
+        "time.sleep(1); sys.exit(3)"
+    )
     words = [
         sys.executable,
         "-c",

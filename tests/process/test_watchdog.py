@@ -3,7 +3,6 @@ to the same end.
 """
 
 import contextlib
-import multiprocessing
 import os
 import re
 import signal
@@ -18,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import children
 import toy
 from lookalike import cli, comm
 from lookalike.comm import group
 from lookalike.errors import HUNG, LOST, LostError, RunError
-from lookalike.process import fault
 from lookalike.process.watchdog import Watchdog
 
 TIMEOUT = 6
@@ -65,10 +64,7 @@ class Rank:
         }
         self.said = run.parent / f"{run.name}_{rank}.txt"
         arguments = (self.said, {**ranks, "LOOKALIKE_TIMEOUT": str(TIMEOUT), **environment}, words)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lookalike.pipeline", "deepspeed"])
-        self.process = context.Process(target=rank_main, args=arguments)
-        self.process.start()
+        self.process = children.child(rank_main, *arguments)
 
     def wait(self, seconds: float = 100) -> int | None:
         self.process.join(seconds)
@@ -126,7 +122,10 @@ def goes_on_to_the_same_end(run: Path, uninterrupted: Path) -> None:
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-LOST_LINE = r"lookalike: another rank has ended or hangs \(.*\): see the first error.* goes on from the last checkpoint"
+LOST_LINE = (
+    r"lookalike: another rank has ended or hangs \(.*\): "
+    r"see the first error.* goes on from the last checkpoint"
+)
 
 
 @pytest.mark.parametrize(("kind", "code"), [("kill", -signal.SIGKILL), ("raise", 1)])
@@ -175,13 +174,6 @@ def test_a_rank_that_freezes_ends_the_others_in_time(tmp_path):
     assert "Thread" in (run / "stacks_rank0.txt").read_text()
 
 
-def alone(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-c", code, str(folder)]
-    return subprocess.run(
-        words, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}
-    )
-
-
 WATCHED = """
 import sys, time
 from pathlib import Path
@@ -197,13 +189,14 @@ time.sleep(2)
 
 
 def test_steps_keep_the_watchdog_quiet_and_leaving_ends_it(tmp_path):
-    done = alone(WATCHED.format(then="pass"), tmp_path)
+    done = children.run(WATCHED.format(then="pass"), str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")
 
 
 def test_the_report_does_not_need_a_folder_that_can_be_written(tmp_path):
     began = time.monotonic()
-    done = alone(WATCHED.format(then="time.sleep(60)"), tmp_path / "missing")
+    code = WATCHED.format(then="time.sleep(60)")
+    done = children.run(code, str(tmp_path / "missing"))
     assert done.returncode == HUNG
     assert time.monotonic() - began < 30
     assert "after step 4; it stands in <string>:9 <module>" in done.stderr
@@ -211,62 +204,27 @@ def test_the_report_does_not_need_a_folder_that_can_be_written(tmp_path):
     assert "Thread" in done.stderr
 
 
-def test_time_in_which_the_process_was_suspended_does_not_count(tmp_path):
+def test_suspended_time_does_not_count_for_the_watchdog(tmp_path):
     code = WATCHED.format(then="print('go', flush=True); time.sleep(0.7)")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline() == "go\n"
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(2)
-        process.send_signal(signal.SIGCONT)
-        assert process.communicate(timeout=30)[0] == "left\n"
-        assert process.returncode == 0
-    finally:
-        process.kill()
-        process.wait(20)
+    program = children.Program(code, str(tmp_path))
+    assert program.printed("go\n")
+    program.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    program.send_signal(signal.SIGCONT)
+    assert program.wait() == (0, "go\nleft\n", "")
 
 
-def test_a_watchdog_costs_nothing_when_the_training_ends_by_an_error(tmp_path):
+def test_the_watchdog_ends_with_a_training_that_raises(tmp_path):
     with pytest.raises(ValueError), Watchdog(tmp_path, 0.2):
         raise ValueError
     time.sleep(0.5)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["kill", "kill:rank=1", "burn:rank=0,step=1", "kill:rank=x,step=1", "kill:step=1,rank=0"],
-)
-def test_a_fault_that_is_none_is_refused(monkeypatch, text):
-    monkeypatch.setenv(fault.NAME, text)
-    with (
-        pytest.warns(UserWarning, match="is set"),
-        pytest.raises(RunError, match=r"is no fault: unset it"),
-    ):
-        fault.inject(1)
-
-
-def test_a_fault_with_a_marker_happens_once(monkeypatch, tmp_path):
-    monkeypatch.setenv(fault.NAME, f"raise:rank=0,step=3,once={tmp_path / 'marker'}")
-    monkeypatch.setattr(fault, "_warn", lambda _: None)
-    fault.inject(2)
-    assert not (tmp_path / "marker").exists()
-    with pytest.raises(RuntimeError, match="as asked"):
-        fault.inject(3)
-    fault.inject(3)
-
-
-def test_without_the_variable_nothing_happens(monkeypatch):
-    monkeypatch.delenv(fault.NAME, raising=False)
-    fault.inject(1)
-
-
 @pytest.mark.parametrize("text", ["abc", "0", "-1", "nan", "inf"])
-def test_a_timeout_that_is_none_is_refused(monkeypatch, text):
+def test_an_invalid_timeout_is_refused(monkeypatch, text):
     monkeypatch.setenv(comm.TIMEOUT, text)
-    with pytest.raises(RunError, match=r"LOOKALIKE_TIMEOUT=.* no number of seconds"):
+    with pytest.raises(RunError, match=r"LOOKALIKE_TIMEOUT=.* not a number of seconds"):
         comm.timeout(5)
 
 
@@ -296,7 +254,7 @@ def test_a_first_node_without_an_address_is_refused_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("port", ["junk", "-1", "0", "99999", ""])
-def test_a_port_that_is_none_is_refused_by_its_name(monkeypatch, port):
+def test_an_invalid_port_is_refused_by_name(monkeypatch, port):
     ranks_of(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     with pytest.raises(
         RunError, match=rf"environment: MASTER_PORT='{port}' is no port: say 1 to 65535"
@@ -326,18 +284,12 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
 
 
 def test_a_rank_that_finds_no_first_one_says_so_in_one_line(tmp_path):
+    """In an interpreter of its own: what torch may log is settled before it is imported."""
     ranks = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    words = [
-        sys.executable,
-        "-m",
-        "lookalike",
-        "run",
-        str(toy.write(tmp_path / "r.yaml")),
-        "--out",
-        str(tmp_path / "r"),
-    ]
+    words = ["run", str(toy.write(tmp_path / "r.yaml")), "--out", str(tmp_path / "r")]
     environment = {**os.environ, **ranks, "LOOKALIKE_TIMEOUT": "0.1"}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    command = [sys.executable, "-m", "lookalike", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == LOST, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert re.match(
@@ -390,7 +342,7 @@ def wait_patiently() -> float:
     began = time.monotonic()
     if comm.rank() == 0:
         time.sleep(0.5)
-    comm.patient_barrier()
+    comm.barrier(patient=True)
     return time.monotonic() - began
 
 

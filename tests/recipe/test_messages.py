@@ -13,7 +13,8 @@ import pytest
 import toy
 from lookalike import cli, errors
 from lookalike.errors import LOST, BackboneError, Error, LostError, RecipeError, RunError, printable
-from lookalike.pipeline import load_recipe
+from lookalike.experiment import load_recipe
+from lookalike.process import fault
 from lookalike.show import show
 from lookalike.stages import export as exporting
 from lookalike.stages.evaluate import evaluate
@@ -21,7 +22,6 @@ from lookalike.stages.export import export
 from lookalike.stages.finetune import finetune
 from lookalike.stages.pretrain import pretrain
 from lookalike.stages.probe import probe
-from lookalike.training import loop
 
 # What a terminal would obey: escape sequences, their 8-bit forms, turned writing, line ends, bells,
 # bytes astray.
@@ -188,14 +188,13 @@ def refuse(*arguments, **how):
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(whole, monkeypatch, verb):
     out, backbone, wanted = Path("/proc/fs/run"), whole / "backbone", toy.recipe()
-    monkeypatch.setattr(loop, "make_engine", refuse)
     for module in ("probe", "evaluate", "finetune"):
         monkeypatch.setattr(f"lookalike.stages.{module}.extract", refuse)
     monkeypatch.setattr("lookalike.stages.search.embedded", refuse)
     monkeypatch.setattr("lookalike.stages.preview.read", refuse)
     monkeypatch.setattr(exporting, "to_onnx", refuse)
-    from lookalike.pipeline import open_search, run
-    from lookalike.stages.preview import preview
+    from lookalike.pipeline import draw, run
+    from lookalike.stages.search import open_search
 
     verbs = {
         "pretrain": lambda: pretrain(wanted, out),
@@ -205,9 +204,10 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(whole, monkey
         "export": lambda: export(backbone, wanted, out / "export"),
         "run": lambda: run(wanted, out),
         "search": lambda: open_search(out, str(whole.parent), str(backbone)),
-        "preview": lambda: preview(wanted, out / "x.html"),
+        "preview": lambda: draw(wanted, out / "x.html", images=2, epoch=0),
     }
-    with pytest.raises(RunError, match=r"/proc/fs\S*: cannot be written \(.*\): choose another"):
+    said = r"/proc/fs\S*: cannot be written \(.*\): choose another"
+    with fault.plan("raise:rank=0,step=1"), pytest.raises(RunError, match=said):
         verbs[verb]()
     assert not out.exists()
 

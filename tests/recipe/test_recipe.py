@@ -4,7 +4,7 @@ schema.
 
 import json
 import math
-import time
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +16,9 @@ import pytest
 import yaml
 from pydantic import Field
 
+import toy
 from lookalike.errors import RecipeError
-from lookalike.pipeline import load_recipe, recipe_schema
+from lookalike.experiment import load_recipe, recipe_schema
 from lookalike.recipe import (
     FIXED,
     FREE,
@@ -30,6 +31,7 @@ from lookalike.recipe import (
     Recipe,
     Resume,
     Spec,
+    digest,
     from_text,
     load,
     read,
@@ -146,12 +148,12 @@ class Probe:
     epochs: Count = 90
 
 
-SECTIONS: dict[str, Any] = {
-    "seed": (Index, 0),
-    "pretrain": Pretrain,
-    "loss": Annotated[Spec, LOSS] | None,
-    "probe": Probe | None,
-}
+SECTIONS = toy.sections(
+    seed=(Index, 0),
+    pretrain=Pretrain,
+    loss=Annotated[Spec, LOSS] | None,
+    probe=Probe | None,
+)
 GOOD = """\
 seed: 3
 pretrain:
@@ -182,15 +184,20 @@ def in_pretrain(line: str) -> str:
 # Reading
 
 SCALARS = {
-    "1e-3": 0.001, "1.": 1.0, ".5": 0.5, "-2E+5": -200000.0, "+1.5": 1.5, "6.02e23": 6.02e23, "0.0": 0.0,
-    "12": 12, "-7": -7, "+3": 3, "0123": 123, "0o17": 15, "0x1F": 31, "9223372036854775807": 2**63 - 1,
+    "1e-3": 0.001, "1.": 1.0, ".5": 0.5, "-2E+5": -200000.0, "+1.5": 1.5, "6.02e23": 6.02e23,
+    "0.0": 0.0,
+    "12": 12, "-7": -7, "+3": 3, "0123": 123, "0o17": 15, "0x1F": 31,
+    "9223372036854775807": 2**63 - 1,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
     "null": None, "Null": None, "NULL": None, "~": None, "": None,
     "yes": "yes", "no": "no", "on": "on", "off": "off", "y": "y", "tRUE": "tRUE", "nULL": "nULL",
-    "1:30": "1:30", "190:20:30": "190:20:30", "2026-01-01": "2026-01-01", "1_000": "1_000", "1e": "1e",
-    "0b11": "0b11", "-0x1F": "-0x1F", "0o8": "0o8", "1.5.2": "1.5.2", ".": ".", "<<": "<<", "=": "=",
+    "1:30": "1:30", "190:20:30": "190:20:30", "2026-01-01": "2026-01-01",
+    "1_000": "1_000", "1e": "1e",
+    "0b11": "0b11", "-0x1F": "-0x1F", "0o8": "0o8", "1.5.2": "1.5.2", ".": ".",
+    "<<": "<<", "=": "=",
     "-": [None],
-    "e3": "e3", "'1'": "1", '"true"': "true", "'~'": "~", ".inf": math.inf, "-.INF": -math.inf, "é": "é",
+    "e3": "e3", "'1'": "1", '"true"': "true", "'~'": "~", ".inf": math.inf,
+    "-.INF": -math.inf, "é": "é",
 }  # fmt: skip
 
 
@@ -206,7 +213,10 @@ def test_nan_is_read() -> None:
 
 
 def test_structure_equals_pyyaml_where_1_1_and_1_2_agree() -> None:
-    text = "a: [1, {b: c}, [2.5]]\nd:\n- e: |\n    two\n    lines\n  f: 'it''s'\n- >-\n  folded\n  text\n"
+    text = (
+        "a: [1, {b: c}, [2.5]]\nd:\n- e: |\n    two\n    lines\n"
+        "  f: 'it''s'\n- >-\n  folded\n  text\n"
+    )
     assert read(text, "x").plain() == yaml.safe_load(text)
 
 
@@ -290,9 +300,19 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_text_is_refused_at_once(text: str) -> None:
-    start = time.perf_counter()
-    found = problems(text)
-    assert time.perf_counter() - start < 2  # the aim is 0.1 s
+    """Fewer calls than half a second takes, on however slow a machine."""
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        found = problems(text)
+    finally:
+        sys.setprofile(None)
+    assert calls < 1_000_000
     assert max(map(len, found)) < 400
 
 
@@ -302,13 +322,13 @@ def test_hostile_text_is_refused_at_once(text: str) -> None:
 def test_a_good_recipe_becomes_values() -> None:
     recipe = made(GOOD)
     pretrain = recipe.section(Pretrain)
-    assert (recipe.values["seed"], pretrain.epochs, pretrain.betas) == (3, 10, (0.9, 1.0))
+    assert (recipe.seed, pretrain.epochs, pretrain.betas) == (3, 10, (0.9, 1.0))
     assert pretrain.schedule == Schedule(warmup=0.0)
     assert (pretrain.method.name, pretrain.method.args) == (
         "barlow_twins",
         {"projector": [8, 8], "off_diagonal": 0.001},
     )
-    assert recipe.values["probe"] is None
+    assert recipe.probe is None
 
 
 def test_a_name_alone_is_short_for_a_mapping_with_that_name() -> None:
@@ -339,14 +359,16 @@ PROBLEMS = [
     ("betas: [1, 1.5]", "x.yaml:4:14: pretrain.betas[1]: 1.5 must be at most 1"),
     ("betas: 1", "x.yaml:4:10: pretrain.betas: 1 is not a list"),
     ("widths: []", "x.yaml:4:11: pretrain.widths: [] must hold at least 1 values"),
-    ("widths: [1, 2, 3, 4]", "x.yaml:4:11: pretrain.widths: [1, 2, 3, 4] must hold at most 3 values"),
+    ("widths: [1, 2, 3, 4]",
+     "x.yaml:4:11: pretrain.widths: [1, 2, 3, 4] must hold at most 3 values"),
     ("sizes: [1, 2, 2.5]", "x.yaml:4:17: pretrain.sizes[2]: 2.5 is not a whole number"),
     ("sizes: [1, 0]", "x.yaml:4:14: pretrain.sizes[1]: 0 must be at least 1"),
     ("blur: 2", "x.yaml:4:9: pretrain.blur: 2 must be at most 1"),
     ("blur: x", 'x.yaml:4:9: pretrain.blur: "x" is not a number and is not a list'),
     ("blur: [0, 2]", "x.yaml:4:13: pretrain.blur[1]: 2 must be at most 1"),
     ("args: [1]", "x.yaml:4:9: pretrain.args: [1] is not a mapping of keys to values"),
-    ("args: {a: {b: [.inf]}}", "x.yaml:4:18: pretrain.args.a.b[0]: Infinity is not a finite number"),
+    ("args: {a: {b: [.inf]}}",
+     "x.yaml:4:18: pretrain.args.a.b[0]: Infinity is not a finite number"),
     ("schedule: {warmup: 2}", "x.yaml:4:22: pretrain.schedule.warmup: 2 must be at most 1"),
     ("schedule: 3",
      "x.yaml:4:13: pretrain.schedule: 3 is not a section, give it keys, one of 2: warmup, shape"),
@@ -400,13 +422,16 @@ def test_a_wrong_choice_is_named_with_place_and_reason(method: str, message: str
 def test_a_long_table_is_listed_up_to_twelve_names() -> None:
     table = {f"m{i:02}": simclr for i in range(30)}
     with pytest.raises(RecipeError) as caught:
-        from_text("m: qqqq", "x", [], {"m": Annotated[Spec, Choice(table)]})
+        from_text("m: qqqq", "x", [], toy.sections(m=Annotated[Spec, Choice(table)]))
     listed = ", ".join(f'"m{i:02}"' for i in range(12))
     assert str(caught.value) == f'x:1:4: m: "qqqq" is unknown, one of 30: {listed}, …'
 
 
 def test_every_problem_is_named_at_once_and_in_order() -> None:
-    text = "sed: 1\npretrain:\n  lr: 0\n  method: {name: barlow_twins, off: 1}\n  sizes: [x, 1, 0]\nloss: 3\n"
+    text = (
+        "sed: 1\npretrain:\n  lr: 0\n  method: {name: barlow_twins, off: 1}\n"
+        "  sizes: [x, 1, 0]\nloss: 3\n"
+    )
     assert problems(text, "probe.epochs=none", "novalue") == [
         'x.yaml:1:1: sed: unknown, did you mean "seed"?',
         "x.yaml:2:1: pretrain.epochs: missing, add it",
@@ -439,7 +464,7 @@ def test_overrides_change_create_and_remove() -> None:
     assert recipe.section(Pretrain).epochs == 2
     assert recipe.section(Pretrain).betas == (0.0, 1.0)
     assert recipe.section(Probe) == Probe(5)
-    assert recipe.values["loss"] is None
+    assert recipe.loss is None
 
 
 def test_overrides_equal_the_edited_text() -> None:
@@ -455,7 +480,8 @@ def test_an_override_reaches_into_a_name_alone() -> None:
 
 OVERRIDES = [
     ("pretrain.epochs=x", 'pretrain.epochs=x">:1:17: pretrain.epochs: "x" is not a whole number'),
-    ("pretrain.epoch=3", 'pretrain.epoch=3">:1:10: pretrain.epoch: unknown, did you mean "epochs"?'),
+    ("pretrain.epoch=3",
+     'pretrain.epoch=3">:1:10: pretrain.epoch: unknown, did you mean "epochs"?'),
     ("pretrain.epochs=", 'pretrain.epochs=">:1:17: pretrain.epochs: null is not a whole number'),
     ("pretrain.epochs=[1",
      "pretrain.epochs=[1\">:1:19: not YAML (while parsing a flow sequence expected ',' or ']', but "
@@ -515,7 +541,7 @@ def test_text_reads_back_as_the_same_recipe(text: str) -> None:
     again = from_text(recipe.text(), "y", [], SECTIONS)
     assert again == recipe
     assert again.plain() == recipe.plain() == read(recipe.text(), "y").plain()
-    assert (again.digest(), again.text()) == (recipe.digest(), recipe.text())
+    assert again.text() == recipe.text()
 
 
 def test_any_text_and_number_survives_the_round_trip() -> None:
@@ -564,11 +590,11 @@ def test_digest_changes_iff_a_value_changes() -> None:
         + GOOD.replace("1e-3", "0.001").replace("seed: 3\n", "")
         + "seed: 3\nprobe:\n"
     )
-    assert made(rewritten, "pretrain.lr=1.0e-5", "loss.margin=1.0").digest() == one.digest()
-    assert made(GOOD, "loss.beta=2").digest() == made(GOOD, "loss.beta=2.0").digest()
+    assert digest(made(rewritten, "pretrain.lr=1.0e-5", "loss.margin=1.0")) == digest(one)
+    assert digest(made(GOOD, "loss.beta=2")) == digest(made(GOOD, "loss.beta=2.0"))
     assert made(GOOD, "pretrain.args={a: 1, b: 2}") == made(GOOD, "pretrain.args={b: 2, a: 1}")
     digests = {
-        made(GOOD, f"pretrain.args={args}").digest() for args in ("{a: 1, b: 2}", "{b: 2, a: 1}")
+        digest(made(GOOD, f"pretrain.args={args}")) for args in ("{a: 1, b: 2}", "{b: 2, a: 1}")
     }
     assert len(digests) == 1
     changes = [
@@ -579,9 +605,11 @@ def test_digest_changes_iff_a_value_changes() -> None:
         "probe={}",
     ]
     changes += ["loss.distance.power=3", "pretrain.sizes=[1]", "loss=null"]
-    digests = {made(GOOD, change).digest() for change in changes} | {one.digest()}
+    digests = {digest(made(GOOD, change)) for change in changes} | {digest(one)}
     assert len(digests) == len(changes) + 1
-    assert made(GOOD, "seed=4").digest("pretrain") == one.digest("pretrain") != one.digest("seed")
+    assert (
+        digest(made(GOOD, "seed=4"), "pretrain") == digest(one, "pretrain") != digest(one, "seed")
+    )
 
 
 # Building
@@ -592,7 +620,7 @@ def test_build_gives_nested_specs_built_and_the_program_its_say() -> None:
     method = recipe.section(Pretrain).method.build("net")
     assert (method.backbone, method.off_diagonal) == ("net", 0.001)
     assert recipe.section(Pretrain).method.build(backbone="net").backbone == "net"
-    loss = recipe.values["loss"].build()
+    loss = recipe.loss.build()
     assert (type(loss), loss.margin, loss.by_matrix) == (MarginLoss, 1.0, True)
     assert (type(loss.distance), loss.distance.power) == (Distance, 2)
 
@@ -612,8 +640,8 @@ def test_a_table_behind_a_function_is_fetched_only_for_its_section() -> None:
     def heavy() -> dict[str, Any]:
         raise ImportError("heavy")
 
-    sections = {"a": int, "b": Annotated[Spec, Choice(heavy)] | None}
-    assert from_text("a: 1", "x", [], sections).values == {"a": 1, "b": None}
+    sections = toy.sections(a=int, b=Annotated[Spec, Choice(heavy)] | None)
+    assert from_text("a: 1", "x", [], sections) == sections(a=1, b=None)
     with pytest.raises(ImportError):
         from_text("a: 1\nb: c", "x", [], sections)
 
@@ -652,7 +680,7 @@ def test_unheeded_kwargs_take_no_keys() -> None:
 
 @pytest.mark.parametrize("beta", ["2", "2.0", "2.5"])
 def test_a_whole_default_takes_any_number(beta: str) -> None:
-    assert made(GOOD, f"loss.beta={beta}").values["loss"].args["beta"] == float(beta)
+    assert made(GOOD, f"loss.beta={beta}").loss.args["beta"] == float(beta)
 
 
 def test_a_foreign_annotation_counts_as_its_default() -> None:
@@ -661,7 +689,7 @@ def test_a_foreign_annotation_counts_as_its_default() -> None:
 
     def optimizer(lr: float | Foreign = 0.1) -> None: ...
 
-    sections = {"optimizer": Annotated[Spec, Choice({"sgd": optimizer})]}
+    sections = toy.sections(optimizer=Annotated[Spec, Choice({"sgd": optimizer})])
     recipe = from_text("optimizer: {name: sgd, lr: 1}", "x", [], sections)
     assert recipe.plain() == {"optimizer": {"name": "sgd", "lr": 1.0}}
     with pytest.raises(RecipeError, match='lr: "a" is not a number'):
@@ -705,7 +733,7 @@ def test_a_mark_is_found_in_signatures_and_changes_no_check() -> None:
         "a": True,
         "b": False,
     }
-    build = partial(from_text, name="x", overrides=[], sections={"m": Marked})
+    build = partial(from_text, name="x", overrides=[], kind=toy.sections(m=Marked))
     assert build("m: {keep: 3, method: barlow_twins}").section(Marked).keep == 3
     with pytest.raises(RecipeError, match=r"^x:1:11: m\.keep: 0 must be at least 1$"):
         build("m: {keep: 0}")
@@ -761,7 +789,7 @@ def test_schema_holds_docstrings_defaults_and_no_references() -> None:
 # A real third party
 
 
-def metric_learning() -> dict[str, Any]:
+def metric_learning() -> type[Recipe]:
     from pytorch_metric_learning import distances, losses
 
     distance = Choice(
@@ -769,25 +797,21 @@ def metric_learning() -> dict[str, Any]:
     )
     names = ("TripletMarginLoss", "ContrastiveLoss", "MultiSimilarityLoss", "VICRegLoss")
     table = Choice({name: getattr(losses, name) for name in names}, nested={"distance": distance})
-    return {"loss": Annotated[Spec, table]}
+    return toy.sections(loss=Annotated[Spec, table])
 
 
 @pytest.mark.filterwarnings("default")
 def test_pytorch_metric_learning_losses() -> None:
     sections = metric_learning()
-    build = partial(from_text, name="x", overrides=[], sections=sections)
+    build = partial(from_text, name="x", overrides=[], kind=sections)
     text = "loss: {name: TripletMarginLoss, margin: 1, distance: {name: LpDistance, power: 2}}"
-    triplet = build(text).values["loss"].build()
+    triplet = build(text).loss.build()
     assert (triplet.margin, triplet.distance.power, triplet.distance.p) == (1.0, 2, 2)
-    contrastive = build("loss: {name: ContrastiveLoss, neg_margin: .5}").values["loss"].build()
+    contrastive = build("loss: {name: ContrastiveLoss, neg_margin: .5}").loss.build()
     assert (contrastive.pos_margin, contrastive.neg_margin) == (0, 0.5)
-    similarity = (
-        build("loss: {name: MultiSimilarityLoss, distance: CosineSimilarity}")
-        .values["loss"]
-        .build()
-    )
+    similarity = build("loss: {name: MultiSimilarityLoss, distance: CosineSimilarity}").loss.build()
     assert (similarity.alpha, type(similarity.distance).__name__) == (2, "CosineSimilarity")
-    assert build("loss: VICRegLoss").values["loss"].build() is not None
+    assert build("loss: VICRegLoss").loss.build() is not None
     for wrong in (
         "{name: MultiSimilarityLoss, mat_based_loss: true}",
         "{name: TripletMarginLoss, margn: 1}",

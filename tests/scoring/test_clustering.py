@@ -7,6 +7,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from lookalike.errors import Error
+from lookalike.geometry import DISTANCES
 from lookalike.scoring import clustering
 
 
@@ -18,15 +19,15 @@ def blobs(spread, classes=6, rows=30):
     ), labels_N
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_clear_classes_are_found_and_noise_is_not(normalize):
-    assert clustering.nmi(*blobs(0.01), normalize=normalize) == pytest.approx(1, abs=1e-12)
-    assert 0.2 < clustering.nmi(*blobs(3.0), normalize=normalize) < 0.9
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_clear_classes_are_found_and_noise_is_not(distance):
+    assert clustering.nmi(*blobs(0.01), distance=distance) == pytest.approx(1, abs=1e-12)
+    assert 0.2 < clustering.nmi(*blobs(3.0), distance=distance) < 0.9
     noise_ND, labels_N = (
         torch.randn(180, 6, generator=torch.Generator().manual_seed(1)),
         blobs(1)[1],
     )
-    assert clustering.nmi(noise_ND, labels_N, normalize=normalize) < 0.15
+    assert clustering.nmi(noise_ND, labels_N, distance=distance) < 0.15
 
 
 def test_it_is_two_i_over_the_sum_of_entropies():
@@ -50,11 +51,11 @@ def test_the_names_of_the_classes_and_the_length_of_the_rows_do_not_matter():
     assert clustering.nmi(rows_ND * 8, labels_N) == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_collapse_scores_zero(normalize):
-    assert clustering.nmi(torch.ones(20, 4), torch.arange(20) % 4, normalize=normalize) == 0
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_collapse_scores_zero(distance):
+    assert clustering.nmi(torch.ones(20, 4), torch.arange(20) % 4, distance=distance) == 0
     few_ND = torch.eye(2)[torch.arange(20) % 2]
-    assert clustering.nmi(few_ND, torch.arange(20) // 5, normalize=normalize) < 0.1
+    assert clustering.nmi(few_ND, torch.arange(20) // 5, distance=distance) < 0.1
 
 
 @pytest.mark.parametrize(

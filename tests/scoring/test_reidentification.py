@@ -219,9 +219,9 @@ def test_without_junk_it_is_retrieval():
         gallery_ND,
         ids_N,
         torch.ones_like(ids_N),
-        normalize=False,
+        distance="euclidean",
     )
-    same = retrieval.scores(query_QD, ids_Q, gallery_ND, ids_N, normalize=False)
+    same = retrieval.scores(query_QD, ids_Q, gallery_ND, ids_N, distance="euclidean")
     assert (found["map"], found["cmc@1"]) == (same["map"], same["recall@1"])
 
 
@@ -229,7 +229,9 @@ def test_distances_score_as_their_embeddings_do():
     query_QD, ids_Q, cameras_Q, gallery_ND, ids_N, cameras_N = crowd()
     d_QN = torch.cdist(query_QD.double(), gallery_ND.double())
     found = reid.each_of_distances(d_QN, ids_Q, cameras_Q, ids_N, cameras_N)
-    wanted = reid.each(query_QD, ids_Q, cameras_Q, gallery_ND, ids_N, cameras_N, normalize=False)
+    wanted = reid.each(
+        query_QD, ids_Q, cameras_Q, gallery_ND, ids_N, cameras_N, distance="euclidean"
+    )
     assert found.row_Q.equal(wanted.row_Q)
     for name, value_Q in wanted.values.items():
         assert found.values[name].equal(value_Q), name
@@ -254,7 +256,7 @@ def test_multi_query_is_the_mean_of_a_persons_images_by_a_camera():
     assert list(zip(ids_P.tolist(), cameras_P.tolist(), strict=True)) == [(3, 1), (7, 1), (7, 2)]
     assert pooled_PD.tolist() == [[0, 1], [0.5, 0.5], [1, 0]]
     raw_PD = reid.pooled(
-        rows_ND, torch.tensor([7, 7, 7, 3]), torch.tensor([1, 1, 2, 1]), normalize=False
+        rows_ND, torch.tensor([7, 7, 7, 3]), torch.tensor([1, 1, 2, 1]), distance="euclidean"
     )[0]
     assert raw_PD.tolist() == [[0, 3], [1, 0.5], [1, 0]]
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lookalike.errors import Error
+from lookalike.geometry import DISTANCES
 from lookalike.scoring import rerank
 from lookalike.scoring.rerank import distances
 
@@ -22,12 +23,12 @@ def people(queries=12, gallery=60, width=5, classes=6, seed=0):
     return rows[0], rows[1]
 
 
-def naive(query_QD, gallery_ND, k1, k2, weight, normalize):
+def naive(query_QD, gallery_ND, k1, k2, weight, distance):
     """Section 3 of the paper with the authors' squared, row-scaled Euclidean distances: sets, dicts
     and loops.
     """
     x = torch.cat([query_QD, gallery_ND]).double()
-    x = F.normalize(x) if normalize else x
+    x = F.normalize(x) if distance == "cosine" else x
     n, queries = len(x), len(query_QD)
     d = [[float((x[i] - x[j]).square().sum()) for j in range(n)] for i in range(n)]
     d = [[value / max(row) for value in row] for row in d]
@@ -63,7 +64,7 @@ def naive(query_QD, gallery_ND, k1, k2, weight, normalize):
     return torch.tensor(final)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
     ("k1", "k2", "weight"),
     [
@@ -76,19 +77,19 @@ def naive(query_QD, gallery_ND, k1, k2, weight, normalize):
         (500, 500, 0.3),
     ],
 )
-def test_re_ranking_equals_the_paper_in_loops(k1, k2, weight, normalize):
+def test_re_ranking_equals_the_paper_in_loops(k1, k2, weight, distance):
     rows = people()
-    wanted = naive(*rows, k1, k2, weight, normalize)
-    found = distances(*rows, k1=k1, k2=k2, weight=weight, normalize=normalize)
+    wanted = naive(*rows, k1, k2, weight, distance)
+    found = distances(*rows, k1=k1, k2=k2, weight=weight, distance=distance)
     assert found.dtype == torch.float32
     assert found.tolist() == [pytest.approx(row, abs=2e-7) for row in wanted.tolist()]
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_a_weight_of_one_keeps_the_order(normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_weight_of_one_keeps_the_order(distance):
     query_QD, gallery_ND = people()
-    found = distances(query_QD, gallery_ND, weight=1, normalize=normalize).argsort(1)
-    if normalize:
+    found = distances(query_QD, gallery_ND, weight=1, distance=distance).argsort(1)
+    if distance == "cosine":
         query_QD, gallery_ND = F.normalize(query_QD), F.normalize(gallery_ND)
     assert found.equal(torch.cdist(query_QD.double(), gallery_ND.double()).argsort(1))
 
@@ -127,8 +128,8 @@ def test_a_rotation_changes_nothing():
 
 def test_copies_and_a_collapse_give_numbers():
     for rows in ((torch.ones(3, 4), torch.ones(30, 4)), (torch.eye(4), torch.eye(4).repeat(9, 1))):
-        for normalize in (True, False):
-            found = distances(*rows, k1=5, k2=3, normalize=normalize)
+        for distance in DISTANCES:
+            found = distances(*rows, k1=5, k2=3, distance=distance)
             assert found.isfinite().all()
             assert found.min() >= 0
             assert found.max() <= 1

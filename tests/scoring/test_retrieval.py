@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from lookalike.errors import Error
+from lookalike.geometry import DISTANCES
 from lookalike.scoring import ranks
 from lookalike.scoring.retrieval import each, scores
 
@@ -26,9 +27,9 @@ def with_ties(seed=0):
     return embeddings_ND, torch.randint(6, (50,), generator=generator)
 
 
-def nearness(points, i, j, normalize):
+def nearness(points, i, j, distance):
     a, b = points[i], points[j]
-    if normalize:
+    if distance == "cosine":
         return round(
             sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b)) / 1e-6
         )
@@ -37,12 +38,12 @@ def nearness(points, i, j, normalize):
     return -round(math.dist(a, b) / spread / 1e-6)
 
 
-def brute_force(embeddings_ND, labels_N, normalize=True):
+def brute_force(embeddings_ND, labels_N, distance="cosine"):
     points, labels = embeddings_ND.double().tolist(), labels_N.tolist()
     found = []
     for i, own in enumerate(labels):
         others = [j for j in range(len(labels)) if j != i]
-        near = {j: nearness(points, i, j, normalize) for j in others}
+        near = {j: nearness(points, i, j, distance) for j in others}
         others.sort(key=lambda j: (-near[j], labels[j] == own))
         right = [labels[j] == own for j in others]
         total = sum(right)
@@ -63,11 +64,11 @@ def brute_force(embeddings_ND, labels_N, normalize=True):
     return means | {"queries": len(found), "dropped": len(labels) - len(found)}
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("data", [made(), made(seed=1), with_ties(), with_ties(seed=1)])
-def test_scores_equal_brute_force_with_the_same_tie_rule(data, normalize):
-    assert scores(*data, normalize=normalize) == pytest.approx(
-        brute_force(*data, normalize), abs=1e-12
+def test_scores_equal_brute_force_with_the_same_tie_rule(data, distance):
+    assert scores(*data, distance=distance) == pytest.approx(
+        brute_force(*data, distance), abs=1e-12
     )
 
 
@@ -101,12 +102,14 @@ def test_map_at_r_of_a_list_made_by_hand():
     assert (found["queries"], found["dropped"]) == (3, 2)
 
 
-@pytest.mark.parametrize(("normalize", "noise"), [(True, 0.0), (False, 0.0), (True, 1e-8)])
-def test_collapse_scores_zero(normalize, noise):
+@pytest.mark.parametrize(
+    ("distance", "noise"), [("cosine", 0.0), ("euclidean", 0.0), ("cosine", 1e-8)]
+)
+def test_collapse_scores_zero(distance, noise):
     labels_N = torch.arange(40) % 4
     generator = torch.Generator().manual_seed(0)
     embeddings_ND = torch.full((40, 8), 0.3) + noise * torch.randn(40, 8, generator=generator)
-    found = scores(embeddings_ND, labels_N, normalize=normalize)
+    found = scores(embeddings_ND, labels_N, distance=distance)
     assert [found[name] for name in ("recall@1", "recall@5", "r_precision", "map@r")] == [
         0,
         0,
@@ -156,12 +159,12 @@ def test_labels_beyond_float_precision_stay_apart():
 
 
 @pytest.mark.parametrize("data", [made(), with_ties()])
-@pytest.mark.parametrize("normalize", [True, False])
-def test_the_order_of_the_rows_does_not_matter(data, normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_order_of_the_rows_does_not_matter(data, distance):
     embeddings_ND, labels_N = data
     order_N = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(3))
-    moved = scores(embeddings_ND[order_N], labels_N[order_N], normalize=normalize)
-    assert moved == pytest.approx(scores(*data, normalize=normalize), abs=1e-12)
+    moved = scores(embeddings_ND[order_N], labels_N[order_N], distance=distance)
+    assert moved == pytest.approx(scores(*data, distance=distance), abs=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 50, 1000])
@@ -170,18 +173,18 @@ def test_the_chunk_does_not_matter(data, chunk):
     assert scores(*data, chunk=chunk) == scores(*data)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("data", [made(rows=200, classes=3), with_ties()])
-def test_counting_and_sorting_find_the_same_places(data, normalize, monkeypatch):
+def test_counting_and_sorting_find_the_same_places(data, distance, monkeypatch):
     found = []
     for most in (0, 10**9):
         monkeypatch.setattr(ranks, "COUNTED", most)
-        found.append(scores(*data, normalize=normalize))
+        found.append(scores(*data, distance=distance))
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_a_gallery_that_holds_the_queries_is_the_same_task(normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_gallery_that_holds_the_queries_is_the_same_task(distance):
     embeddings_ND, labels_N = with_ties()
     order_N = torch.randperm(len(labels_N), generator=torch.Generator().manual_seed(3))
     apart = scores(
@@ -190,9 +193,9 @@ def test_a_gallery_that_holds_the_queries_is_the_same_task(normalize):
         embeddings_ND[order_N],
         labels_N[order_N],
         own_N=order_N.argsort(),
-        normalize=normalize,
+        distance=distance,
     )
-    assert apart == pytest.approx(scores(embeddings_ND, labels_N, normalize=normalize), abs=1e-12)
+    assert apart == pytest.approx(scores(embeddings_ND, labels_N, distance=distance), abs=1e-12)
 
 
 def test_a_gallery_apart_equals_the_loop():
@@ -229,14 +232,14 @@ def test_the_own_row_is_left_out_by_number_not_by_place():
     assert {row: float(ap) for row, ap in place.items()} == {1: 1 / 2, 2: 1 / 2, 3: 1, 4: 1}
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_a_rotation_changes_nothing(normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_rotation_changes_nothing(distance):
     embeddings_ND, labels_N = made()
     turn_DD = torch.linalg.qr(
         torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     )[0]
-    turned = scores(embeddings_ND.double() @ turn_DD, labels_N, normalize=normalize)
-    assert turned == scores(embeddings_ND, labels_N, normalize=normalize)
+    turned = scores(embeddings_ND.double() @ turn_DD, labels_N, distance=distance)
+    assert turned == scores(embeddings_ND, labels_N, distance=distance)
 
 
 def test_map_at_r_divides_by_all_that_could_be_found():
@@ -258,12 +261,12 @@ def test_each_gives_what_scores_averages():
 
 
 def test_the_embeddings_are_left_as_they_were():
-    for normalize in (True, False):
+    for distance in DISTANCES:
         embeddings_ND, labels_N = made()
         rows_ND = embeddings_ND.double()
         before_ND = rows_ND.clone()
-        scores(rows_ND, labels_N, normalize=normalize)
-        scores(rows_ND, labels_N, rows_ND, labels_N, normalize=normalize)
+        scores(rows_ND, labels_N, distance=distance)
+        scores(rows_ND, labels_N, rows_ND, labels_N, distance=distance)
         assert rows_ND.equal(before_ND)
 
 
@@ -271,11 +274,11 @@ def test_cosine_ignores_length_and_euclidean_ignores_shift_and_scale():
     embeddings_ND, labels_N = made()
     longer_ND = embeddings_ND * torch.arange(1, 61)[:, None]
     assert scores(longer_ND, labels_N) == scores(embeddings_ND, labels_N)
-    assert scores(longer_ND, labels_N, normalize=False) != scores(
-        embeddings_ND, labels_N, normalize=False
+    assert scores(longer_ND, labels_N, distance="euclidean") != scores(
+        embeddings_ND, labels_N, distance="euclidean"
     )
-    moved = scores(embeddings_ND.double() * 1000 + 7, labels_N, normalize=False)
-    assert moved == scores(embeddings_ND, labels_N, normalize=False)
+    moved = scores(embeddings_ND.double() * 1000 + 7, labels_N, distance="euclidean")
+    assert moved == scores(embeddings_ND, labels_N, distance="euclidean")
 
 
 def test_a_k_beyond_the_gallery_is_the_whole_gallery():

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from lookalike.errors import Error
+from lookalike.geometry import DISTANCES
 from lookalike.scoring import verification as v
 
 
@@ -196,14 +197,16 @@ def test_a_threshold_may_lie_beyond_all_scores(same):
     assert found.accuracy_F.tolist() == [0.5, 1, 1]
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_similarity_of_pairs_is_that_of_ranked_lists(normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_similarity_of_pairs_is_that_of_ranked_lists(distance):
     rows_ND = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     pairs_P2 = torch.combinations(torch.arange(20))
-    found = v.similarity(rows_ND, pairs_P2, normalize=normalize)
+    found = v.similarity(rows_ND, pairs_P2, distance=distance)
     a, b = rows_ND[pairs_P2[:, 0]].double(), rows_ND[pairs_P2[:, 1]].double()
     spread = (rows_ND.double() - rows_ND.double().mean(0)).square().sum(1).mean().sqrt()
-    wanted = torch.cosine_similarity(a, b) if normalize else -(a - b).norm(dim=1) / spread
+    wanted = (
+        torch.cosine_similarity(a, b) if distance == "cosine" else -(a - b).norm(dim=1) / spread
+    )
     assert torch.allclose(found, wanted, atol=6e-7, rtol=0)
 
 

@@ -19,13 +19,16 @@ from torch import nn
 import toy
 from lookalike.cli import app
 from lookalike.data import SOURCES
-from lookalike.data.images import ArrayImages, FileImages, Pairs, QueryGallery
+from lookalike.data.images import Annotations, ArrayImages, FileImages, Pairs, QueryGallery
 from lookalike.errors import Error
 from lookalike.evaluation.features import cache_key, embedder, extract
-from lookalike.pipeline import SECTIONS, load_recipe, preflight
+from lookalike.experiment import Experiment, load_recipe
+from lookalike.geometry import DISTANCES
+from lookalike.pipeline import plan
 from lookalike.recipe import from_text
 from lookalike.report import examples
 from lookalike.report import tables as score_tables
+from lookalike.runs import Run
 from lookalike.scoring import bootstrap
 from lookalike.scoring.nearest import ABSENT, JUNK, RIGHT, WRONG, Gallery, nearest
 from lookalike.stages.evaluate import evaluate, table
@@ -41,12 +44,12 @@ evaluate: {{{words}}}
 class Flat(nn.Module):
     """The image itself, in few levels so that many are equally near."""
 
-    def __init__(self, unit=True, broken=False):
+    def __init__(self, distance="cosine", broken=False):
         super().__init__()
         self.architecture = toy.architecture().__class__(
             "resnet18", size=4, channels=1, mean=(0.5,), std=(0.5,)
         )
-        self.unit, self.broken = unit, broken
+        self.distance, self.broken = distance, broken
 
     def forward(self, x_BCHW):
         x_BD = x_BCHW.flatten(1)[:, :6].round()
@@ -72,21 +75,25 @@ def crowd(rows=60, people=7, seed=0, *, cameras=False, roles=False, pairs=False)
     noise_NCHW = torch.randint(-110, 110, (rows, 1, 4, 4), generator=generator)
     images_NCHW = (centre_PCHW[ids_N] + noise_NCHW).clamp(0, 255).byte()
     images_NCHW[-5:] = images_NCHW[:5]
-    made = Named(images_NCHW, ids_N, tuple(f"<b>person</b> {p}" for p in range(people)))
+    known = Annotations(ids_N, tuple(f"<b>person</b> {p}" for p in range(people)))
     if cameras:
-        made.cameras = torch.randint(3, (rows,), generator=generator)
+        known = known._replace(cameras=torch.randint(3, (rows,), generator=generator))
     if roles:
         part_N = torch.rand(rows, generator=generator)
-        made.roles = QueryGallery(part_N < 0.5, part_N > 0.4)
+        known = known._replace(roles=QueryGallery(part_N < 0.5, part_N > 0.4))
     if pairs:
         rows_P2 = torch.randint(rows, (90, 2), generator=generator)
         for p in range(0, 90, 2):
             alike = (ids_N == ids_N[rows_P2[p, 0]]).nonzero()[:, 0]
             rows_P2[p, 1] = alike[p % len(alike)]
-        made.pairs = Pairs(
-            rows_P2, ids_N[rows_P2[:, 0]] == ids_N[rows_P2[:, 1]], torch.arange(90) // 30
-        )
-    return made
+        same_P = ids_N[rows_P2[:, 0]] == ids_N[rows_P2[:, 1]]
+        known = known._replace(pairs=Pairs(rows_P2, same_P, torch.arange(90) // 30))
+    return Named(images_NCHW, known)
+
+
+def annotate(images, **known):
+    images.annotations = images.annotations._replace(**known)
+    return images
 
 
 @pytest.fixture
@@ -106,7 +113,7 @@ def given(monkeypatch):
                     return self.held
 
             monkeypatch.setitem(SOURCES, name, Source)
-        return from_text(TEXT.format(data="toy", words=asked), "some/toy.yaml", [], SECTIONS)
+        return from_text(TEXT.format(data="toy", words=asked), "some/toy.yaml", [], Experiment)
 
     return make
 
@@ -254,7 +261,7 @@ def test_verification_is_scikit_learns_and_that_of_loops(given):
 def test_pairs_need_no_labels(given):
     images = crowd(pairs=True)
     wanted = evaluate(Flat(), given(images))["auc"]
-    images.labels, images.classes = None, ()
+    annotate(images, labels=None, classes=())
     assert evaluate(Flat(), given(images))["auc"] == wanted
     with pytest.raises(Error, match=r"evaluate\.nmi: needs labels.*remove it"):
         evaluate(Flat(), given(images, "nmi: true"))
@@ -328,7 +335,7 @@ def test_embeddings_off_the_unit_sphere_are_compared_by_distance(given):
             (j for j in range(len(x)) if j != q), key=lambda j: (d[q, j], labels[j] == labels[q])
         )
         hits.append(labels[order[0]] == labels[q])
-    found = evaluate(Flat(unit=False), given(images))
+    found = evaluate(Flat("euclidean"), given(images))
     assert found["recall@1"] == pytest.approx(np.mean(hits))
     assert found["protocol"]["nearness"] == "euclidean"
     assert found["map"] != evaluate(Flat(), given(images))["map"]
@@ -336,7 +343,7 @@ def test_embeddings_off_the_unit_sphere_are_compared_by_distance(given):
 
 def test_labels_beyond_2_24_are_as_good_as_small_ones(given):
     small, large = crowd(), crowd()
-    large.labels = small.labels + 2**24
+    annotate(large, labels=small.labels + 2**24)
     assert len(torch.unique(large.labels.float())) < len(torch.unique(large.labels))
     one, other = (evaluate(Flat(), given(some)) for some in (small, large))
     assert (one["map"], one["classes"]) == (other["map"], other["classes"])
@@ -344,7 +351,7 @@ def test_labels_beyond_2_24_are_as_good_as_small_ones(given):
 
 def test_a_label_below_0_names_no_class(given):
     images = crowd()
-    images.labels = images.labels - 1
+    annotate(images, labels=images.labels - 1)
     found = evaluate(Flat(), given(images))
     assert found["queries"] + found["dropped"] == int((images.labels >= 0).sum())
     assert found["gallery"] == 60
@@ -379,7 +386,7 @@ class Figures(HTMLParser):
         self.open &= tag != "figure"
 
     def handle_data(self, data):
-        if self.open:
+        if self.open and data.strip():
             self.strips[-1][-1][1].append(data)
 
 
@@ -501,9 +508,9 @@ def test_the_sheet_holds_a_row_a_query_with_framed_tiles(given, tmp_path):
         assert sheet.size[1] == 2 * 164 + 4
 
 
-@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("cameras", [True, False])
-def test_the_nearest_are_those_of_a_sort(unit, cameras):
+def test_the_nearest_are_those_of_a_sort(distance, cameras):
     generator = torch.Generator().manual_seed(0)
     x_QD, x_ND = (
         torch.randint(-1, 2, (n, 3), generator=generator).float() + 0.25 for n in (40, 70)
@@ -511,7 +518,7 @@ def test_the_nearest_are_those_of_a_sort(unit, cameras):
     labels_Q, labels_N = (torch.randint(4, (n,), generator=generator) for n in (40, 70))
     seen = [torch.randint(2, (n,), generator=generator) if cameras else None for n in (40, 70)]
     own_Q = torch.randint(-1, 70, (40,), generator=generator)
-    sets = Gallery(x_QD, labels_Q, seen[0], x_ND, labels_N, seen[1], own_Q, unit)
+    sets = Gallery(x_QD, labels_Q, seen[0], x_ND, labels_N, seen[1], own_Q, distance)
     some_B = torch.tensor([3, 39, 0])
     found = nearest(sets, some_B, 100)
     spread = (x_ND.double() - x_ND.double().mean(0)).square().sum(1).mean().sqrt()
@@ -521,7 +528,7 @@ def test_the_nearest_are_those_of_a_sort(unit, cameras):
             a, z = x_QD[q].double(), x_ND[n].double()
             near = (
                 torch.nn.functional.cosine_similarity(a, z, dim=0)
-                if unit
+                if distance == "cosine"
                 else (a - z).norm() / spread
             )
             kind = (
@@ -532,7 +539,8 @@ def test_the_nearest_are_those_of_a_sort(unit, cameras):
                 else RIGHT
             )
             if n != own_Q[q]:
-                items.append((round(float(near) / 1e-6) * (-1 if unit else 1), -kind, n))
+                steps = round(float(near) / 1e-6)
+                items.append((-steps if distance == "cosine" else steps, -kind, n))
         items.sort()
         rows = [n for _, _, n in items]
         assert found.row_BK[b].tolist() == rows + [-1] * (70 - len(rows))
@@ -554,7 +562,8 @@ def files(folder, order, labels, cameras, broken=()):
     names = [f"{i:02d}.png" for i in order]
     pick = torch.tensor(order)
     classes = tuple("abcdefgh")
-    return FileImages(str(folder), names, labels[pick], classes, 4, 1, cameras[pick])
+    known = Annotations(labels, classes, cameras).of(pick)
+    return FileImages(str(folder), names, 4, 1, known)
 
 
 def test_what_cannot_be_read_moves_no_camera_and_no_pair(given, tmp_path):
@@ -569,8 +578,8 @@ def test_what_cannot_be_read_moves_no_camera_and_no_pair(given, tmp_path):
     holed = files(tmp_path / "b", whole, labels, cameras, broken=(0, 7, 8))
     rows_P2 = torch.randint(24, (80, 2), generator=generator)
     same_P = labels[rows_P2[:, 0]] == labels[rows_P2[:, 1]]
-    holed.pairs = Pairs(rows_P2, same_P, torch.arange(80) % 2)
-    some.pairs = holed.pairs.of(torch.tensor(left))
+    annotate(holed, pairs=Pairs(rows_P2, same_P, torch.arange(80) % 2))
+    annotate(some, pairs=holed.pairs.of(torch.tensor(left)))
     for task in ("reidentification", "verification"):
         one, other = (
             evaluate(Flat(), given(p, f"task: {task}"), tmp_path / task) for p in (some, holed)
@@ -681,39 +690,31 @@ def test_scores_of_an_earlier_version_are_still_a_table(given, tmp_path):
 
 
 def lonely():
-    made = crowd(rows=12)
-    made.labels = torch.arange(12)
-    return made
+    return annotate(crowd(rows=12), labels=torch.arange(12))
 
 
 def alone():
-    made = crowd(rows=12)
-    made.labels = torch.zeros(12, dtype=torch.int64)
-    return made
+    return annotate(crowd(rows=12), labels=torch.zeros(12, dtype=torch.int64))
 
 
 def without(kind):
     made = crowd(roles=True)
-    made.roles = QueryGallery(
-        *(r & (name != kind) for name, r in zip(("query", "gallery"), made.roles, strict=True))
-    )
-    return made
+    kept = (r & (name != kind) for name, r in zip(("query", "gallery"), made.roles, strict=True))
+    return annotate(made, roles=QueryGallery(*kept))
 
 
 def seen_by_one():
-    made = crowd(cameras=True, roles=True)
-    made.cameras = torch.zeros(60, dtype=torch.int64)
-    return made
+    return annotate(crowd(cameras=True, roles=True), cameras=torch.zeros(60, dtype=torch.int64))
 
 
 def unlabelled():
-    made = crowd()
-    made.labels = None
-    return made
+    return annotate(crowd(), labels=None)
 
 
 def coloured():
-    return ArrayImages(torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
+    return ArrayImages(
+        torch.zeros(4, 3, 4, 4, dtype=torch.uint8), Annotations(torch.arange(4) // 2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -737,7 +738,7 @@ def coloured():
         ),
         (seen_by_one, "", "has another image of its class of another camera in the gallery"),
         (alone, "", "all images are of one class, so every answer is right: give two or more"),
-        (lambda: without("query"), "", r"no image asks \(query\) among 60 images: check the split"),
+        (lambda: without("query"), "", r"no image is a query among 60 images: check the split"),
         (lambda: without("gallery"), "", "the gallery is empty among 60 images: check the split"),
         (
             crowd,
@@ -792,12 +793,12 @@ def test_a_run_is_told_before_it_begins(given, monkeypatch):
     given(crowd())
     recipe = toy.recipe("evaluate={task: reidentification}")
     with pytest.raises(Error, match=r"evaluate\.task: reidentification needs cameras"):
-        preflight(recipe)
+        plan(Run(recipe))
     monkeypatch.setitem(
         SOURCES, "toy", type("Colours", (), {"channels": 3, "split": lambda *_: coloured()})
     )
     with pytest.raises(Error, match=r"evaluate\.data: 3 channels, but the model takes 1"):
-        preflight(toy.recipe("evaluate={data: toy}"))
+        plan(Run(toy.recipe("evaluate={data: toy}")))
 
 
 def test_the_verb_writes_scores_page_and_images(tmp_path, capsys):
@@ -816,6 +817,4 @@ def test_the_verb_writes_scores_page_and_images(tmp_path, capsys):
 
 
 def load_fingerprint(path):
-    from lookalike.stages.evaluate import shown
-
-    return shown(load_recipe(path)).fingerprint
+    return toy.scored(load_recipe(path)).fingerprint

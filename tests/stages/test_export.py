@@ -3,9 +3,7 @@ load everywhere.
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -20,12 +18,15 @@ import yaml
 from onnx import numpy_helper
 from safetensors.torch import load, save
 
+import children
 import toy
 from lookalike.errors import BackboneError, RunError
+from lookalike.experiment import Export
 from lookalike.folder import MANIFEST, verify, write_folder
+from lookalike.geometry import sides
 from lookalike.models import Architecture, Backbone, card, folder_files, register_cifar_stems
 from lookalike.models.embedding import HEAD, Embedding, embedding_files, load_model
-from lookalike.recipe import from_text, sides
+from lookalike.recipe import from_text
 from lookalike.stages import export as room
 
 RESNET = Architecture("resnet18", 32, args={"channels": [8, 16, 24, 32], "layers": [1, 1, 1, 1]})
@@ -80,7 +81,7 @@ def exported():
 
 def read(text):
     """A recipe of nothing but an export section."""
-    return from_text(text, "export.yaml", (), {"export": room.Export})
+    return from_text(text, "export.yaml", (), toy.sections(export=Export))
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +103,7 @@ def images(architecture, batch):
     return x
 
 
-# --- ONNX
-# ------------------------------------------------------------------------------------------------------
+# --- ONNX -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -230,13 +230,13 @@ def test_missing_onnx_is_refused_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(
         BackboneError,
-        match=r"export\.onnx: onnxscript is not installed: pip install 'lookalike\[onnx\]' or set export\.onnx=false",
+        match=r"export\.onnx: onnxscript is not installed: "
+        r"pip install 'lookalike\[onnx\]' or set export\.onnx=false",
     ):
         room.to_onnx(made("cnn"), OPSET)
 
 
-# --- folders
-# ---------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -447,11 +447,8 @@ def test_to_look_for_onnx_does_not_start_onnxruntime():
         "_onnxruntime()\nprint('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'])"
     )
     for given, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
-        env = {**{k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}, **given}
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True
-        )
-        assert done.stdout.split() == ["True", wanted]
+        done = children.run(script, **{"ORT_DISABLE_TELEMETRY": None, **given})
+        assert done.stdout.split() == ["True", wanted], done.stderr
 
 
 @pytest.mark.parametrize(
@@ -573,8 +570,7 @@ def test_scores_that_are_none_make_no_table(scores):
     assert "| score |" not in card.text(card.facts(GREY_VIT, 48, {"scores": scores}))
 
 
-# --- embedding
-# -------------------------------------------------------------------------------------------------
+# --- embedding ------------------------------------------------------------------------------------
 
 
 def test_an_embedding_is_the_linear_head_of_its_backbone_on_the_unit_sphere():
@@ -675,8 +671,7 @@ def test_the_head_s_file_holds_weight_and_bias(tmp_path):
     assert tensors["weight"].equal(model.head.weight)
 
 
-# --- cards
-# -----------------------------------------------------------------------------------------------------
+# --- cards ----------------------------------------------------------------------------------------
 
 
 def front_matter(text):
@@ -747,7 +742,7 @@ def test_the_digest_stands_for_architecture_and_weights():
         models[0].gem.p.add_(1)
     assert card.weights_digest(models[0]) != digests[0]
     twin = made("embedding")
-    twin.unit = False  # the same weights, other vectors
+    twin.distance = "euclidean"  # the same weights, other vectors
     assert card.weights_digest(twin) != card.weights_digest(made("embedding"))
 
 

@@ -4,7 +4,6 @@ each refusal.
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +22,13 @@ from lookalike.errors import DataError, RunError
 from lookalike.evaluation.features import cache_key
 from lookalike.models import card
 from lookalike.pipeline import check
+from lookalike.process import fault
 from lookalike.process.signals import Stopped
+from lookalike.runs import Run
 from lookalike.stages.evaluate import evaluate
 from lookalike.stages.finetune import finetune
 from lookalike.stages.pretrain import pretrain
 from lookalike.stages.probe import probe
-from test_loop import stop_after
 
 
 def draw(path: Path, seed: int) -> None:
@@ -77,11 +77,11 @@ def trained(tmp_path) -> Path:
     return tmp_path
 
 
-def heard(work) -> list[str]:
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+def warned(work) -> list[str]:
+    """The texts of the warnings that a call gives."""
+    with toy.heard() as texts:
         work()
-    return [str(one.message) for one in found]
+    return texts
 
 
 CHANGES = {
@@ -95,7 +95,7 @@ CHANGES = {
 def test_a_finished_backbone_of_other_images_is_refused_unless_asked_for(trained, kind):
     wanted = recipe(trained / "p")
     before = (trained / "run/backbone/card.json").read_bytes()
-    assert heard(lambda: pretrain(wanted, trained / "run")) == []
+    assert warned(lambda: pretrain(wanted, trained / "run")) == []
     CHANGES[kind](trained / "p")
     with pytest.raises(
         RunError,
@@ -104,9 +104,9 @@ def test_a_finished_backbone_of_other_images_is_refused_unless_asked_for(trained
         pretrain(wanted, trained / "run")
     assert any(
         "was pretrained on other images" in t
-        for t in heard(lambda: probe(trained / "run/backbone", wanted, trained / "run"))
+        for t in warned(lambda: probe(trained / "run/backbone", wanted, trained / "run"))
     )
-    found = heard(lambda: pretrain(wanted, trained / "run", accept_changes=True))
+    found = warned(lambda: pretrain(wanted, trained / "run", accept_changes=True))
     assert len(found) == 1
     assert "stays as it is" in found[0]
     assert (trained / "run/backbone/card.json").read_bytes() == before
@@ -146,7 +146,7 @@ def test_labels_that_change_without_the_images_are_seen(tmp_path):
     pretrain(wanted, tmp_path / "run")
     finetune(tmp_path / "run/backbone", wanted, tmp_path / "run")
     table(4)
-    assert heard(lambda: pretrain(wanted, tmp_path / "run")) == []  # which learns from no label
+    assert warned(lambda: pretrain(wanted, tmp_path / "run")) == []  # which learns from no label
     finetune(tmp_path / "run/backbone", wanted, tmp_path / "run")
     assert (tmp_path / "run/finetune.1").exists()
 
@@ -182,10 +182,10 @@ def test_an_image_overwritten_by_one_of_the_same_size_is_seen_by_kept_features_a
 def test_a_copy_of_the_images_is_no_change_and_its_new_times_are_said(trained):
     for path in (trained / "p").rglob("*.png"):
         path.write_bytes(path.read_bytes())
-    (found,) = heard(lambda: pretrain(recipe(trained / "p"), trained / "run"))
+    (found,) = warned(lambda: pretrain(recipe(trained / "p"), trained / "run"))
     assert "have other mtimes" in found
     shutil.rmtree(trained / "run/backbone")
-    (found,) = heard(lambda: pretrain(recipe(trained / "p"), trained / "run"))
+    (found,) = warned(lambda: pretrain(recipe(trained / "p"), trained / "run"))
     assert "have other mtimes" in found
 
 
@@ -194,22 +194,22 @@ def test_what_a_passport_sees(tmp_path):
     paths = [f"{i:04}.bmp" for i in range(FILES + 100)]
     for name in paths:
         (tmp_path / name).write_bytes(b"BM" + name.encode() * 20_000)
-    few, many = (FileImages(tmp_path, paths[:n], None, (), 8, 3) for n in (FILES, len(paths)))
+    few, many = (FileImages(tmp_path, paths[:n], 8, 3) for n in (FILES, len(paths)))
     before = passport(few)
     assert passport(subset(few, [1, 2]))["content"] == before["content"]
     for at in (0, 70_000, 140_000):  # of 180,002 bytes
         data = bytearray((tmp_path / paths[5]).read_bytes())
         data[at : at + 20_000] = bytes(20_000)
         (tmp_path / paths[5]).write_bytes(data)
-        after = passport(FileImages(tmp_path, paths[:FILES], None, (), 8, 3))
+        after = passport(FileImages(tmp_path, paths[:FILES], 8, 3))
         assert {key for key in after if after[key] != before[key]} >= {"times"}
         before = after
     looked_into = set(np.linspace(0, len(paths) - 1, FILES).astype(int).tolist())
     seen, unseen = passport(many), tmp_path / paths[min(set(range(len(paths))) - looked_into)]
     unseen.write_bytes(bytes(unseen.stat().st_size))
-    after = passport(FileImages(tmp_path, paths, None, (), 8, 3))
+    after = passport(FileImages(tmp_path, paths, 8, 3))
     assert {key for key in after if after[key] != seen[key]} == {"times"}
-    assert cache_key(many) != cache_key(FileImages(tmp_path, paths, None, (), 8, 3))
+    assert cache_key(many) != cache_key(FileImages(tmp_path, paths, 8, 3))
 
 
 # ---- steps
@@ -232,7 +232,8 @@ def test_fewer_steps_than_are_done_are_refused(tmp_path, whole):
         pytest.warns(UserWarning, match="another recipe"),
         pytest.raises(
             RunError,
-            match=r"all 18 steps are done, no step would train on the change \(pretrain.optimizer.lr",
+            match=r"all 18 steps are done, "
+            r"no step would train on the change \(pretrain.optimizer.lr",
         ),
     ):
         pretrain(toy.recipe("pretrain.optimizer.lr=1e-4"), run, accept_changes=True)
@@ -382,32 +383,30 @@ def test_features_know_how_large_an_image_may_be(listed):
 
 def test_check_refuses_what_a_resume_would_refuse(trained):
     wanted, run = recipe(trained / "p"), trained / "run"
-    check(wanted, run)
+    check(Run(wanted, run))
     CHANGES["added"](trained / "p")
     for _ in range(2):
         with pytest.raises(RunError) as refused:
-            check(wanted, run)
+            check(Run(wanted, run))
         with pytest.raises(RunError) as told:
             pretrain(wanted, run)
         assert "--accept-changes" in str(refused.value)
         assert ("other images" in str(refused.value)) == ("other images" in str(told.value))
         shutil.rmtree(run / "backbone", ignore_errors=True)
     (trained / "p/train/m0/zz.png").unlink()
-    check(wanted, run)
+    check(Run(wanted, run))
     longer = recipe(trained / "p", "pretrain.epochs=2", "pretrain.warmup_epochs=0.5")
-    check(longer, run, accept_changes=True)
-    heard(lambda: pretrain(longer, run, accept_changes=True))
+    check(Run(longer, run, accept_changes=True))
+    warned(lambda: pretrain(longer, run, accept_changes=True))
     with pytest.raises(RunError, match="6 steps are done, the recipe asks for 3"):
-        check(wanted, run, accept_changes=True)
+        check(Run(wanted, run, accept_changes=True))
 
 
-def test_fine_tuning_goes_on_with_other_images_when_asked(trained, monkeypatch):
+def test_fine_tuning_goes_on_with_other_images_when_asked(trained):
     wanted, run = recipe(trained / "p", "finetune.epochs=4"), trained / "run"
     shutil.rmtree(run / "finetune")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        with pytest.raises(Stopped):
-            finetune(run / "backbone", wanted, run)
+    with fault.plan("term:rank=0,step=3"), pytest.raises(Stopped):
+        finetune(run / "backbone", wanted, run)
     CHANGES["removed"](trained / "p")
     draw(trained / "p/train/m0/zz.png", 5)
     with pytest.raises(RunError, match=r"was trained on something else.*--accept-changes"):

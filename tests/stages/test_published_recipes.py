@@ -10,7 +10,7 @@ import torch
 
 import lookalike
 from lookalike.models import Architecture, card, folder_files
-from miniatures import cub, lfw, market, sop
+from miniatures import trainable_cub, trainable_lfw, trainable_market, trainable_sop
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = (
@@ -22,16 +22,26 @@ SHORT = (
 
 
 TRIED = [
-    ("cub_proxy_anchor_resnet50", cub, 64, {"task": "retrieval", "queries": 20, "gallery": 20}),
-    ("sop_proxy_anchor_resnet50", sop, 64, {"task": "retrieval", "queries": 16, "gallery": 16}),
-    ("sop_dino_vit_small", sop, 64, {"task": "retrieval", "queries": 16, "gallery": 16}),
+    (
+        "cub_proxy_anchor_resnet50",
+        trainable_cub,
+        64,
+        {"task": "retrieval", "queries": 20, "gallery": 20},
+    ),
+    (
+        "sop_proxy_anchor_resnet50",
+        trainable_sop,
+        64,
+        {"task": "retrieval", "queries": 16, "gallery": 16},
+    ),
+    ("sop_dino_vit_small", trainable_sop, 64, {"task": "retrieval", "queries": 16, "gallery": 16}),
     (
         "market1501_baseline_resnet50",
-        market,
+        trainable_market,
         (64, 32),
         {"task": "reidentification", "queries": 8, "gallery": 17},
     ),
-    ("lfw_arcface_resnet50", lfw, 64, {"task": "verification", "pairs": 12}),
+    ("lfw_arcface_resnet50", trainable_lfw, 64, {"task": "verification", "pairs": 12}),
 ]
 
 

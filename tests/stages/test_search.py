@@ -22,11 +22,12 @@ from sklearn.neighbors import NearestNeighbors
 import lookalike.folder.whole as folder_room
 import lookalike.models.backbone as backbone_module
 import toy
-from lookalike import cli, pipeline
-from lookalike.data.images import FileImages
+from lookalike import cli
+from lookalike.data.images import Annotations, FileImages
 from lookalike.errors import BackboneError, DataError, Error, NewerError, RunError
 from lookalike.evaluation import features
 from lookalike.folder import MANIFEST, write_folder
+from lookalike.geometry import DISTANCES, Distance
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, embedding_files, load_model
@@ -53,7 +54,7 @@ def open_search(folder, source, model, **how):
     opened = (
         partial(stage.search_index, find=None)
         if source is None
-        else partial(pipeline.open_search, source=source)
+        else partial(stage.open_search, source=source)
     )
     return opened(folder, model=model, **how)
 
@@ -61,40 +62,38 @@ def open_search(folder, source, model, **how):
 # The search itself.
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize(
     ("count", "queries", "k"), [(1, 1, 3), (exact.ROWS, 3, 5), (exact.ROWS + 1, 2, 2000)]
 )
 def test_blocks_give_what_the_whole_matrix_gives_and_the_earlier_of_equals_is_first(
-    normalize, count, queries, k
+    distance, count, queries, k
 ):
     x_ND = rows(count).mul_(3).add_(1)
     x_ND[count // 2 :: 7] = x_ND[0].clone()
     x_ND[count // 3 :: 5] *= 1 + 1e-7
     query_QD = torch.cat((x_ND[:1], rows(queries, seed=1)))
-    row_Qk, near_Qk = nearest(query_QD, x_ND, k, normalize=normalize)
-    near_QN = nearness(*points(query_QD, x_ND, normalize), normalize).numpy()
+    row_Qk, near_Qk = nearest(query_QD, x_ND, k, distance=distance)
+    near_QN = nearness(*points(query_QD, x_ND, distance), distance).numpy()
     order_Qk = np.argsort(-near_QN.astype(np.int64), axis=1, kind="stable")[:, :k]
     assert np.array_equal(row_Qk.numpy(), order_Qk)
     direct_QN = F.normalize(query_QD.double()) @ F.normalize(x_ND.double()).T
-    if not normalize:
+    if distance == "euclidean":
         direct_QN = (query_QD.double()[:, None] - x_ND.double()).norm(dim=2)
     assert np.allclose(near_Qk, direct_QN.gather(1, row_Qk), atol=1e-5)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_scikit_learn_finds_the_same(normalize, monkeypatch):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_scikit_learn_finds_the_same(distance, monkeypatch):
     monkeypatch.setattr(exact, "ROWS", 100)
     monkeypatch.setattr(exact, "QUERIES", 7)
     x_ND, query_QD = rows(730, 16).add_(0.5).double(), rows(20, 16, seed=1).double()
     before = query_QD.clone(), x_ND.clone()
-    row_Qk, near_Qk = nearest(query_QD, x_ND, 9, normalize=normalize)
-    peer = NearestNeighbors(
-        n_neighbors=9, algorithm="brute", metric="cosine" if normalize else "euclidean"
-    )
+    row_Qk, near_Qk = nearest(query_QD, x_ND, 9, distance=distance)
+    peer = NearestNeighbors(n_neighbors=9, algorithm="brute", metric=distance)
     distance_Qk, found_Qk = peer.fit(x_ND).kneighbors(query_QD)
     assert np.array_equal(row_Qk, found_Qk)
-    assert np.allclose(1 - near_Qk if normalize else near_Qk, distance_Qk, atol=1e-5)
+    assert np.allclose(1 - near_Qk if distance == "cosine" else near_Qk, distance_Qk, atol=1e-5)
     assert torch.equal(before[0], query_QD)
     assert torch.equal(before[1], x_ND)
 
@@ -106,7 +105,7 @@ def test_a_collapsed_matrix_is_a_tie_and_a_zero_row_is_near_to_nothing():
     assert row_1k.tolist() == [[0, 1, 3, 4]]
     assert near_1k.tolist() == [[1.0] * 4]
     assert nearest(x_ND[:1], x_ND[:3], 3)[1].tolist() == [[1.0, 1.0, 0.0]]
-    assert nearest(x_ND[:1], x_ND[3:], 3, normalize=False)[1].tolist() == [[0.0] * 3]
+    assert nearest(x_ND[:1], x_ND[3:], 3, distance="euclidean")[1].tolist() == [[0.0] * 3]
 
 
 def test_what_cannot_be_searched_is_refused():
@@ -121,9 +120,9 @@ def test_what_cannot_be_searched_is_refused():
         nearest(torch.full((1, 6), torch.nan), x_ND, 1)
     for value in (torch.nan, torch.inf):
         x_ND[exact.ROWS + 3, 2] = value
-        for normalize in (True, False):
+        for distance in DISTANCES:
             with pytest.raises(Error, match=f"NaN or Inf in row {exact.ROWS + 3}"):
-                nearest(rows(1), x_ND, 1, normalize=normalize)
+                nearest(rows(1), x_ND, 1, distance=distance)
 
 
 def by_hand(x_ND: torch.Tensor, count: int) -> InvertedLists:
@@ -135,8 +134,8 @@ def by_hand(x_ND: torch.Tensor, count: int) -> InvertedLists:
     return InvertedLists(centre_CD, torch.cat(lists), start_C1)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_cells_give_the_nearest_of_the_rows_looked_at(normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_cells_give_the_nearest_of_the_rows_looked_at(distance):
     x_ND, query_QD = rows(400), rows(3, seed=1)
     x_ND = F.normalize(x_ND)
     cells = by_hand(x_ND, 9)
@@ -146,16 +145,16 @@ def test_cells_give_the_nearest_of_the_rows_looked_at(normalize):
             nearest_in_lists(query_QD, x_ND, 400, cells), nearest(query_QD, x_ND, 400), strict=True
         )
     )
-    row_Qk, near_Qk = nearest_in_lists(query_QD, x_ND, 5, cells, normalize=normalize)
+    row_Qk, near_Qk = nearest_in_lists(query_QD, x_ND, 5, cells, distance=distance)
     for query_D, row_k, near_k in zip(query_QD, row_Qk, near_Qk, strict=True):
-        order = nearest(query_D[None], cells.centre_CD, 10, normalize=normalize)[0][0].tolist()
+        order = nearest(query_D[None], cells.centre_CD, 10, distance=distance)[0][0].tolist()
         looked: list[int] = []
         while len(looked) < 400 / SHARE:
             c = order.pop(0)
             looked += cells.row_N[cells.start_C1[c] : cells.start_C1[c + 1]].tolist()
         assert len(looked) < 400
         among = torch.tensor(sorted(looked))
-        place_1k, wanted_1k = nearest(query_D[None], x_ND[among], 5, normalize=normalize)
+        place_1k, wanted_1k = nearest(query_D[None], x_ND[among], 5, distance=distance)
         assert row_k.tolist() == among[place_1k[0]].tolist()
         assert torch.equal(near_k, wanted_1k[0])
 
@@ -166,17 +165,17 @@ def test_without_faiss_approximate_search_says_how_to_get_it(monkeypatch):
         train_ivf(rows(10), True)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_faiss_finds_cells_of_which_a_few_hold_nearly_all_neighbours(normalize):
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_faiss_finds_cells_of_which_a_few_hold_nearly_all_neighbours(distance):
     pytest.importorskip("faiss")
     x_ND = (rows(30, 16, seed=2)[torch.arange(1500) % 30] * 4 + rows(1500, 16)).contiguous()
-    cells = train_ivf(x_ND, normalize)
+    cells = train_ivf(x_ND, distance)
     assert torch.equal(cells.row_N.sort().values, torch.arange(1500))
-    assert all(torch.equal(a, b) for a, b in zip(cells, train_ivf(x_ND, normalize), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(cells, train_ivf(x_ND, distance), strict=True))
     asked = x_ND[::50]
     found, wanted = (
-        nearest_in_lists(asked, x_ND, 10, cells, normalize=normalize),
-        nearest(asked, x_ND, 10, normalize=normalize),
+        nearest_in_lists(asked, x_ND, 10, cells, distance=distance),
+        nearest(asked, x_ND, 10, distance=distance),
     )
     shares = [
         len(set(a) & set(b)) / 10
@@ -195,9 +194,9 @@ def save(path, seed: int) -> None:
     Image.fromarray(small).resize((48, 40), Image.Resampling.BICUBIC).save(path)
 
 
-def written(folder, seed: int = 0, unit: bool = True):
+def written(folder, seed: int = 0, distance: Distance = "cosine"):
     torch.manual_seed(seed)
-    model = Embedding(ARCHITECTURE.build(), 8, unit=unit).eval()
+    model = Embedding(ARCHITECTURE.build(), 8, distance=distance).eval()
     write_folder(folder, embedding_files(model))
     return folder
 
@@ -244,7 +243,7 @@ def test_rows_are_the_test_time_embeddings_of_the_files_and_each_image_finds_its
     found = open_index(index)
     paths = sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
     assert found.names == paths
-    images = FileImages(photos, paths, torch.zeros(COUNT), ("x",), 37, 3)  # 8/7 of 32
+    images = FileImages(photos, paths, 37, 3, Annotations(torch.zeros(COUNT)))  # 8/7 of 32
     wanted = features.extract(features.embedder(load_model(model), ARCHITECTURE), images, batch=5)
     assert torch.allclose(found.x_ND, wanted.x_ND, atol=1e-6)
     assert np.array_equal(np.load(index / ROWS), found.x_ND.numpy())
@@ -318,7 +317,7 @@ def test_another_model_is_noticed(tmp_path, photos, index, asked, capsys):
     assert asked == [COUNT]
     assert "embedded anew" in capsys.readouterr().err
     assert torch.equal(found.x_ND, open_search(tmp_path / "fresh", str(photos), str(other)).x_ND)
-    off = written(tmp_path / "off", seed=1, unit=False)
+    off = written(tmp_path / "off", seed=1, distance="euclidean")
     with pytest.raises(RunError, match="another model"):
         open_search(index, None, str(off))
 
@@ -406,7 +405,7 @@ def test_a_timm_name_has_its_publishers_size_and_normalisation(tmp_path, photos,
 
 def test_off_the_unit_sphere_nearness_is_the_distance(tmp_path, photos):
     folder = tmp_path / "index"
-    found = open_search(folder, str(photos), str(written(tmp_path / "off", unit=False)))
+    found = open_search(folder, str(photos), str(written(tmp_path / "off", distance="euclidean")))
     x_1D = found.embed([found.path(3)])
     row_1k, near_1k = found.nearest(x_1D, 4)
     distance_N = (found.x_ND - x_1D).norm(dim=1)
@@ -430,7 +429,7 @@ def test_embeddings_that_are_no_numbers_end_the_building(tmp_path, photos):
 
 
 def test_cells_are_kept_and_go_with_the_images(index, photos, monkeypatch):
-    monkeypatch.setattr(stage, "find_cells", lambda x_ND, normalize: by_hand(x_ND, 3))
+    monkeypatch.setattr(stage, "train_ivf", lambda x_ND, distance: by_hand(x_ND, 3))
     found = open_search(index, None, None, approximate=True)
     assert (index / CELLS).exists()
     again = open_index(index)

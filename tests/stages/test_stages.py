@@ -19,10 +19,9 @@ import toy
 from lookalike.data.sources import Digits
 from lookalike.errors import Error, RecipeError
 from lookalike.evaluation.features import embedder, extract, pixels
+from lookalike.experiment import Probe
 from lookalike.folder import verify
-from lookalike.stages.evaluate import shown
-from lookalike.stages.probe import Probe, score
-from lookalike.training import loop
+from lookalike.stages.probe import score
 from lookalike.views import normalise, resize_crop, scale
 
 # Enough steps, on views mild enough, for the tiny network to learn something on any seed.
@@ -59,12 +58,11 @@ def test_a_run_leaves_what_it_promises(run):
     assert not list(run.rglob(".tmp-*"))
 
 
-def test_the_same_run_again_trains_nothing(run, monkeypatch):
-    monkeypatch.setattr(loop, "make_engine", lambda *_: pytest.fail("trained again"))
-    before = (run / "finetune/embedding/model.safetensors").read_bytes()
-    scores = (run / "probe.json").read_text()
+def test_the_same_run_again_trains_nothing(run):
+    trained = [run / name for name in ("backbone", "checkpoints", "finetune")]
+    before, scores = toy.marks(*trained), (run / "probe.json").read_text()
     lookalike.run(toy.recipe(*LONGER), run)
-    assert (run / "finetune/embedding/model.safetensors").read_bytes() == before
+    assert toy.marks(*trained) == before
     assert (run / "probe.json").read_text() == scores
 
 
@@ -115,12 +113,12 @@ def test_features_are_those_of_the_model_on_the_test_view(run):
 
 def test_evaluation_shows_only_classes_that_fine_tuning_never_saw(run):
     recipe = toy.recipe(*LONGER)
-    assert set(shown(recipe).labels.tolist()) == {5, 6, 7, 8, 9}
+    assert set(toy.scored(recipe).labels.tolist()) == {5, 6, 7, 8, 9}
     scores = json.loads((run / "evaluate.json").read_text())
     assert set(scores) == {"backbone", "fine-tuned"}
     for found in scores.values():
         assert found["classes"] == 5
-        assert found["queries"] == len(shown(recipe))
+        assert found["queries"] == len(toy.scored(recipe))
         assert {"recall@1", "recall@5", "map@r", "r_precision"} <= set(found)
     assert json.loads((run / "finetune/embedding/card.json").read_text())["classes"] == 5
 
@@ -135,10 +133,11 @@ def test_from_python_as_the_readme_says(run):
 
 
 def test_a_method_of_ones_own_trains_from_python(tmp_path):
+    from lookalike.methods import Method
     from lookalike.nn.heads import mlp
     from lookalike.nn.loss import Loss
 
-    class Mine(torch.nn.Module):
+    class Mine(Method):
         n_views = 2
 
         def __init__(self, backbone):
@@ -151,6 +150,15 @@ def test_a_method_of_ones_own_trains_from_python(tmp_path):
 
     folder = lookalike.pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "run", method=Mine)
     assert lookalike.load_backbone(folder).dim == 16
+
+    class Other(torch.nn.Module):
+        n_views = 2
+
+        def __init__(self, backbone):
+            super().__init__()
+
+    with pytest.raises(Error, match=r"^method: Other is not a lookalike\.methods\.Method: derive"):
+        lookalike.pretrain(toy.recipe("pretrain.epochs=1"), tmp_path / "other", method=Other)
 
 
 def test_the_exported_backbone_loads_in_a_process_without_lookalike(run):
@@ -298,7 +306,7 @@ def test_a_recipe_without_pretraining_may_go_on_from_published_weights(tmp_path,
     )
     run = lookalike.run(recipe, tmp_path / "run")
     torch.manual_seed(11)
-    expected = create("resnet18", **recipe.values["backbone"].timm_args()).state_dict()
+    expected = create("resnet18", **recipe.backbone.timm_args()).state_dict()
     found = lookalike.load_backbone(run / "backbone").model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert asked.count(True) == 1

@@ -15,25 +15,24 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+import children
 import toy
 from lookalike.data.reader import Bad
 from lookalike.errors import RunError
 from lookalike.evaluation.features import Features, cached
-from lookalike.stages import pretrain as stage
+from lookalike.process import fault
+from lookalike.process.signals import Stopped
 from lookalike.stages.pretrain import pretrain
-from lookalike.training import loop, nonfinite
+from lookalike.training import nonfinite
 from lookalike.training.bad_samples import BadSamples, keep_first
 from lookalike.training.meter import Meter
 from lookalike.training.metrics import Metrics
 from lookalike.training.metrics import _cut as cut
-from test_loop import stop_after
-from test_reliability import poisoned
 
 TIMED = ("images_per_s", "waiting")
 # A line covers several steps and never ends with an epoch of 9; measured every 4.
@@ -47,15 +46,6 @@ def told(run: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in TIMED} for line in lines]
 
 
-@contextlib.contextmanager
-def heard():
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        yield texts
-        texts += [str(one.message) for one in found]
-
-
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
@@ -66,13 +56,9 @@ def uneven(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("step", [1, 4, 7, 9, 13, 17])
-def test_the_log_of_a_resumed_run_is_that_of_the_uninterrupted_one(
-    tmp_path, monkeypatch, uneven, step
-):
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(loop.Stopped):
-            pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
+def test_the_log_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path, uneven, step):
+    with fault.plan(f"term:rank=0,step={step}"), pytest.raises(Stopped):
+        pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
     pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
     assert told(tmp_path / "run") == told(uneven)
     assert [line["step"] for line in told(uneven)] == [1, 5, 10, 15, 18]
@@ -90,21 +76,18 @@ def test_the_log_goes_on_from_a_checkpoint_between_two_lines_also_after_a_kill(t
     assert told(run) == told(uneven)
 
 
-def test_a_rollback_leaves_the_log_of_a_run_without(tmp_path, monkeypatch, uneven):
-    monkeypatch.setattr(stage, "make_views", poisoned({12, 13, 14}))
-    with heard():
+def test_a_rollback_leaves_the_log_of_a_run_without(tmp_path, uneven):
+    with fault.plan(toy.once_nan(tmp_path)), toy.heard():
         pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
     for line, wanted in zip(told(tmp_path / "run"), told(uneven), strict=True):
         assert {**line, "skipped": 0.0} == {**wanted, "skipped": 0.0}
     assert told(tmp_path / "run")[-1]["skipped"] == 3
 
 
-def test_skipped_steps_are_counted_on_after_a_resume(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, heard():
-        patch.setattr(stage, "make_views", poisoned({3}))
-        stop_after(patch, 8)
-        with pytest.raises(loop.Stopped):
-            pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
+def test_skipped_steps_are_counted_on_after_a_resume(tmp_path):
+    faults = "nan:rank=0,step=3;term:rank=0,step=8"
+    with fault.plan(faults), toy.heard(), pytest.raises(Stopped):
+        pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
     pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
     assert [line["skipped"] for line in told(tmp_path / "run")] == [0, 1, 1, 1, 1]
 
@@ -119,17 +102,17 @@ def test_a_meter_goes_on_from_its_state_bit_for_bit():
 
     whole = filled(Meter(8), values).values()
     first = filled(Meter(8), values[:4])
-    first.note({"health/std": 0.1})
+    first.record({"health/std": 0.1})
     state = json.loads(json.dumps(first.state()))
-    assert first.heard
+    assert first.has_values
     second = filled(Meter(8, state), values[4:]).values()
     assert (second["loss"], second["term"], second["health/std"]) == (
         whole["loss"],
         whole["term"],
         0.1,
     )
-    assert not Meter(8, {}).heard
-    assert Meter(8, state).heard
+    assert not Meter(8, {}).has_values
+    assert Meter(8, state).has_values
 
 
 SHORT = [
@@ -147,11 +130,11 @@ SHORT += [
 MOTHER = """
 import os, sys, torch, sklearn.datasets, torch.utils.tensorboard
 torch.set_num_threads(1)
-from lookalike import pipeline
+from lookalike import pipeline, experiment
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
-        pipeline.run(pipeline.load_recipe(sys.argv[1], sys.argv[2:]), line.strip())
+        pipeline.run(experiment.load_recipe(sys.argv[1], sys.argv[2:]), line.strip())
         os._exit(0)
     print("STARTED", pid, flush=True)
     print("ENDED", os.waitpid(pid, 0)[1], flush=True)
@@ -277,17 +260,14 @@ def full(monkeypatch, path: Path, *, room: int = 0, error: int = errno.ENOSPC) -
 
 
 @pytest.mark.parametrize("room", [0, 17])
-def test_a_full_disk_holds_the_log_back_and_stops_no_training(tmp_path, monkeypatch, uneven, room):
+def test_a_full_disk_buffers_the_log_and_stops_no_training(tmp_path, monkeypatch, uneven, room):
     run = tmp_path / "run"
     switch = full(monkeypatch, run / "metrics.jsonl", room=room)
-    original = loop.begin
 
-    def begin(engine, settings, factor, moment, seed):
-        switch[0] = 4 <= moment.step < 15
-        return original(engine, settings, factor, moment, seed)
+    def fill(step: int) -> None:
+        switch[0] = 5 <= step < 16
 
-    monkeypatch.setattr(loop, "begin", begin)
-    with heard() as texts:
+    with fault.plan(fill), toy.heard() as texts:
         pretrain(toy.recipe(*UNEVEN), run)
     assert texts == [
         f"{run}/metrics.jsonl: cannot be written (No space left on device): training goes on, its "
@@ -296,9 +276,9 @@ def test_a_full_disk_holds_the_log_back_and_stops_no_training(tmp_path, monkeypa
     assert told(run) == told(uneven)
 
 
-def test_lines_that_found_no_room_until_the_end_are_said(tmp_path, monkeypatch):
+def test_log_lines_never_written_are_reported(tmp_path, monkeypatch):
     switch = full(monkeypatch, tmp_path / "metrics.jsonl", room=9)
-    with heard() as texts, Metrics(tmp_path, 0) as metrics:
+    with toy.heard() as texts, Metrics(tmp_path, 0) as metrics:
         metrics.write(1, {"loss": 1.0})
         switch[0] = True
         metrics.write(2, {"loss": 1.0})
@@ -311,7 +291,7 @@ def test_lines_that_found_no_room_until_the_end_are_said(tmp_path, monkeypatch):
 def test_bad_samples_that_cannot_be_listed_are_counted(tmp_path, monkeypatch):
     full(monkeypatch, tmp_path / "bad_samples.jsonl")[0] = True
     bad = BadSamples(tmp_path / "bad_samples.jsonl", 100)
-    with heard() as texts:
+    with toy.heard() as texts:
         assert [bad.add([Bad(n, "x.png", "empty", 1)]) for n in (1, 2, 1)] == [1, 1, 0]
     assert len(texts) == 1
 
@@ -319,7 +299,7 @@ def test_bad_samples_that_cannot_be_listed_are_counted(tmp_path, monkeypatch):
 def test_features_that_cannot_be_kept_are_not_lost(tmp_path):
     (tmp_path / "features").write_text("a file where the folder should be")
     made = Features(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64), 0, torch.arange(2))
-    with heard() as texts:
+    with toy.heard() as texts:
         assert cached(tmp_path / "features", ("key",), lambda: made) is made
     assert len(texts) == 1
     assert "these features are not kept" in texts[0]
@@ -330,8 +310,7 @@ def test_a_bundle_that_cannot_be_written_stops_no_rollback(tmp_path, monkeypatch
         raise RunError("nonfinite: cannot be written: No space left on device")
 
     monkeypatch.setattr(nonfinite, "write_folder", refuse)
-    monkeypatch.setattr(stage, "make_views", poisoned({12, 13, 14}))
-    with heard() as texts:
+    with fault.plan(toy.once_nan(tmp_path)), toy.heard() as texts:
         pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
     assert "nonfinite: cannot be written: No space left on device; training goes on" in texts
     assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(uneven))
@@ -356,7 +335,7 @@ def test_tensorboard_may_fail_anywhere(tmp_path, monkeypatch, whole, verb):
         monkeypatch.setattr(SummaryWriter, verb, fail)
     stray: list[object] = []
     monkeypatch.setattr(threading, "excepthook", stray.append)
-    with heard() as texts:
+    with toy.heard() as texts:
         pretrain(toy.recipe(), tmp_path / "run")
     assert texts == [
         "TensorBoard stopped ([Errno 28] No space left on device); metrics.jsonl goes on"
@@ -368,6 +347,22 @@ def test_tensorboard_may_fail_anywhere(tmp_path, monkeypatch, whole, verb):
 
 
 # ---- cutting the log
+
+
+def test_tensorboard_purges_the_steps_of_a_rollback(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Metrics(tmp_path, 0) as metrics:
+        for step in range(1, 6):
+            metrics.write(step, {"loss": float(step)})
+        metrics.cut(2)
+        metrics.write(3, {"loss": 30.0})
+    with Metrics(tmp_path, 3) as metrics:
+        metrics.write(4, {"loss": 40.0})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    expected = [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == expected
+    assert toy.curve(tmp_path) == expected
 
 
 def test_the_log_is_never_empty_while_it_is_cut(tmp_path, monkeypatch):
@@ -399,16 +394,14 @@ def test_the_log_is_never_empty_while_it_is_cut(tmp_path, monkeypatch):
 # ---- a folder that vanishes
 
 
-def test_a_run_folder_deleted_under_a_run_can_be_resumed(tmp_path, monkeypatch, capfd):
-    run, original = tmp_path / "run", loop.begin
+def test_a_run_folder_deleted_under_a_run_can_be_resumed(tmp_path, capfd):
+    run = tmp_path / "run"
 
-    def begin(engine, settings, factor, moment, seed):
-        if moment.step == 13:
+    def delete(step: int) -> None:
+        if step == 14:
             shutil.rmtree(run)
-        return original(engine, settings, factor, moment, seed)
 
-    monkeypatch.setattr(loop, "begin", begin)
-    with heard() as texts:
+    with fault.plan(delete), toy.heard() as texts:
         pretrain(toy.recipe(), run)
     assert f"{run}: was deleted while the training ran: written anew" in texts
     assert "Traceback" not in capfd.readouterr().err
@@ -417,5 +410,4 @@ def test_a_run_folder_deleted_under_a_run_can_be_resumed(tmp_path, monkeypatch, 
     shutil.rmtree(run / "backbone")
     pretrain(toy.recipe(), run)
     code = f"from lookalike.folder import lock\nfrom pathlib import Path\nlock(Path({str(run)!r}))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "another run writes here" in other.stderr  # the lock, too, was taken anew
+    assert "another run writes here" in children.run(code).stderr  # the lock, too, was taken anew

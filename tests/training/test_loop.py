@@ -12,39 +12,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import children
 import toy
-from lookalike import comm, log
+from lookalike import comm
 from lookalike.checkpoint import Checkpoints
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.folder import verify
+from lookalike.process import fault
 from lookalike.process.signals import Stopped
 from lookalike.stages.pretrain import pretrain
-from lookalike.training import loop
+from lookalike.training.bad_samples import BadSamples
 
 STEPS = 18
 EVERY_STEP = ("pretrain.keep=100",)
 
 
-def stop_after(monkeypatch, step: int, number: int = signal.SIGTERM) -> None:
-    """The signal arrives while the step is being trained."""
-    original = loop.begin
-    calls = iter(range(1, 1000))
-
-    def tripwire(*arguments):
-        if next(calls) == step:
-            os.kill(os.getpid(), number)
-        return original(*arguments)
-
-    monkeypatch.setattr(loop, "begin", tripwire)
-
-
 @pytest.mark.parametrize("step", [1, 7, 9, 11, 17])
-def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, step):
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, whole, step):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Stopped, match=rf"SIGTERM after step {step} of {STEPS}, saved"):
-            pretrain(toy.recipe(), run)
+    said = rf"SIGTERM after step {step} of {STEPS}, saved"
+    with fault.plan(f"term:rank=0,step={step}"), pytest.raises(Stopped, match=said):
+        pretrain(toy.recipe(), run)
     assert not (run / "backbone").exists()
     torch.manual_seed(999)
     pretrain(toy.recipe(), run)
@@ -56,10 +44,9 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, monkeypatch,
     ).read_bytes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_other_signals_stop_as_cleanly(tmp_path, monkeypatch, number):
-    stop_after(monkeypatch, 2, number)
-    with pytest.raises(Stopped) as stop:
+@pytest.mark.parametrize(("kind", "number"), [("int", signal.SIGINT), ("usr1", signal.SIGUSR1)])
+def test_other_signals_stop_as_cleanly(tmp_path, kind, number):
+    with fault.plan(f"{kind}:rank=0,step=2"), pytest.raises(Stopped) as stop:
         pretrain(toy.recipe(), tmp_path / "run")
     assert stop.value.number == number
     assert toy.tensors(tmp_path / "run", 2)
@@ -73,21 +60,20 @@ def test_the_same_seed_twice_gives_the_same_bits_and_another_does_not(tmp_path, 
     assert not toy.same(toy.tensors(tmp_path / "other"), toy.tensors(whole))
 
 
-def test_dropout_draws_go_on_where_they_were(tmp_path, monkeypatch):
+def test_dropout_masks_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path):
     recipe = ["backbone.args={drop_path_rate: 0.5, channels: [8, 8, 16, 16], layers: [1, 2, 1, 1]}"]
     pretrain(toy.recipe(*recipe), tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_after(patch, 5)
-        with pytest.raises(Stopped):
-            pretrain(toy.recipe(*recipe), tmp_path / "cut")
+    with fault.plan("term:rank=0,step=5"), pytest.raises(Stopped):
+        pretrain(toy.recipe(*recipe), tmp_path / "cut")
     torch.rand(17)
     pretrain(toy.recipe(*recipe), tmp_path / "cut")
     assert toy.same(toy.tensors(tmp_path / "cut"), toy.tensors(tmp_path / "whole"))
 
 
-def test_a_finished_run_is_not_trained_again(whole, monkeypatch):
-    monkeypatch.setattr(loop, "make_engine", lambda *_: pytest.fail("trained again"))
+def test_a_finished_run_is_not_trained_again(whole):
+    before = toy.marks(whole / "backbone", whole / "checkpoints")
     assert pretrain(toy.recipe(), whole) == whole / "backbone"
+    assert toy.marks(whole / "backbone", whole / "checkpoints") == before
 
 
 @pytest.mark.parametrize(
@@ -285,12 +271,12 @@ def test_a_used_folder_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_the_remedy(tmp_path):
+def test_a_nan_loss_before_the_first_checkpoint_stops_the_run(tmp_path):
     with (
         pytest.warns(UserWarning, match="skipped on all ranks"),
         pytest.raises(
             RunError,
-            match=r"no number at step 4, the third in a row, before anything was saved: lower",
+            match=r"NaN or Inf at step 4, the third in a row, before anything was saved: lower",
         ),
     ):
         pretrain(
@@ -326,11 +312,11 @@ def test_metrics_hold_every_part_and_a_failing_board_stops_nothing(tmp_path, mon
 
 
 def test_too_many_bad_images_stop_the_run_and_are_listed_once(tmp_path):
-    bad = log.BadSamples(tmp_path / "bad.jsonl", limit=2)
+    bad = BadSamples(tmp_path / "bad.jsonl", limit=2)
     Record = __import__("collections").namedtuple("Record", "sample path reason")
     assert bad.add([Record(1, "a", "x"), Record(1, "a", "x"), Record(2, "b", "y")]) == 2
     bad.check(2)
-    again = log.BadSamples(tmp_path / "bad.jsonl", limit=2)
+    again = BadSamples(tmp_path / "bad.jsonl", limit=2)
     assert again.add([Record(2, "b", "y"), Record(3, "c", "z")]) == 1
     with pytest.raises(DataError, match=r"3 images could not be read, more than the 2 allowed"):
         again.check(1)
@@ -339,51 +325,28 @@ def test_too_many_bad_images_stop_the_run_and_are_listed_once(tmp_path):
     ] == [1, 2, 3]
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tmp_path):
+def test_nan_weights_are_never_saved(tmp_path):
     """The loss of a step is from before its update, so only the weights tell."""
     words = ("pretrain.optimizer.lr=1e30", "pretrain.warmup_epochs=0", "pretrain.log_every=1000")
     with (
         pytest.warns(UserWarning, match="skipped on all ranks"),
-        pytest.raises(RunError, match="is no number at step 4"),
+        pytest.raises(RunError, match="is NaN or Inf at step 4"),
     ):
         pretrain(toy.recipe(*words), tmp_path / "run")
     assert not list((tmp_path / "run/checkpoints").glob("step_*"))
 
 
-def test_a_second_run_in_one_folder_is_refused(ranks, tmp_path):
-    (_, text), (again, _) = ranks.run(in_one_folder, str(tmp_path / "run"))
-    assert "another run writes here" in text
-    assert again == "mine"
-
-
-def in_one_folder(out: str) -> tuple[str, str]:
-    """Rank 1 opens the folder as a run of its own while rank 0 asks a third process to do so."""
-    import subprocess
-    import sys
-
-    if comm.rank() == 1:
-        return "mine", ""
-    script = (
+def test_a_second_run_in_one_folder_is_refused(tmp_path):
+    open_it = (
         "import toy; from pathlib import Path; from lookalike.checkpoint import open_run\n"
-        f"open_run(Path({out!r}), toy.recipe())"
+        f"open_run(Path({str(tmp_path / 'run')!r}), toy.recipe())"
     )
-    holder = f"{script}\nprint('held', flush=True); input()"
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    first = subprocess.Popen([sys.executable, "-c", holder], **pipes)
-    assert first.stdout.readline() == "held\n"
-    second = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
-    )
-    first.communicate("\n", timeout=60)
-    third = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment
-    )
-    assert third.returncode == 0, third.stderr
-    return "mine", second.stderr
+    holder = children.Program(f"{open_it}\nprint('held', flush=True); import time; time.sleep(99)")
+    assert holder.printed("held")
+    assert "another run writes here" in children.run(open_it).stderr
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert children.run(open_it) == (0, "", "")
 
 
 def test_a_folder_in_which_nothing_was_trained_takes_another_recipe(tmp_path):
@@ -414,5 +377,5 @@ def test_a_manifest_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
         verify(tmp_path / "folder")
 
 
-def test_alone_means_alone():
+def test_one_process_is_a_world_of_one():
     assert comm.world_size() == 1

@@ -15,8 +15,8 @@ def images(n=6):
 
 
 def test_a_sequential_of_kornia_s_gives_the_view_that_its_parameters_name():
-    x, law = images(), Asymmetric()
-    augment = K.AugmentationSequential(FusedView(law, 16, view=1), data_keys=["input"])
+    x, policy = images(), Asymmetric()
+    augment = K.AugmentationSequential(FusedView(policy, 16, view=1), data_keys=["input"])
     torch.manual_seed(1)
     found = augment(x)
     assert found.shape == (6, 3, 16, 16)

@@ -16,7 +16,8 @@ from lookalike.data.loader import batches
 from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.pack import Packing, pack
 from lookalike.errors import RecipeError
-from lookalike.stages.preview import describe, preview
+from lookalike.pipeline import draw as preview
+from lookalike.stages.preview import describe
 
 MULTI = (
     "pretrain={method: dino, views: {name: multi_crop, small: 2, small_size: 8}, batch: 8, epochs: "
@@ -34,8 +35,8 @@ def images(html: str) -> list[np.ndarray]:
 def test_the_page_shows_the_first_images_of_the_epoch_with_the_views_of_the_run(tmp_path, crop_on):
     recipe = toy.recipe(f"pretrain.crop_on={crop_on}")
     lines = preview(recipe, tmp_path / "a.html", images=3, epoch=1)
-    settings, train = recipe.values["pretrain"], Digits().split("train")
-    order, law = EpochOrder(len(train), settings.batch, 1, 3), settings.views.build()
+    settings, train = recipe.pretrain, Digits().split("train")
+    order, policy = EpochOrder(len(train), settings.batch, 1, 3), settings.views.build()
     step = order.steps_per_epoch
     how = {
         "first_step": step,
@@ -45,8 +46,8 @@ def test_the_page_shows_the_first_images_of_the_epoch_with_the_views_of_the_run(
         "workers": 0,
         "pin": False,
     }
-    (batch,) = batches(train, order, **how, host_crops=settings.host_crops(law, 16))
-    views = law(batch.pixels, batch.ids_B, seed=3, epoch=1, size=16, mean=[0.0], std=[1.0])
+    (batch,) = batches(train, order, **how, host_crops=settings.host_crops(policy, 16))
+    views = policy(batch.pixels, batch.ids_B, seed=3, epoch=1, size=16, mean=[0.0], std=[1.0])
     shown = images((tmp_path / "a.html").read_text())
     assert len(shown) == 3 * 3
     for b, i in enumerate(batch.ids_B[:3].tolist()):
@@ -66,7 +67,7 @@ def test_images_in_windows_come_in_the_order_of_the_run(tmp_path):
         f"data={{name: shards, path: {tmp_path}/shards, channels: 1, shuffle: window, window: 100}}"
     )
     lines = preview(recipe, tmp_path / "a.png", images=8, epoch=2)
-    order = order_of(recipe.values["data"].build().split("train", 16), 144, 1, 3)
+    order = order_of(recipe.data.build().split("train", 16), 144, 1, 3)
     assert order.windows is not None
     assert [int(line.split()[0]) for line in lines if not line.startswith(" ")] == order.ids(2, 0)[
         :8

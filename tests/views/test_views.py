@@ -16,6 +16,7 @@ from lookalike.views import (
     Symmetric,
     colour,
     fused,
+    make,
     normalise,
     resize_crop,
     scale,
@@ -94,8 +95,7 @@ def torchvision_crop(x, box, size, mode):
     return tv.resize(wide, [size, size], **how).clamp(0, 1)
 
 
-# --- crop, resize, flip
-# ----------------------------------------------------------------------------------------
+# --- crop, resize, flip ---------------------------------------------------------------------------
 
 BOXES = [
     (0, 0, 40, 56),
@@ -189,8 +189,7 @@ def test_a_test_time_view_that_is_no_square_is_the_largest_middle_box_of_its_sha
     assert (resize_crop(x, size) - expected).abs().mean() < 2e-3
 
 
-# --- colour
-# ----------------------------------------------------------------------------------------------------
+# --- colour ---------------------------------------------------------------------------------------
 
 TORCHVISION = {
     "brightness": tv.adjust_brightness,
@@ -373,8 +372,7 @@ def test_scale_takes_every_byte_to_its_share_of_255():
     )
 
 
-# --- a whole view
-# ----------------------------------------------------------------------------------------------
+# --- a whole view ---------------------------------------------------------------------------------
 
 
 def naive_view(way, x, key, ids, i, size):
@@ -531,8 +529,7 @@ def test_the_graph_for_torch_compile_makes_the_same_views_without_a_break(cut, c
     assert graph is not fused.graph
 
 
-# --- in distribution
-# -------------------------------------------------------------------------------------------
+# --- in distribution ------------------------------------------------------------------------------
 
 
 def torchvision_boxes(height, width, law, ratio):
@@ -689,8 +686,7 @@ def test_what_happens_to_a_sample_is_drawn_independently():
         assert apart.pvalue > CHANCE, (one, other)
 
 
-# --- crops made elsewhere
-# -------------------------------------------------------------------------------------
+# --- crops made elsewhere -------------------------------------------------------------------------
 
 PALE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
 
@@ -720,8 +716,7 @@ def test_crops_made_elsewhere_by_the_law_s_boxes_give_the_views_of_the_canvas(wa
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
 
 
-# --- refusals
-# --------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["grey", "blur", "solarize"])
@@ -730,6 +725,16 @@ def test_as_many_chances_as_views_or_one_for_all(name, n, values):
     with pytest.raises(ValueError, match=rf"^{name} has {len(values)} values for {n} views$"):
         Symmetric(views=n, **{name: values})
     assert Symmetric(views=n, **{name: (0.5,) * n})
+
+
+@pytest.mark.parametrize("policy", [Symmetric(solarize=0.3), MultiCrop(small=3, small_size=8)])
+def test_the_views_of_a_batch_are_the_policy_s_for_a_canvas_and_for_crops(policy):
+    x, ids = canvas(4), torch.arange(10, 14)
+    how = {"size": 16, "mean": MEAN, "std": STD, "seed": 3, "device": torch.device("cpu")}
+    made = make(policy, x, ids, 1, **how)
+    assert all(map(torch.equal, made, views(policy, x, ids)))
+    crops = [canvas(4, height=h, width=w) for h, w in policy.sizes(16)]
+    assert all(map(torch.equal, make(policy, crops, ids, 1, **how), views(policy, crops, ids)))
 
 
 def test_asymmetric_views_are_two_unless_all_chances_are_given():

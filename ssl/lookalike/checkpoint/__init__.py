@@ -6,9 +6,18 @@ sha256 of every file in its manifest; `latest.json` is a hint for people, the tr
 folder that verifies.
 """
 
-from lookalike.checkpoint.compare import CHANGED, TIMES, TOUCHED, differences, touched
+from lookalike.checkpoint.compare import (
+    CHANGED,
+    TIMES,
+    TOUCHED,
+    differences,
+    is_one_of,
+    touched,
+    written,
+)
 from lookalike.checkpoint.run import (
     changes,
+    hold_run,
     keep_run,
     open_run,
     read_or_set_aside,
@@ -27,7 +36,17 @@ __all__ = [
     "Saver",
     "changes",
     "differences",
+    "hold_run",
+    "is_one_of",
     "keep_run",
     "newest_manifest",
 ]
-__all__ += ["open_run", "read_or_set_aside", "refuse_other", "touched", "visit_run", "write_recipe"]
+__all__ += [
+    "open_run",
+    "read_or_set_aside",
+    "refuse_other",
+    "touched",
+    "visit_run",
+    "write_recipe",
+    "written",
+]

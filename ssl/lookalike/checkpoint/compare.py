@@ -4,27 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Changes nothing of what is trained, and a run from before it existed goes on.
-_FREE = {
-    "health_every",
-    "keep",
-    "knn_every_epochs",
-    "log_every",
-    "max_bad",
-    "on_collapse",
-    "save_every_epochs",
-    "timeout",
-    "workers",
-}
-# Of an engine only these change what is trained.
-_ENGINE = {"clip": 0.0, "precision": "fp32"}
 CHANGED = "choose another --out, or go on all the same with --accept-changes"
 # The mark of a passport (data/passport.py) that a mere copy of the images changes too.
 TIMES = "times"
 TOUCHED = (
     "the images' files have other mtimes than then: they are a copy, or some were written to; "
-    "their bytes, of many "
-    "files of a sample, are the same"
+    "their bytes, of many files of a sample, are the same"
 )
 _LONGEST = 160
 
@@ -34,14 +19,24 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     each.
 
     What it says nothing of, as one that an earlier release wrote, is not compared, nor are the
-    files' times.
+    files' times. Of a tuple now, any was as good then.
     """
     return [
         line
         for key in now
-        if key in earlier and key != TIMES
-        for line in differing(key, earlier[key], now[key])
+        if key in earlier and key != TIMES and not is_one_of(earlier[key], now[key])
+        for line in differing(key, earlier[key], written(now)[key])
     ]
+
+
+def is_one_of(earlier: Any, now: Any) -> bool:
+    """Whether an earlier value is the value now, or one of those that are as good."""
+    return earlier in now if isinstance(now, tuple) else bool(earlier == now)
+
+
+def written(now: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as it is written down: of what is as good, the first."""
+    return {key: value[0] if isinstance(value, tuple) else value for key, value in now.items()}
 
 
 def touched(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -52,16 +47,9 @@ def touched(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def differing(key: str, earlier: Any, now: Any) -> list[str]:
-    """In what two values under a key differ, key by key; what changes nothing of what is trained
-    does not count.
-    """
-    if key.endswith(".engine"):
-        earlier, now = (
-            {name: (given or {}).get(name, usual) for name, usual in _ENGINE.items()}
-            for given in (earlier, now)
-        )
+    """In what two values under a key differ, key by key."""
     if isinstance(earlier, dict) and isinstance(now, dict):
-        keys = sorted({*earlier, *now} - _FREE)
+        keys = sorted({*earlier, *now})
         return [line for k in keys for line in differing(f"{key}.{k}", earlier.get(k), now.get(k))]
     return [] if earlier == now else [f"{key}: {_short(earlier)} -> {_short(now)}"]
 

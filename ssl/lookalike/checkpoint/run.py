@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +14,9 @@ from lookalike import comm
 from lookalike.checkpoint.compare import CHANGED, differing
 from lookalike.errors import RecipeError, RunError
 from lookalike.folder import held, lock, read_regular, refuse_unwritable, sweep, unlock, write_file
-from lookalike.recipe import Recipe, read
+from lookalike.recipe import Recipe, from_text, meaning, read
 
 RECIPE = "recipe.yaml"
-# Another value of these makes another backbone; the later stages may change and are simply done
-# again.
-_FIXED = ("seed", "data", "backbone", "pretrain")
 _LARGEST = 16 * 2**20
 
 T = TypeVar("T")
@@ -33,7 +30,8 @@ def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
     writes there.
     """
     if comm.rank() == 0:
-        refuse_other(out, recipe, accept_changes)
+        if not held(out):
+            refuse_other(out, recipe, accept_changes)
         refuse_unwritable(out)
         out.mkdir(parents=True, exist_ok=True)
         lock(out)
@@ -42,6 +40,18 @@ def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
             write_recipe(out, recipe)
     comm.barrier()
     return out
+
+
+def hold_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
+    """Takes the lock of a run folder that is there, before anything is decided by what is in it,
+    and clears it of what a kill left. Raises RunError as `open_run` does.
+    """
+    if comm.rank() == 0 and out.exists():
+        refuse_other(out, recipe, accept_changes)
+        refuse_unwritable(out)
+        lock(out)
+        tidy(out)
+    comm.barrier()
 
 
 def visit_run(out: Path) -> None:
@@ -111,7 +121,7 @@ def keep_run(out: Path, recipe: Recipe) -> None:
 
 def _refuse_other_recipe(path: Path, recipe: Recipe, accept: bool) -> None:
     try:
-        earlier = _earlier(path)
+        earlier = _earlier(path, recipe)
     except (OSError, ValueError, RecipeError) as error:  # a UnicodeDecodeError is a ValueError
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
         _without_recipe(path, f"cannot be read ({reason})", accept)
@@ -134,23 +144,27 @@ def changes(out: Path, recipe: Recipe) -> list[str]:
     Nothing where there is none, or none that can be read.
     """
     try:
-        return _changes(_earlier(out / RECIPE), recipe)
+        return _changes(_earlier(out / RECIPE, recipe), recipe)
     except (OSError, ValueError, RecipeError):
         return []
 
 
-def _earlier(path: Path) -> dict[str, Any]:
-    earlier = read(read_regular(path, _LARGEST).decode(), str(path)).plain()
-    if not isinstance(earlier, dict):
+def _earlier(path: Path, like: Recipe) -> Recipe:
+    """The recipe that a run was begun with, by this or an earlier release, with defaults for what
+    has been added since.
+    """
+    text = read_regular(path, _LARGEST).decode()
+    said = read(text, str(path)).plain()
+    if not isinstance(said, dict):
         raise ValueError("it is no recipe")
-    if missing := [key for key in _FIXED if key not in earlier]:
+    if missing := [key for key in like.fixed if key not in said]:
         raise ValueError(f"cut short, without {missing[0]}:")
-    return earlier
+    return from_text(text, str(path), (), type(like), earlier=True)
 
 
-def _changes(earlier: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    now = recipe.plain()
-    return [line for key in _FIXED for line in differing(key, earlier.get(key), now.get(key))]
+def _changes(earlier: Recipe, recipe: Recipe) -> list[str]:
+    then, now = (meaning(each, *each.fixed) for each in (earlier, recipe))
+    return [line for key in now for line in differing(key, then[key], now[key])]
 
 
 def _without_recipe(path: Path, what: str, accept: bool) -> None:

@@ -200,7 +200,7 @@ def _refuse_nonfinite(folder: Path, step: int, model: Mapping[str, Tensor]) -> N
     for name, tensor in model.items():
         if not torch.isfinite(tensor).all():
             raise RunError(
-                f"{folder.parent}: {name} is no longer a number after step {step}: lower the "
+                f"{folder.parent}: {name} is NaN or Inf after step {step}: lower the "
                 "learning rate, lengthen "
                 "the warm-up, or take precision: fp32; what was saved before is whole"
             )

@@ -12,7 +12,7 @@ from lookalike.comm.exchange import (
     offset,
     sum,
 )
-from lookalike.comm.group import bandwidth, barrier, is_peer_failure, patient_barrier, start, stop
+from lookalike.comm.group import bandwidth, barrier, is_peer_failure, start, stop
 from lookalike.comm.topology import (
     TIMEOUT,
     device,
@@ -34,7 +34,7 @@ __all__ = [
     "timeout",
     "world_size",
 ]
-__all__ += ["bandwidth", "barrier", "is_peer_failure", "patient_barrier", "start", "stop"]
+__all__ += ["bandwidth", "barrier", "is_peer_failure", "start", "stop"]
 __all__ += [
     "all_max",
     "all_sum",

@@ -115,7 +115,7 @@ def _joining() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         kind = LostError if is_peer_failure(error) else RunError
-        place = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}, MASTER_PORT={os.environ.get('MASTER_PORT')}"
+        place = ", ".join(f"{n}={os.environ.get(n)}" for n in ("MASTER_ADDR", "MASTER_PORT"))
         reason = str(error).splitlines()[0].rstrip(".")
         raise kind(
             f"process group at {place}: {reason}: is every rank up and reachable?"
@@ -143,16 +143,14 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    """Waits for all ranks."""
-    if world_size() > 1:
-        dist.barrier()
-
-
-def patient_barrier() -> None:
-    """Waits for all ranks while one of them works alone, for as long as it lives."""
-    if world_size() > 1:
+def barrier(*, patient: bool = False) -> None:
+    """Waits for all ranks; `patient`: while one of them works alone, for as long as it lives."""
+    if world_size() == 1:
+        return
+    if patient:
         dist.monitored_barrier(_PATIENT[0], timeout=_PATIENCE)
+    else:
+        dist.barrier()
 
 
 def bandwidth(mebibytes: int = 32, rounds: int = 5) -> float:

@@ -30,7 +30,7 @@ def world_size() -> int:
     world = _number("WORLD_SIZE", 1)
     if world < 1:
         raise RunError(
-            "environment: WORLD_SIZE=0 is no number of ranks: unset it, or start ranks with "
+            "environment: WORLD_SIZE=0 is not a number of ranks: unset it, or start ranks with "
             "torchrun"
         )
     return world
@@ -45,7 +45,8 @@ def _number(name: str, default: int) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdecimal():
         raise RunError(
-            f"environment: {name}={text!r} is no number: unset it, or start ranks with torchrun"
+            f"environment: {name}={text!r} is not an integer: unset it, or start ranks with "
+            "torchrun"
         )
     return int(text)
 
@@ -68,7 +69,7 @@ def timeout(asked: float) -> float:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise RunError(
-            f"environment: {TIMEOUT}={text!r} is no number of seconds above 0: unset it, or say "
+            f"environment: {TIMEOUT}={text!r} is not a number of seconds above 0: unset it, or say "
             "1800"
         )
     return seconds

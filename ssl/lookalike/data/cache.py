@@ -3,6 +3,7 @@ needed.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -10,12 +11,10 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lookalike.folder import atomic_write, read_regular, sweep
+from filelock import lock_descriptor
+from platformdirs import user_cache_path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from lookalike.folder import atomic_write, read_regular, sweep
 
 _MAGIC = b"lookalike sealed 1\n"
 _HEAD = len(_MAGIC) + 32
@@ -23,11 +22,14 @@ _LARGEST = 2**33
 
 
 def home() -> Path:
-    """$XDG_CACHE_HOME/lookalike, by default ~/.cache/lookalike; it need not exist."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification says to ignore a relative one.
-    absolute = os.path.isabs(base)  # noqa: PTH117
-    return Path(base if absolute else os.path.expanduser("~/.cache")) / "lookalike"  # noqa: PTH111
+    """$XDG_CACHE_HOME/lookalike, else where the system keeps caches; it need not exist.
+
+    Raises OSError for a user without a home, as one of a container may be.
+    """
+    try:
+        return user_cache_path("lookalike", appauthor=False)
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
 
 
 def seal(parts: Sequence[bytes]) -> bytes:
@@ -88,12 +90,11 @@ def _tidy(folder: Path) -> None:
 def locked(key: str | bytes) -> Iterator[None]:
     """Among the processes of this user only one at a time; where no lock can be had, all go on."""
     with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                home().mkdir(mode=0o700, parents=True, exist_ok=True)
-                handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-                stack.callback(os.close, handle)  # which unlocks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            home().mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            stack.callback(os.close, handle)  # which unlocks
+            lock_descriptor(handle)
         yield
 
 

@@ -18,8 +18,8 @@ from lookalike.data import headers
 from lookalike.data.pixels import pixels_of
 from lookalike.errors import printable
 from lookalike.folder import read_regular
-from lookalike.recipe import Size, sides
-from lookalike.views.resample import central
+from lookalike.geometry import central, sides
+from lookalike.recipe import Size
 
 MAX_BYTES = 200_000_000
 SHRINKS = (8, 4, 2)

@@ -13,14 +13,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.images import ArrayImages, Images
+from lookalike.data.images import Annotations, ArrayImages, Images
 from lookalike.data.index import os_errors_as
 from lookalike.data.outside import opened
 from lookalike.data.sources import Split, checked, folder_at
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
 
-FASHION = "for Fashion-MNIST: apt-get install dataset-fashion-mnist, path /usr/share/datasets/fashion-mnist"
+FASHION = (
+    "for Fashion-MNIST: apt-get install dataset-fashion-mnist, "
+    "path /usr/share/datasets/fashion-mnist"
+)
 CHUNK = 1 << 20
 
 
@@ -54,7 +57,9 @@ class Idx:
             (int(known.max()) for known in labels.values() if known is not None), default=-1
         )
         classes = () if labels_N is None else tuple(str(label) for label in range(highest + 1))
-        return ArrayImages(images_NHW.unsqueeze(1), labels_N, classes, f"{folder.name}/{name}")
+        return ArrayImages(
+            images_NHW.unsqueeze(1), Annotations(labels_N, classes), f"{folder.name}/{name}"
+        )
 
     def _tell_one_file(self, folder: Path) -> None:
         """Warns, once, where a link makes one file both sets."""

@@ -79,8 +79,12 @@ def tell_overlap(path: str, train: Sequence[Shard], test: Sequence[Shard]) -> No
     known = {_same(shard) for shard in train}
     both = [shard.place for shard in test if _same(shard) in known]
     if both:
-        first = f"{len(both)} of its shards are in both the train and the test set, first {remote.redacted(both[0])}"
-        warnings.warn(f"{remote.redacted(path)}: {first}: name each for one of them", stacklevel=4)
+        first = f"both the train and the test set, first {remote.redacted(both[0])}"
+        warnings.warn(
+            f"{remote.redacted(path)}: {len(both)} of its shards are in {first}: "
+            "name each for one of them",
+            stacklevel=4,
+        )
 
 
 def _same(shard: Shard) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data import repeats
-from lookalike.data.images import FileImages, Fit, Images, QueryGallery
+from lookalike.data.images import Annotations, FileImages, Fit, Images, QueryGallery
 from lookalike.data.index import below, chosen, units
 from lookalike.data.parquet import read_parquet
 from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
@@ -78,17 +78,13 @@ class Manifest:
             )
         labels_N, classes = _numbered(file, table, "label")
         cameras_N, _ = _numbered(file, table, "camera")
-        rows = torch.from_numpy(mask_N)
-        labels_N, cameras_N = (
-            None if column is None else column[rows] for column in (labels_N, cameras_N)
-        )
-        roles = _roles(file, table, mask_N) if wants_test else None
+        known = Annotations(labels_N, classes, cameras_N).of(torch.from_numpy(mask_N.nonzero()[0]))
+        if wants_test:
+            known = known._replace(roles=_roles(file, table, mask_N))
         self._look_for_repeats(file, table, paths, sets_N)
         paths, canvas = chosen(paths, mask_N), self._canvas or canvas_for(size or 224)
-        more: dict[str, Any] = {"within": root, "roles": roles, "fit": self._fit}
-        if self._max_pixels is not None:
-            more["max_pixels"] = self._max_pixels
-        return FileImages(root, paths, labels_N, classes, canvas, self.channels, cameras_N, **more)
+        how: dict[str, Any] = {"within": root, "fit": self._fit, "max_pixels": self._max_pixels}
+        return FileImages(root, paths, canvas, self.channels, known, **how)
 
     def _sets(self, file: Path, table: Table, paths: list[bytes]) -> np.ndarray:
         """In which set each row is, int8 (N,)."""
@@ -100,7 +96,7 @@ class Manifest:
             if split not in _SPLITS:
                 raise DataError(
                     f"{printable(file)}:{line}: split {split[:40]!r} is none of "
-                    f"{', '.join(_SPLITS)}: mend it"
+                    f"{', '.join(_SPLITS)}: fix it"
                 )
         sets = {"train": repeats.TRAIN, "test" if "test" in splits else "val": repeats.TEST}
         return np.fromiter(
@@ -186,7 +182,7 @@ def _truths(file: Path, table: Table, name: str, mask_N: np.ndarray) -> Tensor |
     for row in np.flatnonzero(mask_N).tolist():
         if (truth := _TRUTHS.get(words[row].lower())) is None:
             what = f"{name} {words[row][:40]!r} is none of true, false, 1, 0"
-            raise DataError(f"{printable(file)}:{table.lines[row]}: {what}: mend it")
+            raise DataError(f"{printable(file)}:{table.lines[row]}: {what}: fix it")
         found.append(truth)
     return torch.tensor(found)
 

@@ -2,9 +2,9 @@
 
 The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut
 those, workers only decode. So none of them changes what is trained, and a restart goes on by
-skipping to its step. There are three laws, chosen by what the images are and never by how they are
-read: up to SORTED images the sorted permutation; beyond it one that is computed place by place and
-takes no memory; in windows where the images lie in runs (shards) that are slow to change.
+skipping to its step. There are three samplers, chosen by what the images are and never by how they
+are read: up to SORTED images the sorted permutation; beyond it one that is computed place by place
+and takes no memory; in windows where the images lie in runs (shards) that are slow to change.
 """
 
 from collections.abc import Iterator

@@ -72,16 +72,6 @@ def _decoded(
         return _by_pillow(data, header, channels, shrink, limited)
 
 
-def png(image_CHW: Tensor) -> bytes:
-    """The PNG file of a uint8 image."""
-    return saved(image_CHW, "PNG")
-
-
-def jpeg(image_CHW: Tensor) -> bytes:
-    """The JPEG file of a uint8 image, good enough to look at."""
-    return saved(image_CHW, "JPEG", quality=85)
-
-
 def saved(image_CHW: Tensor, form: str, **options: Any) -> bytes:
     """The file of a uint8 image of one or three channels in that format of Pillow's."""
     pixels = image_CHW.permute(1, 2, 0).contiguous().numpy()

@@ -44,11 +44,11 @@ class CropPolicy(Protocol):
 
 
 class HostCrops(NamedTuple):
-    """Crops on the host from full-size images: by the law of the views, whose large ones have
+    """Crops on the host from full-size images: by the policy of the views, whose large ones have
     `size`.
     """
 
-    law: CropPolicy
+    policy: CropPolicy
     size: Size
 
 
@@ -62,7 +62,7 @@ class Reader:
     def __init__(self, images: Images, seed: int, host_crops: HostCrops | None = None) -> None:
         self.images, self.seed, self.host_crops = images, seed, host_crops
         channels = images.shape[0]
-        sizes = [] if host_crops is None else host_crops.law.sizes(host_crops.size)
+        sizes = [] if host_crops is None else host_crops.policy.sizes(host_crops.size)
         self.shapes = [(channels, height, width) for height, width in sizes] or [images.shape]
 
     def fill(self, epoch: int, ids: Sequence[int], parts: Sequence[Tensor]) -> list[Bad]:
@@ -121,16 +121,17 @@ class Reader:
     ) -> dict[int, BadImage]:
         """Decodes each image once and cuts its views; the boxes of all are drawn together."""
         assert self.host_crops is not None
-        law, refused = self.host_crops.law, {}
+        policy, refused = self.host_crops.policy, {}
         sides_B2 = torch.tensor([(image.height, image.width) for image in opened.values()])
         ids_B = torch.tensor([ids[b] for b in opened])
         how = {"heights_B": sides_B2[:, 0], "widths_B": sides_B2[:, 1]}
         boxes_BV = zip(
-            *(v.tolist() for v in law.boxes(ids_B, seed=self.seed, epoch=epoch, **how)), strict=True
+            *(v.tolist() for v in policy.boxes(ids_B, seed=self.seed, epoch=epoch, **how)),
+            strict=True,
         )
         for (b, image), boxes in zip(opened.items(), boxes_BV, strict=True):
             try:
-                cut_views(image, boxes, [part[b] for part in parts], law.interpolation)
+                cut_views(image, boxes, [part[b] for part in parts], policy.interpolation)
             except BadImage as error:
                 refused[b] = error
         return refused

@@ -64,7 +64,9 @@ def store_of(url: str) -> tuple[Any, str]:
     return found
 
 
-def patiently(place: str, work: Callable[[], T], sleep: Callable[[float], None] | None = None) -> T:
+def with_retries(
+    place: str, work: Callable[[], T], sleep: Callable[[float], None] | None = None
+) -> T:
     """What `work` returns; a failure is tried again after 1, 4 and 16 seconds.
 
     Raises DataError naming the place after the fourth, at once where nothing is there or may be
@@ -98,7 +100,7 @@ def read(url: str, limit: int = 1 << 28) -> bytes | None:
             return None
         return data
 
-    found = patiently(url, work)
+    found = with_retries(url, work)
     if found and len(found) > limit:
         raise DataError(
             f"{redacted(url)}: more than the {limit} bytes allowed: pack in larger shards"
@@ -132,7 +134,7 @@ class Files:
         if not _used(target, size):
             with cache.locked(f"fetch\0{target}"):
                 if not _used(target, size):
-                    patiently(url, lambda: self._fetch(fs, remote, target, size, crc))
+                    with_retries(url, lambda: self._fetch(fs, remote, target, size, crc))
         return str(target)
 
     def _state(self, url: str, fs: Any, remote: str) -> tuple[int, str]:
@@ -142,7 +144,7 @@ class Files:
                 about.get("ETag") or about.get("mtime") or about.get("LastModified")
             )
 
-        return patiently(url, work)
+        return with_retries(url, work)
 
     def _folder(self) -> Path:
         folder = cache.home() / "shards"

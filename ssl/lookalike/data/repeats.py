@@ -103,7 +103,8 @@ def told(repeat: Repeat, file: str, lines: Sequence[int], path: bytes, sets_N: n
     name = printable(path.decode(errors="surrogateescape"))[:80]
     if repeat.kind == "set":
         names = {TRAIN: "train", TEST: "test"}
-        what = f"is in the {names[int(sets_N[repeat.later])]} set, and in the {names[int(sets_N[repeat.earlier])]} set"
+        here, there = (names[int(sets_N[at])] for at in (repeat.later, repeat.earlier))
+        what = f"is in the {here} set, and in the {there} set"
     else:
         what = "has another label" if repeat.kind == "label" else "is listed again"
         what += " than" if repeat.kind == "label" else ", as"

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from lookalike.data import remote
-from lookalike.data.images import Fit, Images
+from lookalike.data.images import Annotations, Fit, Images
 from lookalike.data.images.shards import ShardImages
 from lookalike.data.index import os_errors_as, units
 from lookalike.data.listing import Shard, expanded, read_listing, tell_overlap
@@ -89,8 +89,7 @@ class Shards:
                 raise DataError(
                     f"{remote.redacted(self._path)}: labels beyond its classes: pack again"
                 )
-            images.classes = classes
-            images.labels = torch.from_numpy(images.numbers_N.copy())
+            images.annotations = Annotations(torch.from_numpy(images.numbers_N.copy()), classes)
         elif self._labels == "auto" and has_N.any():
             first = images.name(int(np.argmin(has_N)))
             warnings.warn(

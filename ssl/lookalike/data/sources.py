@@ -13,10 +13,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.images import ArrayImages, FileImages, Fit, Images, subset
+from lookalike.data.images import NOTHING, Annotations, ArrayImages, FileImages, Fit, Images, subset
 from lookalike.data.index import SUFFIXES, chosen, os_errors_as, scan, top_folders, unit, units
 from lookalike.errors import DataError, printable
-from lookalike.recipe import Size, sides
+from lookalike.geometry import sides
+from lookalike.recipe import Size
 
 Split = Literal["train", "test"]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -48,7 +49,8 @@ class Digits:
         images_NHW = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
         labels_N = torch.from_numpy(digits.target.astype(np.int64))
         classes = tuple(str(digit) for digit in range(10))
-        everything = ArrayImages(images_NHW.unsqueeze(1), labels_N, classes, "digits")
+        known = Annotations(labels_N, classes)
+        everything = ArrayImages(images_NHW.unsqueeze(1), known, "digits")
         is_test_N = stratified(labels_N, self._test_fraction)
         return subset(everything, torch.nonzero(is_test_N == (checked(name) == "test")).flatten())
 
@@ -161,9 +163,9 @@ class Folder:
         if mask_N is not None:
             paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
-        labels = torch.from_numpy(labels_N) if classes else None
+        known = Annotations(torch.from_numpy(labels_N), names) if classes else NOTHING
         how: dict[str, Any] = {"fit": self._fit, "max_pixels": self._max_pixels}
-        return FileImages(folder, paths, labels, names, canvas, self.channels, **how)
+        return FileImages(folder, paths, canvas, self.channels, known, **how)
 
 
 def canvas_for(size: Size) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def read_csv(file: Path) -> Table:
                     )
         except csv.Error as error:
             raise DataError(
-                f"{printable(file)}:{rows.line_num}: {error}: mend the line, or quote its fields"
+                f"{printable(file)}:{rows.line_num}: {error}: fix the line, or quote its fields"
             ) from error
         except UnicodeDecodeError as error:
             where = f"{printable(file)}:{_undecodable(file)}"
@@ -103,7 +103,7 @@ class _Rows:
         if self.room < 0:
             what = f"a row of more than {LONGEST:,} characters"
             raise DataError(
-                f"{self._place}:{self.number}: {what}: mend its quotes, or leave that column out"
+                f"{self._place}:{self.number}: {what}: fix its quotes, or leave that column out"
             )
         if not line:
             raise StopIteration

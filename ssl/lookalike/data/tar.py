@@ -157,7 +157,7 @@ def _decimal(text: bytes | None, otherwise: int, at: int) -> int:
     if text is None:
         return otherwise
     if not text.isdigit() or len(text) > 18:
-        raise Damaged(at, "damaged extended header: its size is no number")
+        raise Damaged(at, "damaged extended header: its size is not a number")
     return int(text)
 
 

@@ -4,13 +4,15 @@ images?
 Ranks that differ would train without a word on mixed batches, or on gradients of another recipe.
 """
 
+import hashlib
 import platform
 import re
 import socket
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 from lookalike import comm
+from lookalike.data.images import Images
 from lookalike.data.passport import portable
 from lookalike.doctor.machine import source, version
 from lookalike.errors import Error, RunError, printable
@@ -29,24 +31,29 @@ PACKAGES = (
 _LONGEST = 80
 _NAMED = 8
 
+Split = Callable[[Literal["train", "test"]], Images]
+"""The images of a split, by its name."""
+
 # What has been agreed on in this process: the words with which, by the digest of each recipe.
 _agreed: dict[str, dict[str, Any]] = {}
 
 
-def agree(recipe: Recipe, **words: Any) -> None:
-    """Returns when every rank has the same recipe, program, libraries, images and `words`.
+def agree(recipe: Recipe, images: Split, **words: Any) -> None:
+    """Returns when every rank has the same recipe, program, libraries, `images` and `words`.
 
     Else raises RunError, on every rank with the same line: which ranks differ from the first, and
     in what.
     """
     if comm.world_size() == 1:
         return
-    digest = recipe.digest()
+    digest = hashlib.sha256(recipe.text().encode()).hexdigest()
     known = digest in _agreed and words.items() <= _agreed[digest].items()
     asked = comm.gather_objects((digest, sorted(words.items()), known))
     if known and all(one == asked[0] for one in asked):
         return
-    told = comm.gather_objects({"host": socket.gethostname(), "facts": facts(recipe, words)})
+    told = comm.gather_objects(
+        {"host": socket.gethostname(), "facts": facts(recipe, images, words)}
+    )
     found = [line for rank, one in enumerate(told) for line in _line(rank, one, told[0])]
     if found:
         more = f"; … and {len(found) - _NAMED} ranks more" if len(found) > _NAMED else ""
@@ -57,26 +64,24 @@ def agree(recipe: Recipe, **words: Any) -> None:
     _agreed[digest] = words
 
 
-def facts(recipe: Recipe, words: Mapping[str, Any]) -> dict[str, Any]:
+def facts(recipe: Recipe, images: Split, words: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same on every rank, as flat JSON data: name -> value."""
     versions = {name: version(name) for name in PACKAGES}
     program = {
         "python": platform.python_version(),
         "lookalike": f"{version('lookalike')} {source()}",
     }
-    return {**dict(_flat("", recipe.plain())), **words, **program, **versions, **_data(recipe)}
+    return {**dict(_flat("", recipe.plain())), **words, **program, **versions, **_data(images)}
 
 
-def _data(recipe: Recipe) -> dict[str, Any]:
+def _data(images: Split) -> dict[str, Any]:
     """The marks of both sets; where one cannot be had, why."""
     found: dict[str, Any] = {}
     for split in ("train", "test"):
         try:
-            images = recipe.values["data"].build().split(split)
+            found |= {f"{split} images: {k}": mark for k, mark in portable(images(split)).items()}
         except Error as error:
             found[f"{split} images"] = str(error)
-            continue
-        found |= {f"{split} images: {name}": mark for name, mark in portable(images).items()}
     return found
 
 

@@ -30,7 +30,7 @@ def problems(reports: Sequence[Report]) -> list[str]:
     gpus = {one["host"]: len(one["gpus"]) for one in sound}
     if len(set(gpus.values())) > 1:
         counts = ", ".join(f"{host} {count}" for host, count in gpus.items())
-        found.append(f"GPUs differ ({counts}): mend the driver there, or leave those machines out")
+        found.append(f"GPUs differ ({counts}): fix the driver there, or leave those machines out")
     return found
 
 

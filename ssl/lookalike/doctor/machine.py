@@ -5,6 +5,7 @@ import platform
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 
 from lookalike import comm
+from lookalike.data.images import Images
 from lookalike.errors import Error
 from lookalike.folder import nearest, refuse_unwritable
-from lookalike.recipe import Recipe
 
 Report = dict[str, Any]
+Find = Callable[[], Images]
+"""Finds the train images."""
 
 # What has to be the same on all machines, and how people call it.
 SAME = {
@@ -28,8 +31,8 @@ SAME = {
 }
 
 
-def report(recipe: Recipe | None, out: Path) -> Report:
-    """This machine: versions, GPUs, free disk at `out`, fingerprint of the recipe's images, what
+def report(find: Find | None, out: Path) -> Report:
+    """This machine: versions, GPUs, free disk at `out`, fingerprint of the images, what
     went wrong.
     """
     found: Report = {
@@ -47,8 +50,8 @@ def report(recipe: Recipe | None, out: Path) -> Report:
     }
     try:
         refuse_unwritable(out)
-        if recipe:
-            found["data"] = recipe.values["data"].build().split("train").fingerprint[:12]
+        if find:
+            found["data"] = find().fingerprint[:12]
     except Error as error:
         found["error"] = str(error)
     return found
@@ -87,9 +90,9 @@ def _machine() -> str:
         return ""
 
 
-def here(recipe: Recipe | None, out: Path) -> list[Report]:
+def here(find: Find | None, out: Path) -> list[Report]:
     """Reports of all ranks of this process group, one a machine; alone that of this machine."""
-    mine = report(recipe, out)
+    mine = report(find, out)
     if comm.world_size() == 1:
         return [mine]
     comm.start(seconds=60)

@@ -54,14 +54,16 @@ def _alone(host: Host, words: Sequence[str], ask: Remote) -> Report:
     except (ValueError, IndexError):
         return {
             **unknown,
-            "error": f"not reachable over ssh ({_reason(code, err)}): does `ssh {host.name} date` work?",
+            "error": f"not reachable over ssh ({_reason(code, err)}): "
+            f"does `ssh {host.name} date` work?",
         }
     code, out, err = ask(host, _lookalike(["doctor", "--json", *words]), 300)
     found = _parsed(out)
     if found is None:
         return {
             **unknown,
-            "error": f"lookalike does not run there ({_reason(code, err)}): install it at the same path",
+            "error": f"lookalike does not run there ({_reason(code, err)}): "
+            "install it at the same path",
         }
     slack = (after - before) / 2
     sure = max(0.0, abs(skew) - slack) * (1 if skew > 0 else -1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lookalike.nn.batchnorm import running_stats
+from lookalike.nn.hooks import discard
 
 
 class Guard:
@@ -19,9 +20,7 @@ class Guard:
         self._sums: list[Tensor] = []
         self._running = running_stats(module)
         self._before: list[Tensor] = []
-        self._forgets = [
-            f for part in module.modules() if callable(f := getattr(part, "forget", None))
-        ]
+        self._module = module
 
     def _see(self, gradient: Tensor) -> None:
         """NaN and infinity survive a sum; a hook sees the gradient before an engine moves it
@@ -48,11 +47,10 @@ class Guard:
     @torch.no_grad()
     def end(self, skip: bool) -> None:
         """After the step's last micro-batch: forgets it, and undoes what a skipped one has moved or
-        has waiting.
+        staged.
         """
         if skip:
-            for forget in self._forgets:
-                forget()
+            discard(self._module)
             for tensor, before in zip(self._running, self._before, strict=False):
                 tensor.copy_(before)
         self._before, self._sums = [], []

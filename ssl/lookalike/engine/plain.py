@@ -15,7 +15,6 @@ from lookalike.engine.state import (
     Precision,
     State,
     autocast,
-    follow,
     load_model,
     load_optim,
     model_state,
@@ -23,6 +22,7 @@ from lookalike.engine.state import (
 )
 from lookalike.errors import RunError
 from lookalike.nn.batchnorm import freeze_running_stats
+from lookalike.nn.hooks import follow
 from lookalike.optim import clip
 from lookalike.recipe import NonNegative
 

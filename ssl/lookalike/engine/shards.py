@@ -17,8 +17,6 @@ from lookalike.engine.state import (
     State,
     by_parameter,
     copied,
-    follow,
-    followers,
     load_model,
     load_optim,
     misfit,
@@ -26,6 +24,7 @@ from lookalike.engine.state import (
     optim_state,
 )
 from lookalike.errors import RunError
+from lookalike.nn.hooks import Deferred, Follower, follow, follow_one, followers
 
 Group = tuple[Sequence[nn.Parameter], Tensor]
 _FLAT = (
@@ -47,7 +46,7 @@ class Layout(Protocol):
         """Takes back what `save` gave, at any stage and on any number of ranks."""
 
     def follow(self) -> None:
-        """Calls `follow` of every module that has it, with parameters to read and write."""
+        """Commits and updates every module that moves after a good step."""
 
     def restore(self) -> None:
         """Makes the module a plain one again."""
@@ -98,8 +97,9 @@ class Flat:
 
     def follow(self) -> None:
         for part in followers(self.module):
-            part.follow()
-            self._refresh(part)
+            follow_one(part)
+            if isinstance(part, Follower):
+                self._refresh(part)
 
     def restore(self) -> None:
         pass
@@ -199,16 +199,23 @@ class Split(Flat):
 
     def follow(self) -> None:
         for part in followers(self.module):
-            own = list(part.parameters())
-            if not own:
-                part.follow()
-            elif getattr(part, "elementwise", False):
-                self._follow_shards(part, own)
-            else:
-                with self._gathered(list(self.module.parameters()), write=True):
-                    part.follow()
-                self._refresh(part)
-                self._persist()
+            if isinstance(part, Deferred):
+                part.commit()
+            if isinstance(part, Follower):
+                self._update(part)
+
+    def _update(self, part: Follower) -> None:
+        """Shows it whole parameters, or their shards where these suffice."""
+        own = list(part.parameters())
+        if not own:
+            part.update()
+        elif part.elementwise:
+            self._update_shards(part, own)
+        else:
+            with self._gathered(list(self.module.parameters()), write=True):
+                part.update()
+            self._refresh(part)
+            self._persist()
 
     def restore(self) -> None:
         """Plain parameters, whole, on the CPU: the model need not fit on one GPU."""
@@ -229,13 +236,13 @@ class Split(Flat):
                 shard = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
                 self._tools.safe_set_local_fp32_param(parameter, shard)
 
-    def _follow_shards(self, part: nn.Module, own: Sequence[nn.Parameter]) -> None:
+    def _update_shards(self, part: Follower, own: Sequence[nn.Parameter]) -> None:
         """Shows each parameter's shard in its place: what works number by number needs no more."""
         shown = [(p, p.data) for p in self.module.parameters()]
         try:
             for parameter, _ in shown:
                 parameter.data = parameter.ds_tensor.data  # type: ignore[attr-defined]
-            part.follow()  # type: ignore[operator]
+            part.update()
         finally:
             for parameter, data in shown:
                 parameter.data = data

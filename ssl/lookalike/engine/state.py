@@ -27,17 +27,6 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def followers(module: nn.Module) -> list[Any]:
-    """Every module below that has a `follow`."""
-    return [part for part in module.modules() if callable(getattr(part, "follow", None))]
-
-
-def follow(module: nn.Module) -> None:
-    """Calls `follow` of every module below that has it."""
-    for part in followers(module):
-        part.follow()
-
-
 def copied(tensor: Tensor) -> Tensor:
     """A copy on the CPU that later training cannot change."""
     return tensor.detach().to("cpu", copy=True).contiguous()

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from lookalike.data.images import Images, Pairs, QueryGallery
+from lookalike.data.images import Annotations, Images, QueryGallery
 from lookalike.errors import DataError, Error, RecipeError
+from lookalike.geometry import Distance
 from lookalike.scoring import (
     bootstrap,
     breakdown,
@@ -58,18 +59,11 @@ class Measures:
 
 
 class EmbeddedSet(NamedTuple):
-    """N embedded images and what is known of them: labels and cameras int64 (N,), roles, pairs;
-    None: nothing.
-
-    `unit`: they are compared by cosine, else by Euclidean distance.
-    """
+    """N embedded images, what is `known` of them, and how they are compared."""
 
     x_ND: Tensor
-    labels_N: Tensor | None
-    cameras_N: Tensor | None
-    roles: QueryGallery | None
-    pairs: Pairs | None
-    unit: bool
+    known: Annotations
+    distance: Distance
 
 
 class Results(TypedDict):
@@ -140,7 +134,7 @@ def query_and_gallery(
             else gallery_N
         )
     query_Q, gallery_G = query_N.nonzero()[:, 0], gallery_N.nonzero()[:, 0]
-    for some, what in ((query_Q, "no image asks (query)"), (gallery_G, "the gallery is empty")):
+    for some, what in ((query_Q, "no image is a query"), (gallery_G, "the gallery is empty")):
         if not len(some):
             raise DataError(
                 f"data: {what} among {rows} images: check the split and the roles in the data"
@@ -149,25 +143,30 @@ def query_and_gallery(
 
 
 def gallery_of(scene: EmbeddedSet, task: Task) -> tuple[Gallery, Tensor, Tensor]:
-    """Who asks and who is searched, and the rows of both, int64 (Q,) and (G,).
+    """Queries and gallery, and the rows of both, int64 (Q,) and (G,).
 
-    Raises DataError as `who_asks` and where no query has anything to find or to be mistaken for.
+    Raises DataError as `query_and_gallery` does, and where no query has anything to find or to be
+    mistaken for.
     """
-    assert scene.labels_N is not None
-    cameras_N = scene.cameras_N if task == "reidentification" else None
-    query_Q, gallery_G = query_and_gallery(len(scene.x_ND), scene.labels_N, scene.roles, task)
-    place_N = torch.full_like(scene.labels_N, -1)
+    known = scene.known._replace(pairs=None)
+    if task != "reidentification":
+        known = known._replace(cameras=None)
+    query_Q, gallery_G = query_and_gallery(len(scene.x_ND), known.labels, known.roles, task)
+    asking, searched = known.of(query_Q), known.of(gallery_G)
+    assert asking.labels is not None
+    assert searched.labels is not None
+    place_N = torch.full((len(scene.x_ND),), -1)
     place_N[gallery_G] = torch.arange(len(gallery_G))
     gallery_GD = scene.x_ND[gallery_G]
     sets = Gallery(
         gallery_GD if torch.equal(query_Q, gallery_G) else scene.x_ND[query_Q],
-        scene.labels_N[query_Q],
-        None if cameras_N is None else cameras_N[query_Q],
+        asking.labels,
+        asking.cameras,
         gallery_GD,
-        scene.labels_N[gallery_G],
-        None if cameras_N is None else cameras_N[gallery_G],
+        searched.labels,
+        searched.cameras,
         place_N[query_Q],
-        scene.unit,
+        scene.distance,
     )
     refuse_hopeless(sets)
     return sets, query_Q, gallery_G
@@ -175,10 +174,7 @@ def gallery_of(scene: EmbeddedSet, task: Task) -> tuple[Gallery, Tensor, Tensor]
 
 def refuse_unanswerable(images: Images, task: Task) -> None:
     """Raises, before there are embeddings, what `gallery_of` would raise for these images."""
-    nowhere_N1 = torch.zeros(len(images), 1)
-    gallery_of(
-        EmbeddedSet(nowhere_N1, images.labels, images.cameras, images.roles, None, True), task
-    )
+    gallery_of(EmbeddedSet(torch.zeros(len(images), 1), images.annotations, "cosine"), task)
 
 
 def refuse_fars(images: Images, fars: tuple[float, ...] | None) -> None:
@@ -238,7 +234,7 @@ def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuer
             sets.labels_N,
             own_N=sets.own_Q,
             ks=asked.ks,
-            normalize=sets.normalize,
+            distance=sets.distance,
         )
         variants = {"": (found, sets.labels_Q)}
     else:
@@ -255,7 +251,7 @@ def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuer
                 each.values, labels_Q[each.row_Q], level=asked.level, seed=asked.seed
             )
             intervals |= {f"{prefix}{name}": pair for name, pair in ends.items()}
-    protocol: dict[str, Any] = {"nearness": _nearness(sets.normalize), "ties": "pessimistic"}
+    protocol: dict[str, Any] = {"nearness": sets.distance, "ties": "pessimistic"}
     if task == "reidentification":
         protocol |= {"ap": asked.ap, "junk": "same class and camera, left out"}
         protocol |= {"rerank": asked.rerank._asdict()} if asked.rerank else {}
@@ -283,20 +279,20 @@ def _reidentified(sets: Gallery, asked: Measures) -> dict[str, tuple[PerQuery, T
     searched = (sets.gallery_ND, sets.labels_N, sets.cameras_N)
     how: dict[str, Any] = {"ks": asked.ks, "ap": asked.ap}
     each = reidentification.each(
-        sets.query_QD, sets.labels_Q, sets.cameras_Q, *searched, **how, normalize=sets.normalize
+        sets.query_QD, sets.labels_Q, sets.cameras_Q, *searched, **how, distance=sets.distance
     )
     found = {"": (each, sets.labels_Q)}
     if asked.multi_query:
         some_PD, labels_P, cameras_P = reidentification.pooled(
-            sets.query_QD, sets.labels_Q, sets.cameras_Q, normalize=sets.normalize
+            sets.query_QD, sets.labels_Q, sets.cameras_Q, distance=sets.distance
         )
         each = reidentification.each(
-            some_PD, labels_P, cameras_P, *searched, **how, normalize=sets.normalize
+            some_PD, labels_P, cameras_P, *searched, **how, distance=sets.distance
         )
         found[POOLED] = each, labels_P
     if asked.rerank:
         distance_QN = rerank.distances(
-            sets.query_QD, sets.gallery_ND, **asked.rerank._asdict(), normalize=sets.normalize
+            sets.query_QD, sets.gallery_ND, **asked.rerank._asdict(), distance=sets.distance
         )
         each = reidentification.each_of_distances(
             distance_QN, sets.labels_Q, sets.cameras_Q, sets.labels_N, sets.cameras_N, **how
@@ -312,9 +308,9 @@ def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tens
     With folds the threshold of a pair comes from the other folds. Raises Error as
     `verification.scores` does.
     """
-    assert scene.pairs is not None
-    rows_P2, same_P, folds_P = scene.pairs
-    near_P = verification.similarity(scene.x_ND, rows_P2, normalize=scene.unit)
+    assert scene.known.pairs is not None
+    rows_P2, same_P, folds_P = scene.known.pairs
+    near_P = verification.similarity(scene.x_ND, rows_P2, distance=scene.distance)
     different = int((~same_P).sum())
     fars = asked.fars
     if fars is None:
@@ -323,7 +319,7 @@ def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tens
     folds = verification.over_folds(near_P, same_P, folds_P) if folded else None
     scores = verification.scores(near_P, same_P, fars=fars) | (folds.scores() if folds else {})
     protocol = {
-        "nearness": _nearness(scene.unit),
+        "nearness": scene.distance,
         "threshold": "of the other folds" if folded else "of these pairs",
     }
     groups: dict[str, dict[int, dict[str, float]]] = {}
@@ -346,9 +342,9 @@ def compared(scene: EmbeddedSet, asked: Measures) -> tuple[Results, Tensor, Tens
 
 def clusters(scene: EmbeddedSet, seed: int) -> float:
     """NMI of all the images. Raises DataError without labels."""
-    if scene.labels_N is None:
+    if scene.known.labels is None:
         raise DataError("evaluate.nmi: needs labels, which these images have not: remove it")
-    return clustering.nmi(scene.x_ND, scene.labels_N, normalize=scene.unit, seed=seed)
+    return clustering.nmi(scene.x_ND, scene.known.labels, distance=scene.distance, seed=seed)
 
 
 def refuse_numberless(x_ND: Tensor, name: str) -> None:
@@ -359,7 +355,3 @@ def refuse_numberless(x_ND: Tensor, name: str) -> None:
             f"{name}: NaN or Inf in {bad} of {len(x_ND)} embeddings: check the weights and the "
             "precision"
         )
-
-
-def _nearness(unit: bool) -> str:
-    return "cosine" if unit else "euclidean"

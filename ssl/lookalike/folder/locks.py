@@ -1,21 +1,19 @@
-"""One process at a time in a folder: a lock that the system takes back when the process ends."""
+"""One process at a time in a folder: a lock that the system takes back when the process ends.
+
+filelock's lock of a descriptor, not its `FileLock`: that one writes a lock file of its own kind
+where the file system has no locks, which a kill leaves behind.
+"""
 
 import contextlib
-import errno
 import os
 import warnings
 from pathlib import Path
 
+from filelock import lock_descriptor
+
 from lookalike.errors import RunError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: two runs in one folder go unnoticed there
-    fcntl = None  # type: ignore[assignment]
 _LOCK = ".lock"
-# How flock says that another process holds the file; all else says that there are no locks to be
-# had.
-_BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 _LOCKS: dict[Path, int] = {}
 
 
@@ -26,7 +24,7 @@ def lock(folder: Path) -> None:
     Where the file system has no locks, as some Lustre mounts, a warning says so and the work goes
     on.
     """
-    if fcntl is None or held(folder):
+    if held(folder):
         return
     try:
         file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
@@ -35,18 +33,17 @@ def lock(folder: Path) -> None:
             f"{folder}: cannot be written ({error.strerror}): choose another --out"
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = lock_descriptor(file, blocking=False)
     except OSError as error:
         os.close(file)
-        if error.errno in _BUSY:
-            raise RunError(
-                f"{folder}: another run writes here: wait for it, or choose another --out"
-            ) from error
         warnings.warn(
             f"{folder}: no lock can be had here ({error.strerror}): start no second run in it",
             stacklevel=3,
         )
         return
+    if not free:
+        os.close(file)
+        raise RunError(f"{folder}: another run writes here: wait for it, or choose another --out")
     _LOCKS[folder.resolve()] = file
 
 

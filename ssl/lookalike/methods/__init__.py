@@ -1,10 +1,11 @@
 """Pretraining without labels: one file a method; a method is its loss, its heads and, perhaps, a
 teacher.
 
-A method is an nn.Module with `backbone`, `n_views` and `forward(views) -> Loss`. It, and any module
-in it, may have `begin(moment)`, called before each step, and `follow()`, called after each good
-one. METHODS is the whole list.
+A method is a Method (nn/method.py) with `backbone`, `n_views` and `forward(views) -> Loss`. It, and
+any module in it, may be Scheduled, Deferred or a Follower (nn/hooks.py). METHODS is the whole list.
 """
+
+from collections.abc import Mapping
 
 from lookalike.methods.barlow_twins import BarlowTwins
 from lookalike.methods.byol import BYOL
@@ -20,8 +21,11 @@ from lookalike.methods.swav import SwAV
 from lookalike.methods.tico import TiCo
 from lookalike.methods.vicreg import VICReg
 from lookalike.methods.w_mse import WMSE
+from lookalike.nn.method import Method
 
-METHODS = {
+__all__ = ["METHODS", "Method"]
+
+METHODS: Mapping[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "byol": BYOL,
     "dcl": DCL,

@@ -10,7 +10,7 @@ holds more than it must.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
@@ -18,6 +18,7 @@ from lookalike.nn.batchnorm import standardize
 from lookalike.nn.correlation import cross_energy, identity_gaps
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import at_least_fp32
 from lookalike.recipe import NonNegative, Positive, Width
 
@@ -38,7 +39,7 @@ def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss
         return Loss(on + off_diagonal * off, terms, (ha_BD.detach(), hb_BD.detach()))
 
 
-class BarlowTwins(nn.Module):
+class BarlowTwins(Method):
     """Barlow Twins (arXiv 2103.03230): a projector on the backbone and equation 1 on two views."""
 
     n_views = 2

@@ -6,12 +6,13 @@ Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv 2006.07733, equat
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, Widths
@@ -29,7 +30,7 @@ def byol_loss(q_BD: Tensor, k_BD: Tensor) -> Loss:
         return Loss(2 - 2 * cosine, {"alignment": cosine.detach()}, (q_BD.detach(), k_BD))
 
 
-class BYOL(nn.Module):
+class BYOL(Method):
     """BYOL (arXiv 2006.07733): projector, predictor and a teacher, both views in both roles."""
 
     n_views = 2

@@ -7,13 +7,14 @@ equations 6 and 7: small batches learn as large ones do.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import NonNegative, Positive, Width
 
@@ -47,7 +48,7 @@ def _weights(cosine_B: Tensor, sigma: float) -> Tensor:
     return 2 - raised_B / comm.mean(raised_B)
 
 
-class DCL(nn.Module):
+class DCL(Method):
     """DCL and DCLW (arXiv 2110.06848): SimCLR's network under the decoupled loss."""
 
     n_views = 2

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.heads import Prototypes
+from lookalike.nn.hooks import Deferred, Scheduled
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.multicrop import each_size
 from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.nn.teacher import Teacher
@@ -53,9 +55,9 @@ def dino_loss(
     return Loss(value / (len(teachers) * (len(students) - 1)), terms)
 
 
-class Centre(nn.Module):
-    """The running mean of the teacher's logits over all ranks (equation 4); written by `follow`, as
-    a Queue.
+class Centre(Deferred):
+    """The running mean of the teacher's logits over all ranks (equation 4); moved by `commit`, as a
+    Queue.
     """
 
     mean_K: Tensor
@@ -64,24 +66,16 @@ class Centre(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("mean_K", torch.zeros(width))
-        self._waiting: list[Tensor] = []
 
     @torch.no_grad()
     def put(self, teachers: Sequence[Tensor]) -> None:
-        """The teacher's logits of a batch, this rank's rows."""
+        """Stages the mean of the teacher's logits of a batch, this rank's rows."""
         if self.training:
-            self._waiting = [*self._waiting, comm.mean(torch.cat(list(teachers)))]
+            self.stage(comm.mean(torch.cat(list(teachers))))
 
-    def forget(self) -> None:
-        """Drops what was put since the last `follow`."""
-        self._waiting = []
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the centre to what was put."""
-        for mean_K in self._waiting:
-            self.mean_K.lerp_(mean_K.to(self.mean_K.dtype), 1 - self.momentum)
-        self._waiting = []
+    def write(self, mean_K: Tensor) -> None:
+        """Moves the centre towards that mean."""
+        self.mean_K.lerp_(mean_K.to(self.mean_K.dtype), 1 - self.momentum)
 
 
 class Head(nn.Module):
@@ -109,7 +103,7 @@ class Head(nn.Module):
             return logits_BK
 
 
-class DINO(nn.Module):
+class DINO(Scheduled, Method):
     """DINO (arXiv 2104.14294): a head of prototypes and a teacher; two large views and any number
     of small ones.
     """
@@ -145,13 +139,13 @@ class DINO(nn.Module):
         self.rising = (teacher_temperature, final_teacher_temperature, teacher_warmup_epochs)
         self.teacher_temperature = teacher_temperature
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Sets the teacher's temperature; holds the prototypes in the first epochs."""
         low, high, epochs = self.rising
         self.teacher_temperature = low + (high - low) * min(
-            1.0, moment.epoch / epochs if epochs else 1.0
+            1.0, progress.epoch / epochs if epochs else 1.0
         )
-        self.head.prototypes.frozen = moment.epoch < self.frozen_epochs
+        self.head.prototypes.frozen = progress.epoch < self.frozen_epochs
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
         """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch

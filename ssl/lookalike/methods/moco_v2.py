@@ -9,13 +9,14 @@ batch of all ranks, so there is nothing to shuffle.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.queue import Queue
 from lookalike.nn.teacher import Teacher
@@ -39,7 +40,7 @@ def moco_v2_loss(q_BD: Tensor, k_BD: Tensor, queue_QD: Tensor, temperature: floa
         return Loss(comm.mean(lse_B - positive_B), terms, (q_BD.detach(), k_BD))
 
 
-class MoCoV2(nn.Module):
+class MoCoV2(Method):
     """MoCo v2 (arXiv 2003.04297): queries from the first view, keys from the second; a teacher and
     a queue.
     """

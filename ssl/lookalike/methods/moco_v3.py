@@ -8,13 +8,14 @@ arXiv 2104.02057, equation 1 and algorithm 1.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, Positive, Widths
@@ -35,7 +36,7 @@ def moco_v3_loss(q_BD: Tensor, k_BD: Tensor, temperature: float) -> Loss:
         return Loss(value, {"alignment": comm.mean(cosine_B.detach())}, (q_BD.detach(), k_BD))
 
 
-class MoCoV3(nn.Module):
+class MoCoV3(Method):
     """MoCo v3 (arXiv 2104.02057): projector, predictor and a teacher, both views in both roles."""
 
     n_views = 2

@@ -7,13 +7,14 @@ arXiv 2104.14548, equation 3 and algorithm 1.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, nearest
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.nn.queue import Queue
 from lookalike.recipe import Count, Positive, Widths
@@ -37,7 +38,7 @@ def nnclr_loss(z_BD: Tensor, p_BD: Tensor, queue_QD: Tensor, temperature: float)
         return Loss(comm.mean(lse_B - cosine_B / temperature), terms, (z_BD, p_BD.detach()))
 
 
-class NNCLR(nn.Module):
+class NNCLR(Method):
     """NNCLR (arXiv 2104.14548): projector, predictor and a queue of earlier embeddings, both views
     in both roles.
     """

@@ -7,13 +7,14 @@ Representations", ICML 2020, arXiv 2002.05709, equation 1 (NT-Xent).
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import Positive, Width
 
@@ -36,7 +37,7 @@ def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
         )
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """SimCLR (arXiv 2002.05709): a projector on the backbone and NT-Xent on two views."""
 
     n_views = 2

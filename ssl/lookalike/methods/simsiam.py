@@ -8,13 +8,15 @@ equations 1 to 4.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss, both_ways
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
+from lookalike.optim import ParameterHints
 from lookalike.recipe import Width, Widths
 
 
@@ -31,7 +33,7 @@ def simsiam_loss(p_BD: Tensor, z_BD: Tensor) -> Loss:
         return Loss(-cosine / 2, {"alignment": cosine.detach()}, (p_BD.detach(), z_BD))
 
 
-class SimSiam(nn.Module):
+class SimSiam(ParameterHints, Method):
     """SimSiam (arXiv 2011.10566): a projector and a narrow predictor, whose learning rate stays
     constant.
     """

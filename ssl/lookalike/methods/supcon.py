@@ -7,13 +7,14 @@ Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, arXiv 2004.11362
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import l2_normalize
 from lookalike.recipe import Positive, Width
 
@@ -47,7 +48,7 @@ def _mean_positive(rows_MD: Tensor, keys_ND: Tensor, labels_M: Tensor, labels_N:
     return ((rows_MD * sums_CD[class_M]).sum(dim=1) - rows_MD.square().sum(dim=1)) / others_M
 
 
-class SupCon(nn.Module):
+class SupCon(Method):
     """SupCon (arXiv 2004.11362): SimCLR's network, with labels."""
 
     n_views = 2

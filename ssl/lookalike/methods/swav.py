@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.heads import Prototypes, mlp
+from lookalike.nn.hooks import Scheduled
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.multicrop import each_size
 from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.optim import Progress
@@ -57,7 +59,7 @@ def swav_loss(
     return Loss(value / (2 * (len(scores) - 1)), {"entropy": entropy})
 
 
-class SwAV(nn.Module):
+class SwAV(Scheduled, Method):
     """SwAV (arXiv 2006.09882): a projector and prototypes; two large views and any number of small
     ones.
     """
@@ -86,9 +88,9 @@ class SwAV(nn.Module):
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.frozen_epochs = frozen_epochs
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Holds the prototypes in the first epochs."""
-        self.prototypes.frozen = moment.epoch < self.frozen_epochs
+        self.prototypes.frozen = progress.epoch < self.frozen_epochs
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
         """V views (B, C, H, W), the first two large, of the same images -> the loss over the batch

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm
 from lookalike.models import Backbone
 from lookalike.nn.correlation import gram_energy
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import at_least_fp32
 from lookalike.recipe import NonNegative, Positive, Width
 
@@ -49,7 +50,7 @@ def vicreg_loss(
         return Loss(value, terms, (za_BD.detach(), zb_BD.detach()))
 
 
-class VICReg(nn.Module):
+class VICReg(Method):
     """VICReg (arXiv 2105.04906): a projector on the backbone and equation 6 on two views."""
 
     n_views = 2

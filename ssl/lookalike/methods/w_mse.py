@@ -8,12 +8,14 @@ Ermolov, Siarohin, Sangineto & Sebe, "Whitening for Self-Supervised Representati
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lookalike import comm, rng
 from lookalike.models import Backbone
 from lookalike.nn.heads import mlp
+from lookalike.nn.hooks import Scheduled
 from lookalike.nn.loss import Loss
+from lookalike.nn.method import Method
 from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.optim import Progress
 from lookalike.recipe import Count, Fraction, Widths
@@ -34,7 +36,7 @@ def whiten(x_ND: Tensor, shrink: float) -> Tensor:
     identity_DD = torch.eye(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
     floor = shrink * variance + torch.where(variance > 0, 0.0, 1.0)
     factor_DD, info = torch.linalg.cholesky_ex((1 - shrink) * covariance_DD + floor * identity_DD)
-    # What cannot be whitened is no number: such a step is skipped.
+    # What cannot be whitened is NaN: such a step is skipped.
     factor_DD = torch.where(info == 0, factor_DD, torch.nan)
     white_ND: Tensor = torch.linalg.solve_triangular(factor_DD, centred_ND.T, upper=False).T
     return white_ND
@@ -66,7 +68,7 @@ def w_mse_loss(
         )
 
 
-class WMSE(nn.Module):
+class WMSE(Scheduled, Method):
     """W-MSE (arXiv 2007.06346): a narrow projector and whitening of random slices of the batch."""
 
     n_views = 2
@@ -92,15 +94,16 @@ class WMSE(nn.Module):
         self.backbone = backbone
         self.projector = mlp([backbone.dim, *projector], bias=True)
         self.slice_size, self.orders, self.shrink = slice_size, orders, shrink
-        self._step = 0
+        self._seed = self._step = 0
 
-    def begin(self, moment: Progress) -> None:
-        """The order in which the batch is cut is a pure function of the step."""
-        self._step = moment.step
+    def on_step(self, progress: Progress) -> None:
+        """The order in which the batch is cut is a pure function of the run's seed and the step."""
+        self._seed, self._step = progress.seed, progress.step
 
     def forward(self, views: Sequence[Tensor]) -> Loss:
         """Two views (B, C, H, W) of the same images -> the loss over the batch of all ranks."""
         za_BD, zb_BD = (self.projector(self.backbone(view)) for view in views)
         n = comm.count(za_BD)
-        orders = [rng.permutation(n, "w_mse", self._step, order) for order in range(self.orders)]
+        drawn = (self._seed, "w_mse", self._step)
+        orders = [rng.permutation(n, *drawn, order) for order in range(self.orders)]
         return w_mse_loss(za_BD, zb_BD, orders, max(1, n // self.slice_size), self.shrink)

@@ -9,6 +9,7 @@ from typing import Any
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import masks
 from lookalike.nn.correlation import identity_gaps
 from lookalike.recipe import NonNegative
@@ -36,7 +37,7 @@ def _standardize(x_BD: Tensor, share_B: Tensor) -> Tensor:
     return x_BD * (share_B @ x_BD.square() + EPS).rsqrt()
 
 
-class BarlowTwinsLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class BarlowTwinsLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     """Barlow Twins (arXiv 2103.03230) on images of one class: alike within it, and dimensions that
     say other things.
 

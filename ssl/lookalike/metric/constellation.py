@@ -15,7 +15,9 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from lookalike import rng
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import classes, dissimilarity, masks
+from lookalike.nn.hooks import Scheduled
 from lookalike.optim import Progress
 from lookalike.recipe import Count
 
@@ -63,7 +65,7 @@ def constellation(s_AR: Tensor, negatives_AK: Tensor, a_P: Tensor, p_P: Tensor) 
     return torch.logaddexp(x_P, torch.zeros_like(x_P))
 
 
-class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class ConstellationLoss(Scheduled, OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     """Constellation loss (Medela & Picon 2019, arXiv 1905.10675), the mean over all pairs of anchor
     and positive.
 
@@ -86,9 +88,9 @@ class ConstellationLoss(BaseMetricLossFunction):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.negatives, self.k, self.seed, self.step = negatives, k, seed, 0
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Another step, other draws."""
-        self.step = moment.step
+        self.step = progress.step
 
     def compute_loss(
         self,

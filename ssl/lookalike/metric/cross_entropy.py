@@ -13,18 +13,19 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from pytorch_metric_learning.utils import common_functions as c_f
 from torch import Tensor, nn
 
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import refuse_unknown
+from lookalike.nn.hooks import Deferred
 from lookalike.recipe import Fraction
 
 EPS, MOMENTUM = 1e-5, 0.1
 
 
-class Running(nn.Module):
+class Running(Deferred):
     """Mean and variance of the steps so far, for export alone: the mean of all at first, then an
     exponential one.
 
-    They move in `follow`, so a skipped step leaves no trace. Without parameters, so that `follow`
-    gathers none.
+    They move in `commit`, so a skipped step leaves no trace.
     """
 
     mean_D: Tensor
@@ -36,26 +37,19 @@ class Running(nn.Module):
         self.register_buffer("mean_D", torch.zeros(dim))
         self.register_buffer("var_D", torch.ones(dim))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-
-    def put(self, z_ND: Tensor) -> None:
-        """The rows of a batch of all ranks, two at least, to be noted by the next `follow`."""
-        if self.training:
-            self._waiting = [*self._waiting, (z_ND.detach().mean(dim=0), z_ND.detach().var(dim=0))]
-
-    def forget(self) -> None:
-        """Drops what was put since the last `follow`."""
-        self._waiting = []
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Moves mean and variance (unbiased)."""
-        for mean_D, var_D in self._waiting:
-            self.steps += 1
-            share = (1 / self.steps).clamp(min=MOMENTUM).to(self.mean_D)
-            self.mean_D.lerp_(mean_D.to(self.mean_D), share)
-            self.var_D.lerp_(var_D.to(self.var_D), share)
-        self._waiting = []
+    def put(self, z_ND: Tensor) -> None:
+        """Stages mean and variance (unbiased) of the rows of a batch of all ranks, two at least."""
+        if self.training:
+            self.stage(z_ND.mean(dim=0), z_ND.var(dim=0))
+
+    def write(self, mean_D: Tensor, var_D: Tensor) -> None:
+        """Moves mean and variance."""
+        self.steps += 1
+        share = (1 / self.steps).clamp(min=MOMENTUM).to(self.mean_D)
+        self.mean_D.lerp_(mean_D.to(self.mean_D), share)
+        self.var_D.lerp_(var_D.to(self.var_D), share)
 
 
 class Neck(nn.Module):
@@ -78,7 +72,7 @@ class Neck(nn.Module):
         return slope_D.diag(), -self.running.mean_D * slope_D
 
 
-class CrossEntropyLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class CrossEntropyLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     """Cross-entropy over the classes trained on, smoothed labels (arXiv 1512.00567), behind a
     BNNeck (1903.07071).
 

@@ -12,8 +12,10 @@ import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import masks, number
 from lookalike.nn.numerics import l2_normalize
+from lookalike.optim import ParameterHints
 from lookalike.recipe import NonNegative
 
 
@@ -34,7 +36,7 @@ def csml(
     return apart if form == "mean" else apart * positives
 
 
-class CSMLLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class CSMLLoss(OwnLoss, ParameterHints, BaseMetricLossFunction):  # type: ignore[misc]
     """Cosine similarity metric learning (Nguyen & Bai 2010) as a loss that owns A, (rows, D),
     trained with the rest.
 

@@ -11,11 +11,12 @@ from lookalike.errors import RunError
 from lookalike.metric.objectives import Objective
 from lookalike.models import Backbone, layers
 from lookalike.models.embedding import Embedding
+from lookalike.nn.hooks import Scheduled
 from lookalike.nn.loss import Loss
-from lookalike.optim import LrScale, Progress
+from lookalike.optim import LrScale, ParameterHints, Progress
 
 
-class FinetuneModule(nn.Module):
+class FinetuneModule(Scheduled, ParameterHints, nn.Module):
     """The embedding model and its objective, which may own parameters (proxies, classifiers, A).
 
     `train_blocks`: how many of the backbone's last blocks are trained, with what follows them;
@@ -68,9 +69,9 @@ class FinetuneModule(nn.Module):
                 part.eval()
         return self
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Lets the backbone rest, or ends that."""
-        resting = moment.epoch < self.head_epochs
+        resting = progress.epoch < self.head_epochs
         if resting != self.resting:
             self.resting = resting
             self.train(self.training)

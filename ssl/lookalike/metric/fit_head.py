@@ -71,6 +71,6 @@ def folded(
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         say(f"finetune.estimator: {text}")
     weight_PD = torch.from_numpy(learner.components_) / scale
-    model = Embedding(backbone.cpu(), None, unit=learner.cosine)
+    model = Embedding(backbone.cpu(), None, distance=learner.distance)
     model.fold(weight_PD, -weight_PD @ (mean_D + scale * torch.from_numpy(learner.mean_)))
     return model.eval()

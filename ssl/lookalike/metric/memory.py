@@ -8,8 +8,9 @@ and knows losses by their names.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lookalike.nn.hooks import Deferred, Scheduled
 from lookalike.optim import Progress
 from lookalike.recipe import Count, Index, NonNegative
 
@@ -27,12 +28,12 @@ class MemorySettings:
     weight: NonNegative = 1.0
 
 
-class Memory(nn.Module):
+class Memory(Scheduled, Deferred):
     """The last `size` embeddings of all ranks with their classes, in one order on all; without
     gradient.
 
     Rows, classes and the number ever written are buffers, so a resumed run goes on where it was.
-    `put` only remembers; `follow`, called by the loop after a good step, writes.
+    `put` only stages; `commit`, after a good step, writes.
     """
 
     rows_QD: Tensor
@@ -45,36 +46,25 @@ class Memory(nn.Module):
         self.register_buffer("labels_Q", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
         self.warmup_steps, self.step = warmup_steps, 0
-        self._waiting: list[tuple[Tensor, Tensor]] = []
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Tells it the step."""
-        self.step = moment.step
+        self.step = progress.step
 
     def filled(self) -> tuple[Tensor, Tensor]:
         """(F, D) and (F,): what was written and not yet overwritten, F from 0 to `size`."""
         count = min(int(self.written), len(self.rows_QD))
         return self.rows_QD[:count], self.labels_Q[:count]
 
-    @torch.no_grad()
     def put(self, z_ND: Tensor, labels_N: Tensor) -> None:
-        """The rows of a batch of all ranks, to be written by the next `follow`; nothing during
-        warm-up.
-        """
-        if self.training and self.step >= self.warmup_steps:
-            self._waiting = [*self._waiting, (z_ND.detach(), labels_N)]
+        """Stages the rows of a batch of all ranks; nothing during warm-up."""
+        if self.step >= self.warmup_steps:
+            self.stage(z_ND, labels_N)
 
-    def forget(self) -> None:
-        """Drops what was put since the last `follow`."""
-        self._waiting = []
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Writes what was put over the oldest rows."""
-        for rows_ND, labels_N in self._waiting:
-            size, n = len(self.rows_QD), len(rows_ND)
-            places = ((self.written + torch.arange(n, device=rows_ND.device)) % size)[-size:]
-            self.rows_QD.index_copy_(0, places, rows_ND[-size:].to(self.rows_QD.dtype))
-            self.labels_Q.index_copy_(0, places, labels_N[-size:].to(self.labels_Q))
-            self.written += n
-        self._waiting = []
+    def write(self, rows_ND: Tensor, labels_N: Tensor) -> None:
+        """Over the oldest rows."""
+        size, n = len(self.rows_QD), len(rows_ND)
+        places = ((self.written + torch.arange(n, device=rows_ND.device)) % size)[-size:]
+        self.rows_QD.index_copy_(0, places, rows_ND[-size:].to(self.rows_QD.dtype))
+        self.labels_Q.index_copy_(0, places, labels_N[-size:].to(self.labels_Q))
+        self.written += n

@@ -14,6 +14,7 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import dissimilarity
 from lookalike.recipe import NonNegative
 
@@ -43,7 +44,7 @@ def n_pair(s_MM: Tensor, round_M: Tensor) -> Tensor:
     return logits_MM.logsumexp(dim=1) - s_MM.diagonal()
 
 
-class MultiClassNPairLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class MultiClassNPairLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     """Multi-class N-pair loss (Sohn 2016) on un-normalised embeddings, with `l2` times their mean
     squared length.
 

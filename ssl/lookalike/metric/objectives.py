@@ -20,6 +20,7 @@ from lookalike.metric.csml import CSMLLoss
 from lookalike.metric.facenet import FaceNetLoss
 from lookalike.metric.memory import Memory, MemorySettings
 from lookalike.metric.n_pair import MultiClassNPairLoss
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import refuse_unknown
 from lookalike.metric.pml import LOSSES, MINER, MINERS, PARTS
 from lookalike.metric.quadruplet import QuadrupletLoss
@@ -28,6 +29,7 @@ from lookalike.metric.sentence import (
     SentenceRegressionLoss,
     SentenceTripletLoss,
 )
+from lookalike.nn.hooks import Scheduled, discard
 from lookalike.nn.loss import Loss
 from lookalike.nn.numerics import at_least_fp32, l2_normalize
 from lookalike.optim import Progress
@@ -103,7 +105,8 @@ class Term(nn.Module):
         self.loss = part.objective.build(**{name: given[name] for name in wanted})
         self.miner = part.miner.build() if part.miner else None
         normalises = getattr(self.loss.distance, "normalize_embeddings", True)
-        self.raw = getattr(self.loss, "unnormalised", False) or not normalises
+        as_they_are = isinstance(self.loss, OwnLoss) and self.loss.unnormalised
+        self.raw = as_they_are or not normalises
         self.classes = (
             given["num_classes"] if "num_classes" in wanted and self.name in LOSSES else None
         )
@@ -130,12 +133,12 @@ class Term(nn.Module):
         return value.reshape(())
 
 
-class Objective(nn.Module):
+class Objective(Scheduled, nn.Module):
     """What fine-tuning descends: losses with their miners over the batch of all ranks, perhaps with
     a memory.
 
     Rows are gathered in rank order, so every rank computes the same loss of the same rows, and
-    draws alike by `seed` and step. Embeddings that are no numbers, on any rank, make the loss NaN
+    draws alike by `seed` and step. Embeddings that are NaN or Inf, on any rank, make the loss NaN
     on all, whatever the loss would say. Raises RunError when parts do not fit one another.
     """
 
@@ -194,16 +197,14 @@ class Objective(nn.Module):
                     if "ref_emb is not supported" not in str(error):
                         raise
                     term.compares = False
-        for part in term.modules():
-            if callable(forget := getattr(part, "forget", None)):
-                forget()
+        discard(term)
 
     def _terms(self) -> list[Any]:
         return list(self.terms)
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Another step, other draws."""
-        self.step = moment.step
+        self.step = progress.step
 
     def forward(self, z_BD: Tensor, labels_B: Tensor) -> Loss:
         """Embeddings (B, D) of any length and classes (B,) of this rank -> the loss over all ranks'
@@ -266,8 +267,7 @@ def _parts(objective: Spec, miner: Spec | None) -> list[Part]:
 
 
 def _affine(term: Any) -> tuple[Tensor, Tensor] | None:
-    asked = getattr(term.loss, "affine", None)
-    return asked() if callable(asked) else None
+    return term.loss.affine() if isinstance(term.loss, OwnLoss) else None
 
 
 @contextlib.contextmanager

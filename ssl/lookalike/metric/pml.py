@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from torch import Tensor
 
+from lookalike.nn.hooks import Deferred
 from lookalike.recipe import Choice, Count
 
 _WRAPPERS = (
@@ -54,9 +55,11 @@ PARTS: Mapping[str, Any] = {
 }
 
 
-class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss):  # type: ignore[misc]
+class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss, Deferred):  # type: ignore[misc]
     """The library's, whose histogram holds on to the graph of the last step and is not saved: here
     it is a buffer.
+
+    The library reads it in the forward that moves it, so what is staged is how it was before.
     """
 
     hist_: Tensor
@@ -64,25 +67,29 @@ class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss):  # type: ignore[misc]
     def __init__(
         self, min_val: float = -2.0, num_bins: int = 10, momentum: float = 0.01, **kwargs: Any
     ) -> None:
-        super().__init__(min_val=min_val, num_bins=num_bins, momentum=momentum, **kwargs)
+        losses.DynamicSoftMarginLoss.__init__(
+            self, min_val=min_val, num_bins=num_bins, momentum=momentum, **kwargs
+        )
         histogram = self.hist_
         del self.hist_
         self.register_buffer("hist_", histogram)
-        self._before: list[Tensor] = []
 
     def compute_loss(self, *arguments: Any) -> Any:
         """The library's, from what the steps before have left."""
         self.hist_ = self.hist_.detach()
-        self._before = [*self._before, self.hist_]
+        self.stage(self.hist_)
         return super().compute_loss(*arguments)
 
-    def follow(self) -> None:
+    def commit(self) -> None:
         """Keeps what the step has added, without its graph."""
-        self.hist_, self._before = self.hist_.detach(), []
+        self.hist_ = self.hist_.detach()
+        super().discard()
 
-    def forget(self) -> None:
-        """Goes back to before a step that is skipped."""
-        self.hist_, self._before = (*self._before, self.hist_)[0].detach(), []
+    def discard(self) -> None:
+        """Goes back to before the step."""
+        for (before,) in self._staged[:1]:
+            self.hist_ = before
+        super().discard()
 
 
 LOSSES = {**_public(losses), "DynamicSoftMarginLoss": DynamicSoftMarginLoss}

@@ -13,6 +13,7 @@ from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
+from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import Masks, hinges, masks, number
 from lookalike.nn.numerics import l2_normalize
 
@@ -51,7 +52,7 @@ def _pairs(
     return found
 
 
-class SentenceClassificationLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class SentenceClassificationLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     """Sentence-BERT's classification (arXiv 1908.10084): softmax(W [u; v; |u - v|]), the same class
     or another.
 
@@ -116,7 +117,7 @@ class SentenceRegressionLoss(BaseMetricLossFunction):  # type: ignore[misc]
         return ["pos_loss", "neg_loss"]
 
 
-class SentenceTripletLoss(BaseMetricLossFunction):  # type: ignore[misc]
+class SentenceTripletLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     """Sentence-BERT's triplet (arXiv 1908.10084): [‖a - p‖ - ‖a - n‖ + margin]₊, Euclidean, of any
     length.
 

@@ -6,7 +6,7 @@ folders; stored.py: tensors in their files; sketch.py: a backbone without memory
 deep each parameter lies.
 """
 
-from lookalike.models.backbone import Architecture, Backbone, GeM, Pool
+from lookalike.models.backbone import Architecture, Backbone, GeM, Own, Pool
 from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.models.layers import layers
 from lookalike.models.weights import (
@@ -22,6 +22,7 @@ __all__ = [
     "Architecture",
     "Backbone",
     "GeM",
+    "Own",
     "Pool",
     "folder_files",
     "layers",

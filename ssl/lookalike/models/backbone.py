@@ -1,20 +1,23 @@
-"""A backbone: any timm model as a module from normalised images to features, described by its
-architecture.
+"""A backbone: any timm model, or a module of the caller's own, from normalised images to features,
+described by its architecture.
 """
 
 import difflib
+import json
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import timm
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lookalike.errors import BackboneError, printable
+from lookalike.geometry import Distance, sides
 from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
-from lookalike.recipe import Share, Size, sides
+from lookalike.recipe import Share, Size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What may stand in `args`, and so in an untrusted config.json, must not reach a file or the
@@ -124,6 +127,58 @@ class Architecture:
         mean = self.mean or (IMAGENET_MEAN if self.channels == 3 else (0.5,))
         return mean, self.std or (IMAGENET_STD if self.channels == 3 else (0.5,))
 
+    def config(self, dim: int) -> dict[str, Any]:
+        """`config.json` of a folder with such a backbone of `dim` features: timm's, and ours."""
+        args = {k: v for k, v in self.timm_args().items() if k != "num_classes"}
+        mean, std = self.normalisation()
+        data = {
+            "input_size": [self.channels, *sides(self.size)],
+            "interpolation": "bicubic",
+            "crop_pct": self.crop,
+            "crop_mode": "center",
+        }
+        published = timm.get_pretrained_cfg(self.name)
+        weights = {
+            "num_classes": 0,
+            "first_conv": None,
+            "classifier": published.classifier,  # so that timm may add a fresh one: num_classes=N
+            "custom_load": False,
+            "fixed_input_size": bool(published.fixed_input_size),
+        }
+        ours = {k: v for k, v in asdict(self).items() if k not in ("folder", "pretrained")}
+        return {
+            "architecture": self.timm_name,
+            "num_classes": 0,
+            "num_features": dim,
+            "model_args": args,
+            "pretrained_cfg": {**data, "mean": list(mean), "std": list(std), **weights},
+            "lookalike": {**ours, "mean": list(mean), "std": list(std)},
+        }
+
+
+@dataclass(frozen=True)
+class Own(Architecture):
+    """What a module takes that is not timm's; `name` is its class's, and is never imported."""
+
+    def _check_name(self) -> None:
+        if len(self.name) > 200 or not self.name.isprintable():
+            raise ValueError("name: not the name of a class")
+
+    @property
+    def timm_name(self) -> str:
+        """The name of its class."""
+        return self.name
+
+    def config(self, dim: int) -> dict[str, Any]:
+        """`config.json` of its folder."""
+        mean, std = self.normalisation()
+        ours = {"size": self.size, "channels": self.channels, "crop": self.crop}
+        return {
+            "class": self.name,
+            "num_features": dim,
+            "lookalike": {**ours, "mean": list(mean), "std": list(std)},
+        }
+
 
 def _default(known: Field[Any]) -> Any:
     return known.default if known.default_factory is MISSING else known.default_factory()
@@ -157,16 +212,57 @@ class Backbone(nn.Module):
     keeps only its features, and goes through once more when their gradient is known (Gao, Zhang,
     Han & Callan, arXiv 2101.06983): the memory of one part, the gradient of the whole batch.
     BatchNorm then sees one part at a time. `dim`: the width of the features where it is known; else
-    an image of zeros goes through the network to tell.
+    an image of zeros goes through the network to tell. `module`: the network, where it is not one
+    that timm makes; see `of`.
     """
 
-    def __init__(self, architecture: Architecture, dim: int | None = None) -> None:
+    def __init__(
+        self, architecture: Architecture, dim: int | None = None, module: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.model = _create(architecture)
+        self.model = _create(architecture) if module is None else module
         self.gem = GeM() if architecture.pool in _OURS else None
         self.pieces = 1
         self.dim = self.dry_run() if dim is None else dim
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        *,
+        size: Size,
+        channels: Literal[1, 3] = 3,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        crop: Share = 1.0,
+    ) -> "Backbone":
+        """A network of one's own, from (B, `channels`, *`size`) to (B, D), as a backbone.
+
+        `mean`, `std`: of each channel, by default ImageNet's, or .5 for grey. A method
+        `group_matcher` as timm's models have one says which layers there are; without it all of it
+        is one block. Raises BackboneError where it cannot take such images or gives no (B, D), or
+        not `module.dim` of them.
+        """
+        name = f"{type(module).__module__}.{type(module).__qualname__}"
+        try:
+            architecture = Own(name, size, channels, mean=mean, std=std, crop=crop)
+        except ValueError as error:
+            raise BackboneError(f"backbone: {printable(name[:200])}: {error}") from error
+        was = module.training
+        backbone = cls(architecture, module=module).train(was)
+        told = getattr(module, "dim", backbone.dim)
+        if told != backbone.dim:
+            raise BackboneError(
+                f"backbone: {name} says dim {told}, but gives {backbone.dim} features: correct it"
+            )
+        return backbone
+
+    def fresh(self) -> "Backbone | None":
+        """The same with new weights; None where only its owner can make it."""
+        if isinstance(self.architecture, Own):
+            return None
+        return Backbone(replace(self.architecture, pretrained=False))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
@@ -176,6 +272,56 @@ class Backbone(nn.Module):
             return torch.cat([self._features(part) for part in x_BCHW.tensor_split(self.pieces)])
         parts = x_BCHW.tensor_split(self.pieces)
         return torch.cat([checkpoint(self._features, part, use_reentrant=False) for part in parts])
+
+    @property
+    def distance(self) -> Distance:
+        """How its features are compared: by cosine."""
+        return "cosine"
+
+    @property
+    def trunk(self) -> "Backbone":
+        """Itself: an embedding without a head."""
+        return self
+
+    def files(self) -> dict[str, bytes]:
+        """The files of the backbone's folder: `config.json`, `model.safetensors`, GeM's power in
+        `pool.safetensors`.
+        """
+        files = {
+            "config.json": json.dumps(self.architecture.config(self.dim), indent=2).encode(),
+            "model.safetensors": save(_on_host(self.model), {"format": "pt"}),
+        }
+        if self.gem is not None:
+            files["pool.safetensors"] = save(_on_host(self.gem))
+        return files
+
+    def _config(self) -> dict[str, Any]:
+        a = self.architecture
+        args = {k: v for k, v in a.timm_args().items() if k != "num_classes"}
+        mean, std = a.normalisation()
+        data = {
+            "input_size": [a.channels, *sides(a.size)],
+            "interpolation": "bicubic",
+            "crop_pct": a.crop,
+            "crop_mode": "center",
+        }
+        published = timm.get_pretrained_cfg(a.name)
+        weights = {
+            "num_classes": 0,
+            "first_conv": None,
+            "classifier": published.classifier,  # so that timm may add a fresh one: num_classes=N
+            "custom_load": False,
+            "fixed_input_size": bool(published.fixed_input_size),
+        }
+        ours = {k: v for k, v in asdict(a).items() if k not in ("folder", "pretrained")}
+        return {
+            "architecture": a.timm_name,
+            "num_classes": 0,
+            "num_features": self.dim,
+            "model_args": args,
+            "pretrained_cfg": {**data, "mean": list(mean), "std": list(std), **weights},
+            "lookalike": {**ours, "mean": list(mean), "std": list(std)},
+        }
 
     def _features(self, x_BCHW: Tensor) -> Tensor:
         h: Tensor = self.model(x_BCHW)
@@ -200,22 +346,33 @@ class Backbone(nn.Module):
         or no (B, D).
         """
         shape = (1, self.architecture.channels, *sides(self.architecture.size))
+        device = next((p.device for p in self.parameters()), None)
         was = self.training
         self.eval()
         try:
             with torch.no_grad():
-                h = self(torch.zeros(shape))
+                h = self(torch.zeros(shape, device=device))
         except (
             Exception
         ) as error:  # whatever timm's forward meets at this size is the recipe's doing
             raise BackboneError(_cannot(self.architecture, error)) from error
         self.train(was)
-        if h.dim() != 2:
+        if not isinstance(h, Tensor) or h.dim() != 2:
+            found = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise BackboneError(
-                f"backbone: {self.architecture.name} gives features of shape {tuple(h.shape)}, not "
+                f"backbone: {self.architecture.name} gives features of shape {found}, not "
                 "(B, D): set pool"
             )
         return int(h.shape[1])
+
+
+def _on_host(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of its weights, each contiguous and by itself."""
+    state = module.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise BackboneError(f"backbone: {name} of its state is no tensor: make it a buffer")
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
 def _cannot(architecture: Architecture, error: Exception) -> str:
@@ -226,6 +383,8 @@ def _cannot(architecture: Architecture, error: Exception) -> str:
 
 
 def _create(architecture: Architecture) -> nn.Module:
+    if isinstance(architecture, Own):
+        raise BackboneError(f"backbone: {architecture.name} is not timm's: pass the module itself")
     register_cifar_stems()
     try:
         model: nn.Module = timm.create_model(

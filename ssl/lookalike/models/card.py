@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lookalike.errors import printable
 from lookalike.folder import read_regular, recover, verify, write_folder
-from lookalike.models import Architecture
-from lookalike.recipe import sides
+from lookalike.geometry import sides
+from lookalike.models import Architecture, Own
 
 _PACKAGES = ("lookalike", "torch", "timm")
 _VERSIONS = ("python", *_PACKAGES)
@@ -54,15 +53,20 @@ def write_model(
 
 
 def is_done(folder: Path, about: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds, whole, the model that `about` describes. Raises RunError when it is
-    broken.
+    """Whether `folder` holds, whole, the model that `about` describes; of a tuple any will do.
+
+    Raises RunError when it is broken.
     """
     recover(folder)
     if not folder.exists():
         return False
     verify(folder)
     card = read(folder)
-    return all(card.get(key) == value for key, value in about.items())
+    return all(_is_one_of(card.get(key), value) for key, value in about.items())
+
+
+def _is_one_of(told: Any, wanted: Any) -> bool:
+    return told in wanted if isinstance(wanted, tuple) else bool(told == wanted)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -96,12 +100,12 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= 2**53
 
 
-def weights_digest(model: nn.Module) -> str:
+def weights_digest(model: Any) -> str:
     """A word that stands for what a model computes: its architecture and weights, and whether
     vectors have length 1.
     """
-    digest = hashlib.sha256(repr(getattr(model, "architecture", "")).encode())
-    if not getattr(model, "unit", True):
+    digest = hashlib.sha256(repr(model.architecture).encode())
+    if model.distance == "euclidean":
         digest.update(b"not unit")
     for name, tensor in model.state_dict().items():
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -127,6 +131,8 @@ def facts(architecture: Architecture, dim: int, about: Mapping[str, Any]) -> dic
         },
     }
     versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    if isinstance(architecture, Own):
+        model |= {"module": architecture.name, "pool": "its own"}
     return {**model, "versions": versions, "licence": "Apache-2.0", **about, **model}
 
 
@@ -139,11 +145,12 @@ def _version(package: str) -> str:
 
 def text(card: Mapping[str, Any]) -> str:
     """The model card as Markdown; the front matter is the Hugging Face hub's."""
-    image = card["input"]
+    image, own = card["input"], "module" in card
+    library, name = ("lookalike", _code(card["module"])) if own else ("timm", card["architecture"])
     head = (
-        "---\nlicense: apache-2.0\nlibrary_name: timm\npipeline_tag: "
+        f"---\nlicense: apache-2.0\nlibrary_name: {library}\npipeline_tag: "
         "image-feature-extraction\n---\n\n"
-        f"# {card['architecture']}, {_title(card.get('method'))} with lookalike\n\n"
+        f"# {name}, {_title(card.get('method'))} with lookalike\n\n"
         f"Takes {image['channels']}-channel images of {' × '.join(map(str, sides(image['size'])))} "
         "pixels "
         f"in 0 … 1, normalised by mean {list(image['mean'])} and std {list(image['std'])}; "
@@ -168,6 +175,12 @@ def _code(value: Any) -> str:
 
 
 def _loading(card: Mapping[str, Any]) -> str:
+    if "module" in card:
+        return (
+            "```python\nimport lookalike\n\n"
+            "# module: made as the trained one was\n"
+            'lookalike.load_model("PATH/TO/THIS/FOLDER", module=module)\n```\n\n'
+        )
     cifar = card["architecture"].endswith("_cifar")
     register = (
         "from lookalike.models import register_cifar_stems\n\nregister_cifar_stems()\n"

@@ -13,27 +13,32 @@ from torch import Tensor, nn
 
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import read_manifest
-from lookalike.models import Architecture, Backbone, folder_files, load_backbone, open_backbone
+from lookalike.geometry import Distance
+from lookalike.models import Architecture, Backbone, load_backbone, open_backbone
 from lookalike.models.stored import mapped, misfit
 
 HEAD = "head.safetensors"
 
 
 class Embedding(nn.Module):
-    """Images (B, C, H, W), normalised, to vectors (B, dim): of length 1, or as the head gives them
-    without `unit`.
+    """Images (B, C, H, W), normalised, to vectors (B, dim): of length 1 where their `distance` is
+    the cosine, else as the head gives them.
 
-    Without, nearness is the Euclidean distance, not the cosine. The head is a linear layer, begun
-    as an orthogonal map, so that fine-tuning starts from the backbone's own angles, or nothing
-    where `dim` is None; then, with `batchnorm`, a BatchNorm, which a folder holds as part of the
-    linear layer.
+    The head is a linear layer, begun as an orthogonal map, so that fine-tuning starts from the
+    backbone's own angles, or nothing where `dim` is None; then, with `batchnorm`, a BatchNorm,
+    which a folder holds as part of the linear layer.
     """
 
     def __init__(
-        self, backbone: Backbone, dim: int | None, *, unit: bool = True, batchnorm: bool = False
+        self,
+        backbone: Backbone,
+        dim: int | None,
+        *,
+        distance: Distance = "cosine",
+        batchnorm: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.dim, self.unit = backbone, dim or backbone.dim, unit
+        self.backbone, self.dim, self.distance = backbone, dim or backbone.dim, distance
         self.head = None if dim is None else nn.Linear(backbone.dim, dim)
         if self.head is not None:
             nn.init.orthogonal_(self.head.weight)
@@ -43,7 +48,8 @@ class Embedding(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim)."""
-        return F.normalize(self.raw(x_BCHW), dim=1) if self.unit else self.raw(x_BCHW)
+        z_BD = self.raw(x_BCHW)
+        return F.normalize(z_BD, dim=1) if self.distance == "cosine" else z_BD
 
     def raw(self, x_BCHW: Tensor) -> Tensor:
         """The same before it is brought to length 1, for objectives to which lengths say
@@ -52,6 +58,25 @@ class Embedding(nn.Module):
         h_BD: Tensor = self.backbone(x_BCHW)
         z_BD = (h_BD if self.head is None else self.head(h_BD)).float()
         return z_BD if self.norm is None else self.norm(z_BD)
+
+    @property
+    def trunk(self) -> Backbone:
+        """The backbone below the head."""
+        return self.backbone
+
+    def files(self) -> dict[str, bytes]:
+        """The files of the model's folder: the backbone's, and `head.safetensors` with weight and
+        bias where there is a head, `unit` where vectors keep their lengths.
+        """
+        tensors: dict[str, Tensor] = {}
+        if (linear := self.linear()) is not None:
+            tensors = {
+                n: t.detach().float().cpu().clone()
+                for n, t in zip(("weight", "bias"), linear, strict=True)
+            }
+        if self.distance == "euclidean":
+            tensors["unit"] = torch.tensor(False)
+        return {**self.backbone.files(), HEAD: save(tensors)}
 
     @torch.no_grad()
     def linear(self) -> tuple[Tensor, Tensor] | None:
@@ -101,36 +126,26 @@ def _after(
 
 
 def embedding_files(model: Embedding) -> dict[str, bytes]:
-    """The backbone's files and `head.safetensors`: weight and bias where there is a head, `unit`
-    where it is false.
-    """
-    tensors: dict[str, Tensor] = {}
-    if (linear := model.linear()) is not None:
-        tensors = {
-            n: t.detach().float().cpu().clone()
-            for n, t in zip(("weight", "bias"), linear, strict=True)
-        }
-    if not model.unit:
-        tensors["unit"] = torch.tensor(model.unit)
-    return {**folder_files(model.backbone), HEAD: save(tensors)}
+    """`model.files()`."""
+    return model.files()
 
 
-def open_model(what: "Backbone | Embedding | str | Path", like: Architecture | None) -> Any:
+def open_model(what: nn.Module | str | Path, like: Architecture | None) -> Any:
     """A model in memory, an embedding or backbone folder, or a timm name, which gets size and
-    channels of `like`.
+    channels of `like`, as a module of one's own does.
     """
     if isinstance(what, nn.Module):
-        return what
+        return what if hasattr(what, "architecture") else open_backbone(what, like)
     if (Path(what) / "manifest.json").exists():
         return load_model(what)
     return open_backbone(what, like).eval()
 
 
-def load_model(folder: str | Path) -> Backbone | Embedding:
-    """The embedding model or plain backbone of a folder, in eval mode. Raises BackboneError as
-    load_backbone does.
+def load_model(folder: str | Path, module: nn.Module | None = None) -> Backbone | Embedding:
+    """The embedding model or plain backbone of a folder, in eval mode. `module` and errors are
+    those of load_backbone.
     """
-    backbone, folder = load_backbone(folder), Path(folder)
+    backbone, folder = load_backbone(folder, module), Path(folder)
     if HEAD not in read_manifest(folder, BackboneError)["files"]:
         return backbone
     stored = mapped(folder / HEAD)
@@ -140,7 +155,8 @@ def load_model(folder: str | Path) -> Backbone | Embedding:
             f"features: {problem}: "
             "export it again"
         )
-    model = Embedding(backbone, None, unit=bool(stored.pop("unit", True)))
+    unit = bool(stored.pop("unit", True))
+    model = Embedding(backbone, None, distance="cosine" if unit else "euclidean")
     if stored:
         model.put(stored["weight"], stored["bias"])
     return model.eval()

@@ -14,7 +14,7 @@ from typing import Any
 from timm.models import group_parameters
 
 from lookalike.errors import BackboneError
-from lookalike.models.backbone import Backbone
+from lookalike.models.backbone import Backbone, Own
 
 _END = "~"  # what no pattern of timm's matches
 
@@ -23,9 +23,12 @@ def layers(backbone: Backbone) -> tuple[dict[str, int], int]:
     """The layer of each parameter by name, and n: 0 the stem, 1 to n the blocks, n + 1 what
     follows, pooling too.
 
-    Raises BackboneError where timm does not say.
+    A module of one's own that tells none is one block. Raises BackboneError where timm does not
+    say.
     """
     matcher: Any = getattr(backbone.model, "group_matcher", None)
+    if matcher is None and isinstance(backbone.architecture, Own):
+        return {name: 1 for name, _ in backbone.named_parameters()}, 1
     if not callable(matcher):
         name = backbone.architecture.name
         raise BackboneError(

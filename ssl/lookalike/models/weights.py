@@ -7,85 +7,50 @@ Loading reads JSON and safetensors and checks every file's sha256: never a pickl
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import read_manifest, read_regular, verify
-from lookalike.models.backbone import Architecture, Backbone, Pool
+from lookalike.models.backbone import Architecture, Backbone, Own, Pool
 from lookalike.models.sketch import sketch
 from lookalike.models.stored import mapped, misfit
-from lookalike.recipe import Size, sides
+from lookalike.recipe import Size
 
-_ARCHITECTURE = TypeAdapter(Architecture)
+_ARCHITECTURE, _OWN = TypeAdapter(Architecture), TypeAdapter(Own)
 # Far beyond any model's: size, widths, depths and rates add up to some thousands.
+_TAKES = ("size", "channels", "mean", "std", "crop")
 _LARGEST_CONFIG, _LARGEST_SUM = 2**20, 50_000
 _MOST_VALUES, _MOST_FILES = 1_000, 100
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
-    """The files of the backbone's folder: `config.json`, `model.safetensors`, GeM's power in
-    `pool.safetensors`.
-    """
-    tensors = {
-        k: v.detach().cpu().contiguous().clone() for k, v in backbone.model.state_dict().items()
-    }
-    files = {
-        "config.json": json.dumps(_config(backbone), indent=2).encode(),
-        "model.safetensors": save(tensors, {"format": "pt"}),
-    }
-    if backbone.gem is not None:
-        files["pool.safetensors"] = save({"p": backbone.gem.p.detach().cpu().clone()})
-    return files
+    """`backbone.files()`."""
+    return backbone.files()
 
 
-def _config(backbone: Backbone) -> dict[str, Any]:
-    a = backbone.architecture
-    args = {k: v for k, v in a.timm_args().items() if k != "num_classes"}
-    mean, std = a.normalisation()
-    data = {
-        "input_size": [a.channels, *sides(a.size)],
-        "interpolation": "bicubic",
-        "crop_pct": a.crop,
-        "crop_mode": "center",
-    }
-    published = timm.get_pretrained_cfg(a.name)
-    weights = {
-        "num_classes": 0,
-        "first_conv": None,
-        "classifier": published.classifier,  # so that timm may add a fresh one: num_classes=N
-        "custom_load": False,
-        "fixed_input_size": bool(published.fixed_input_size),
-    }
-    ours = {k: v for k, v in asdict(a).items() if k not in ("folder", "pretrained")}
-    return {
-        "architecture": a.timm_name,
-        "num_classes": 0,
-        "num_features": backbone.dim,
-        "model_args": args,
-        "pretrained_cfg": {**data, "mean": list(mean), "std": list(std), **weights},
-        "lookalike": {**ours, "mean": list(mean), "std": list(std)},
-    }
-
-
-def load_backbone(folder: str | Path) -> Backbone:
+def load_backbone(folder: str | Path, module: nn.Module | None = None) -> Backbone:
     """The backbone of a folder, in eval mode, bit for bit as it was saved.
 
-    What its files ask for is held against what they hold before any memory is taken. Raises
-    BackboneError when a file is missing, was changed since it was written, or does not fit the
-    others.
+    `module`: where it is not timm's, a module made as the saved one was, which gets its weights:
+    nothing that the folder names is imported. What the files ask for is held against what they hold
+    before any memory is taken. Raises BackboneError when a file is missing, was changed since it
+    was written, or does not fit the others or the module.
     """
     folder = Path(folder)
     checked = _checked(folder)
-    architecture = _read_architecture(_among(checked, folder / "config.json"))
+    config = _among(checked, folder / "config.json")
+    architecture = _read_architecture(config)
+    _refuse_other(architecture, module, config)
     weights = _among(checked, folder / "model.safetensors")
     stored = mapped(weights)
+    if module is not None:
+        return _filled(module, architecture, stored, weights)
     drawn = sketch(architecture, stored, weights)
     _refuse_misfit(stored, drawn.model, weights)
     power = _power(_among(checked, folder / "pool.safetensors"), drawn.gem) if drawn.gem else {}
@@ -93,6 +58,34 @@ def load_backbone(folder: str | Path) -> Backbone:
     backbone.model.load_state_dict(stored)
     if backbone.gem is not None:
         backbone.gem.load_state_dict(power)
+    return backbone.eval()
+
+
+def _refuse_other(architecture: Architecture, module: nn.Module | None, path: Path) -> None:
+    """Raises BackboneError for a module of one's own where none belongs, and where one is
+    missing.
+    """
+    name = printable(architecture.name)
+    if isinstance(architecture, Own) and module is None:
+        raise BackboneError(
+            f"{printable(path)}: the weights of {name}, which is not timm's: pass the module, "
+            f"load_backbone(folder, module={name.rpartition('.')[2]}(…))"
+        )
+    if module is not None and not isinstance(architecture, Own):
+        raise BackboneError(f"{printable(path)}: timm's {name}: load it without a module")
+
+
+def _filled(
+    module: nn.Module, architecture: Architecture, stored: Mapping[str, Tensor], path: Path
+) -> Backbone:
+    """The caller's module with the stored weights; untouched where they do not fit."""
+    if problem := misfit(stored, module.state_dict()):
+        raise BackboneError(
+            f"{printable(path)}: does not fit the module {type(module).__qualname__}: {problem}: "
+            "pass one made as the saved one was"
+        )
+    backbone = Backbone(architecture, module=module)
+    module.load_state_dict(stored)
     return backbone.eval()
 
 
@@ -133,21 +126,34 @@ def make_backbone(architecture: Architecture) -> Backbone:
     return load_backbone(architecture.folder) if architecture.folder else architecture.build()
 
 
-def open_backbone(what: "Backbone | str | Path", like: Architecture | None) -> Backbone:
+def open_backbone(what: nn.Module | str | Path, like: Architecture | None) -> Backbone:
     """A backbone as every stage takes it: one in memory, a folder, or a timm name with published
     weights.
 
     A timm name gets size, channels and normalisation of `like`, the recipe's architecture; without,
-    its publisher's.
+    its publisher's. So does a module of one's own, which cannot go without.
     """
     if isinstance(what, Backbone):
         return what
+    if isinstance(what, nn.Module):
+        return _wrapped(what, like)
     if not Path(what).exists() and timm.is_model(str(what)):
         like = like or _published(str(what))
         return Backbone(
             replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)
         ).eval()
     return load_backbone(what)
+
+
+def _wrapped(module: nn.Module, like: Architecture | None) -> Backbone:
+    """A module of one's own, for images of `like`."""
+    if like is None or like.folder:
+        raise BackboneError(
+            f"backbone: {type(module).__qualname__} is not timm's: say what it takes by "
+            "Backbone.of(module, size=…, channels=…)"
+        )
+    seen = {name: getattr(like, name) for name in _TAKES}
+    return Backbone.of(module, **seen)
 
 
 def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
@@ -159,6 +165,10 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
     """
     if pool is None or pool == backbone.architecture.pool:
         return backbone
+    if isinstance(backbone.architecture, Own):
+        raise BackboneError(
+            f"pool: {pool}: {backbone.architecture.name} pools by itself: leave pool out"
+        )
     made = Backbone(replace(backbone.architecture, pool=pool, pretrained=False))
     wanted, given = made.model.state_dict(), dict(backbone.model.state_dict())
     for here, there in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
@@ -193,8 +203,14 @@ def _size(shape: Sequence[int]) -> Size:
 
 def _read_architecture(path: Path) -> Architecture:
     try:
-        ours = json.loads(read_regular(path, _LARGEST_CONFIG))["lookalike"]
+        config = json.loads(read_regular(path, _LARGEST_CONFIG))
+        ours = config["lookalike"]
         _refuse_excess(ours)
+        if "class" in config:
+            if set(ours) != set(_TAKES):
+                raise ValueError(f"a module's keys are {', '.join(_TAKES)}")
+            own = {**ours, "name": config["class"]}
+            return _OWN.validate_json(json.dumps(own), strict=True)
         unknown = set(ours) - {f.name for f in fields(Architecture)}
         if unknown:
             raise ValueError(f"unknown {min(unknown)!r}")

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lookalike.models import Backbone
+
 
 def each_size(module: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
     """`module` of every view, views of one size in one pass: (B, C, H, W) each -> (B, D) each, in
     order.
     """
     found: list[Tensor] = []
-    apart = getattr(module, "pieces", 1) > 1
+    apart = isinstance(module, Backbone) and module.pieces > 1
     for _, group in itertools.groupby(
         enumerate(views), key=lambda item: item[0] if apart else item[1].shape[-1]
     ):

@@ -5,19 +5,19 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lookalike.nn.hooks import Follower, Scheduled
 from lookalike.optim import Progress, cosine
 
 
-class Teacher(nn.Module):
+class Teacher(Scheduled, Follower):
     """An exponential moving average of its students, called like them one after another; never
     trained.
 
-    The loop says where the training stands (`begin`) and, after each good step, lets it `follow`
-    with momentum that goes from `momentum` to `final` by a half cosine (BYOL, arXiv 2006.07733,
-    section 3.3). Its BatchNorms keep running statistics of their own; its dropout is off.
+    After each good step it moves with momentum that goes from `momentum` to `final` by a half
+    cosine (BYOL, arXiv 2006.07733, section 3.3). Its BatchNorms keep running statistics of their
+    own; its dropout is off.
     """
 
-    # `follow` works number by number: at ZeRO stage 3 shards of the weights are enough for it
     elementwise = True
 
     def __init__(self, *students: nn.Module, momentum: float, final: float = 1.0) -> None:
@@ -39,12 +39,12 @@ class Teacher(nn.Module):
             x = module(x)
         return x
 
-    def begin(self, moment: Progress) -> None:
+    def on_step(self, progress: Progress) -> None:
         """Sets the momentum of this step."""
-        self.now = cosine(self.momentum, self.final, moment.progress)
+        self.now = cosine(self.momentum, self.final, progress.progress)
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update(self) -> None:
         """Moves each weight towards its student's by 1 - momentum."""
         own: list[Tensor] = [p for module in self.copies for p in module.parameters()]
         theirs = [

@@ -36,7 +36,7 @@ def read_hosts(path: str | Path) -> list[Host]:
         if _says_something(line)
     ]
     if not hosts:
-        raise RunError(f"{path}: names no machine: a line `name slots=N` each")
+        raise RunError(f"{path}: lists no host: a line `name slots=N` each")
     names = [host.name.lower() for host in hosts]
     twice = {host.name for host in hosts if names.count(host.name.lower()) > 1}
     if twice:

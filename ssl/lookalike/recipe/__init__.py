@@ -3,9 +3,13 @@
 Nothing in a recipe names an import path or runs code: a `Choice` picks from a table the program
 passes in. Imports go down this list:
 
+    meaning      what changes nothing left out; digests
     recipes      Recipe; load and from_text
     overrides    key.path=value
-    json_schema  the same signatures for editors
+    markdown     the same signatures for readers, in Markdown
+    json_schema  and for editors
+    words        types, bounds and values as the page says them
+    docstrings   what they say of a constructor and of each key
     check        Choice; nodes held against annotations
     signatures   constructors to keys
     values       Positive, Count and the like; FREE; Spec; all of them as JSON data
@@ -16,11 +20,15 @@ passes in. Imports go down this list:
 
 from lookalike.recipe.check import Choice
 from lookalike.recipe.json_schema import schema
+from lookalike.recipe.markdown import page
+from lookalike.recipe.meaning import digest, digests, meaning
 from lookalike.recipe.nodes import Node, Position
 from lookalike.recipe.recipes import Recipe, from_text, load
 from lookalike.recipe.values import (
     FIXED,
     FREE,
+    MOVED_0_2,
+    SINCE_0_2,
     Count,
     Fraction,
     Index,
@@ -28,17 +36,19 @@ from lookalike.recipe.values import (
     Positive,
     Resume,
     Share,
+    Since,
     Size,
     Spec,
     Width,
     Widths,
-    sides,
 )
 from lookalike.recipe.yaml12 import read
 
 __all__ = [
     "FIXED",
     "FREE",
+    "MOVED_0_2",
+    "SINCE_0_2",
     "Choice",
     "Count",
     "Fraction",
@@ -50,13 +60,17 @@ __all__ = [
     "Recipe",
     "Resume",
     "Share",
+    "Since",
     "Size",
     "Spec",
     "Width",
     "Widths",
+    "digest",
+    "digests",
     "from_text",
     "load",
+    "meaning",
+    "page",
     "read",
     "schema",
-    "sides",
 ]

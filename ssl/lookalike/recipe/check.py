@@ -6,6 +6,7 @@ import json
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -23,12 +24,14 @@ class Choice:
     arguments}`.
 
     `table` may be a function that returns the table, called only for a recipe that has the section.
-    `supplied` are arguments the program supplies; `nested` are arguments, of constructors without
+    `supplied` are arguments the program supplies; `moved` are those among them that a recipe once
+    gave here, and now gives to the section around; `nested` are arguments, of constructors without
     annotations, that are Choices themselves, or annotations for what a default alone does not tell.
     """
 
     table: Mapping[str, Callable[..., Any]] | Callable[[], Mapping[str, Callable[..., Any]]]
     supplied: frozenset[str] | set[str] = frozenset()
+    moved: frozenset[str] | set[str] = frozenset()
     nested: Mapping[str, Any] = field(default_factory=dict)
 
     def makers(self) -> Mapping[str, Callable[..., Any]]:
@@ -40,6 +43,12 @@ class Choice:
             for k, kind in self.nested.items()
         }
         return keys_of(self.makers()[name], {*self.supplied, "name"}, nested)
+
+    def refused(self, path: str) -> dict[str, str]:
+        """What to say of each supplied key, for a choice at this path."""
+        around = path.rpartition(".")[0]
+        said = dict.fromkeys(self.supplied, "set by the program, delete it")
+        return said | {name: f"has moved: write {join(around, name)}" for name in self.moved}
 
     def spec(self, name: str, **args: Any) -> Spec:
         """A Spec from Python, checked as one from a recipe. Raises RecipeError."""
@@ -79,22 +88,31 @@ def kind_of(annotation: Any) -> tuple[Any, bool]:
     return annotation if wanted else None, False
 
 
-def root_keys(sections: Mapping[str, Any]) -> dict[str, Parameter]:
-    """The root keys of a recipe: a section that may be null need not be there."""
-    keys = {}
-    for name, wanted in sections.items():
-        if isinstance(wanted, tuple):
-            keys[name] = Parameter(*wanted)
-        else:
-            keys[name] = Parameter(wanted, None) if kind_of(wanted)[1] else Parameter(wanted)
-    return keys
+def lifted(node: Node, keys: Mapping[str, Parameter]) -> Node:
+    """A section as an earlier release wrote it, keys that have moved now where they belong."""
+    if not isinstance(node.value, dict):
+        return node
+    members = dict(node.value)
+    for name, key in keys.items():
+        kind = kind_of(key.annotation)[0]
+        moved = kind.moved if isinstance(kind, Choice) else ()
+        where, child = members.get(name, (node.at, node))
+        if name in members and isinstance(child.value, dict):
+            inner = dict(child.value)
+            members = {each: inner.pop(each) for each in sorted(moved) if each in inner} | members
+            members[name] = (where, Node(inner, child.at))
+    return Node(members, node.at)
 
 
 class Check:
-    """Walks nodes and signatures together; gathers problems and goes on."""
+    """Walks nodes and signatures together; gathers problems and goes on.
 
-    def __init__(self) -> None:
+    `earlier`: what an earlier release wrote is taken too, with its spellings.
+    """
+
+    def __init__(self, earlier: bool = False) -> None:
         self.problems: list[tuple[Position, str]] = []
+        self.earlier = earlier
 
     def say(self, at: Position, path: str, text: str) -> None:
         self.problems.append((at, f"{path}: {text}" if path else text))
@@ -115,10 +133,12 @@ class Check:
         keys: Mapping[str, Parameter],
         path: str,
         at: Position,
-        given: Sequence[str] = (),
+        refused: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
         """The value of each key, in the order of the signature; whole only if no problem was
         added.
+
+        `refused`: what to say of keys that are not the recipe's to give.
         """
         if not isinstance(node.value, dict):
             text = f"{quoted(node.plain())} is not a section, give it keys, {listed(keys, '{}')}"
@@ -128,8 +148,8 @@ class Check:
         for name, (where, child) in node.value.items():
             if name in keys:
                 values[name] = self.value(child, keys[name], join(path, name), where)
-            elif name in given:
-                self.say(where, join(path, name), "set by the program, delete it")
+            elif name in refused:
+                self.say(where, join(path, name), refused[name])
             else:
                 self.say(where, join(path, name), f"unknown, {suggestion(name, keys, '{}')}")
         for name in keys:
@@ -168,8 +188,8 @@ class Check:
         )
 
     def section(self, node: Node, kind: Any, path: str, at: Position) -> Any:
-        before = len(self.problems)
-        values = self.keywords(node, keys_of(kind, set(), {}), path, at)
+        before, keys = len(self.problems), keys_of(kind, set(), {})
+        values = self.keywords(lifted(node, keys) if self.earlier else node, keys, path, at)
         if len(self.problems) > before:
             return None
         try:
@@ -196,7 +216,7 @@ class Check:
             text = f"{quoted(named.plain())} is unknown, {suggestion(named.value, makers)}"
             return self.say(named.at, place, text)
         rest = Node(members, node.at)
-        args = self.keywords(rest, choice.keys(named.value), path, at, sorted(choice.supplied))
+        args = self.keywords(rest, choice.keys(named.value), path, at, choice.refused(path))
         return Spec(named.value, args, makers[named.value])
 
     def leaf(self, node: Node, wanted: Parameter, path: str) -> Any:

@@ -1,20 +1,18 @@
 """The JSON schema (draft 2020-12) of the recipes that `load` accepts, without references."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from lookalike.recipe.check import Choice, ListOf, kind_of, root_keys
+from lookalike.recipe.check import Choice, ListOf, kind_of
+from lookalike.recipe.docstrings import summary
 from lookalike.recipe.signatures import Parameter, keys_of
 from lookalike.recipe.values import is_json, plain_of
 
 
-def schema(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of the recipes that `load` accepts."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **_object_schema(root_keys(sections)),
-    }
+def schema(kind: type) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the recipes that `load` accepts as this dataclass."""
+    found = _object_schema(keys_of(kind, set(), {}))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
 def _object_schema(
@@ -31,19 +29,14 @@ def _object_schema(
 
 
 def _description(make: Any) -> dict[str, str]:
-    """The first line of the docstring; not the signature that dataclass writes where there is
-    none.
-    """
-    doc = inspect.cleandoc(getattr(make, "__doc__", None) or "")
-    written = doc and not doc.startswith(f"{make.__name__}(")
-    return {"description": doc.splitlines()[0]} if written else {}
+    said = summary(make)
+    return {"description": said} if said else {}
 
 
 def _value_schema(wanted: Parameter) -> dict[str, Any]:
     kind, optional = kind_of(wanted.annotation)
     if kind is None:
-        found = wanted.adapter().json_schema()
-        found = _inlined(found, found.pop("$defs", {}))
+        found = inlined(wanted.adapter().json_schema())
     elif isinstance(kind, Choice):
         found = _choice_schema(kind)
     elif isinstance(kind, ListOf):
@@ -62,11 +55,16 @@ def _choice_schema(choice: Choice) -> dict[str, Any]:
     return {"anyOf": [*whole, *([{"enum": short}] if short else [])]}
 
 
-def _inlined(part: Any, definitions: Mapping[str, Any]) -> Any:
-    if isinstance(part, list):
-        return [_inlined(item, definitions) for item in part]
-    if not isinstance(part, dict):
-        return part
-    if "$ref" in part:
-        return _inlined(definitions[part["$ref"].rsplit("/", 1)[1]], definitions)
-    return {key: _inlined(item, definitions) for key, item in part.items()}
+def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with its definitions in place of the references to them."""
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, list):
+            return [filled(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return filled(schema["$defs"][part["$ref"].rsplit("/", 1)[1]])
+        return {key: filled(item) for key, item in part.items() if key != "$defs"}
+
+    return filled(schema)  # type: ignore[no-any-return]

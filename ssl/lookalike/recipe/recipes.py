@@ -2,66 +2,59 @@
 again.
 """
 
-import hashlib
-import json
 import os
 import select
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
 
 from lookalike.errors import RecipeError
-from lookalike.recipe.check import Check, kind_of, root_keys
+from lookalike.recipe.check import Check, kind_of
 from lookalike.recipe.nodes import Position, Refusal
 from lookalike.recipe.overrides import overridden, override_name
+from lookalike.recipe.signatures import keys_of
 from lookalike.recipe.values import plain_of
 from lookalike.recipe.yaml12 import MAX_BYTES, decode, dump, read
 
 T = TypeVar("T")
+R = TypeVar("R", bound="Recipe")
 
 _PATIENCE = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Checked values by root key."""
+    """Checked values; the fields of a subclass are the sections of its recipes.
 
-    name: str = field(compare=False)
-    values: Mapping[str, Any]
-    sections: Mapping[str, Any] = field(repr=False, compare=False)
+    `fixed`: the sections of which another value makes another backbone; `name`: the file it was
+    read from, for messages.
+    """
+
+    fixed: ClassVar[tuple[str, ...]] = ()
+    name: str = field(init=False, default="<python>", compare=False)
 
     def section(self, kind: type[T]) -> T:
         """The section of this dataclass. Raises RecipeError when the recipe has none."""
-        for value in self.values.values():
+        for section in fields(self):
+            value = getattr(self, section.name)
             if type(value) is kind:
                 return value
-        kinds = {
-            kind_of(wanted.annotation)[0]: key for key, wanted in root_keys(self.sections).items()
-        }
-        raise RecipeError(
-            f"{self.name} has no `{kinds.get(kind, kind.__name__.lower())}:` section, add one"
-        )
+        keys = keys_of(type(self), set(), {}).items()
+        kinds = {kind_of(wanted.annotation)[0]: key for key, wanted in keys}
+        missing = kinds.get(kind, kind.__name__.lower())
+        raise RecipeError(f"{self.name} has no `{missing}:` section, add one")
 
     def plain(self) -> dict[str, Any]:
         """JSON data of the whole recipe, defaults filled in."""
-        return {key: plain_of(value) for key, value in self.values.items()}
+        return dict(plain_of(self))
 
     def text(self) -> str:
         """YAML of `plain()`, which reads back as an equal recipe."""
         return dump(self.plain())
 
-    def digest(self, *keys: str) -> str:
-        """Hex sha256 of the canonical JSON of these root keys, of all when none is named."""
-        plain = self.plain()
-        chosen = {key: plain[key] for key in keys} if keys else plain
-        canonical = json.dumps(chosen, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()
 
-
-def load(
-    path: str | os.PathLike[str], overrides: Sequence[str], sections: Mapping[str, Any]
-) -> Recipe:
+def load(path: str | os.PathLike[str], overrides: Sequence[str], kind: type[R]) -> R:
     """The recipe file, changed by `key.path=value`s and checked. Raises RecipeError with every
     problem.
     """
@@ -74,7 +67,7 @@ def load(
         raise RecipeError(f"{name}: a folder, name the recipe file in it") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"{name}: cannot be read ({error}), check the path") from None
-    return from_text(decode(data, name), name, overrides, sections)
+    return from_text(decode(data, name), name, overrides, kind)
 
 
 def _contents(path: str | os.PathLike[str]) -> bytes:
@@ -104,19 +97,20 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def from_text(
-    text: str, name: str, overrides: Sequence[str], sections: Mapping[str, Any]
-) -> Recipe:
-    """The same from text named `name`; each section is an annotation or (annotation, default).
+    text: str, name: str, overrides: Sequence[str], kind: type[R], *, earlier: bool = False
+) -> R:
+    """The same from text named `name`; with `earlier` as an earlier release may have written it.
 
     Raises RecipeError, one line a problem, in the order of the file and then of the overrides.
     """
-    check = Check()
+    check = Check(earlier)
     root = read(text, name)
     for override in overrides:
         try:
             root = overridden(root, override)
         except Refusal as refusal:
             check.problems.append((refusal.at, refusal.text))
-    values = check.keywords(root, root_keys(sections), "", Position(name, 1, 1))
+    made: R = check.section(root, kind, "", Position(name, 1, 1))
     check.finish([name, *map(override_name, overrides)])
-    return Recipe(name, values, sections)
+    object.__setattr__(made, "name", name)
+    return made

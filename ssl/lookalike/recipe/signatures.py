@@ -7,12 +7,14 @@ import inspect
 import types
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 
-from lookalike.recipe.values import Resume
+from lookalike.recipe.values import Resume, Since
+
+T = TypeVar("T")
 
 _NONE_GIVEN = inspect.Parameter.empty
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -34,7 +36,12 @@ class Parameter:
     @property
     def resume(self) -> Resume | None:
         """The outermost mark of the annotation; None: as the section around it."""
-        return _resume(self.annotation)
+        return _mark(self.annotation, Resume)
+
+    @property
+    def since(self) -> Since | None:
+        """The mark of the release that brought the key; None: 0.1.0 or none."""
+        return _mark(self.annotation, Since)
 
     @property
     def free(self) -> bool:
@@ -57,12 +64,13 @@ class Parameter:
             return TypeAdapter(_inferred(self.default), config=_STRICT)
 
 
-def _resume(annotation: Any) -> Resume | None:
+def _mark(annotation: Any, kind: type[T]) -> T | None:
     if get_origin(annotation) is Annotated:
-        marks = [mark for mark in annotation.__metadata__ if isinstance(mark, Resume)]
-        return marks[-1] if marks else _resume(annotation.__origin__)
+        marks = [mark for mark in annotation.__metadata__ if isinstance(mark, kind)]
+        return marks[-1] if marks else _mark(annotation.__origin__, kind)
     if get_origin(annotation) in (Union, types.UnionType):
-        return next(filter(None, map(_resume, get_args(annotation))), None)
+        found = (_mark(part, kind) for part in get_args(annotation))
+        return next((mark for mark in found if mark is not None), None)
     return None
 
 

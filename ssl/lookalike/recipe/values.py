@@ -24,7 +24,7 @@ Size = Count | tuple[Count, Count]
 
 @dataclass(frozen=True)
 class Resume:
-    """Marks a key, `Annotated[Count, FREE]`: may an earlier run be resumed with another value of it?
+    """Marks a key, `Annotated[Count, FREE]`: whether a run may be resumed with another value of it.
 
     A mark on a section or a choice holds for all within, its name too, but for what is marked
     there.
@@ -35,13 +35,22 @@ class Resume:
 
 FREE, FIXED = Resume(free=True), Resume(free=False)
 
+
+@dataclass(frozen=True)
+class Since:
+    """Marks a key, `Annotated[Count, SINCE_0_2]`, by the release that has brought it; `moved`: from
+    the choice that names it among its `moved`.
+
+    What 0.1.0 finished is known by a digest of all its keys: one without a mark would hide it.
+    """
+
+    release: str
+    moved: bool = False
+
+
+SINCE_0_2, MOVED_0_2 = Since("0.2.0"), Since("0.2.0", moved=True)
+
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width of a Size."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,8 @@ class _Reader:
             key = _key(event, at)
             if key in found:
                 first = found[key][0]
-                text = f"{key!r} a second time (first at line {first.line}, column {first.column}), keep one"
+                place = f"line {first.line}, column {first.column}"
+                text = f"{key!r} a second time (first at {place}), keep one"
                 raise Refusal(at, text)
             found[key] = (at, self._node(next(self._members()), depth + 1))
         return found

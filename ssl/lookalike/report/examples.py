@@ -11,7 +11,8 @@ from lookalike import rng
 from lookalike.data.images import Images, Pairs
 from lookalike.errors import printable
 from lookalike.evaluation.tasks import relevant
-from lookalike.report.gallery import Card, Mark, Section, Strip
+from lookalike.report.gallery import Card, Section, Strip
+from lookalike.report.tiles import Mark
 from lookalike.scoring.nearest import JUNK, RIGHT, Gallery, nearest
 from lookalike.scoring.ranks import PerQuery
 
@@ -30,7 +31,7 @@ class Named(NamedTuple):
         i = int(self.ids_N[row])
         labels = self.images.labels
         kind = "" if labels is None else class_name(self.images, int(labels[i]))
-        return Card(i, mark, place, value, kind, printable(self.images.name(i)))
+        return Card(i, mark, place, value, kind, self.images.name(i))
 
 
 def class_name(images: Images, label: int) -> str:
@@ -92,7 +93,11 @@ def of_lists(
 
 
 def _legend(sets: Gallery) -> str:
-    what = "cosine similarity" if sets.normalize else "distance, in units of the embeddings' spread"
+    what = (
+        "cosine similarity"
+        if sets.distance == "cosine"
+        else "distance, in units of the embeddings' spread"
+    )
     junk = (
         "; –, grey: junk, same class and camera, takes no place"
         if sets.cameras_Q is not None
@@ -128,6 +133,9 @@ def of_pairs(
             cards = [named.card(a, mark), named.card(b, mark, value=f"{float(near_P[p]):.3f}")]
             strips.append(Strip(f"{about}, fold {int(pairs.folds_P[p])}", cards))
         kind = "false rejects" if same else "false accepts"
-        note = f"{wrong} of {len(place_P)} pairs are {kind} (✗); similarity beside the threshold that judges the pair."
+        note = (
+            f"{wrong} of {len(place_P)} pairs are {kind} (✗); similarity beside the threshold that "
+            "judges the pair."
+        )
         sections.append(Section(title, note, strips))
     return sections

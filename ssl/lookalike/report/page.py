@@ -1,23 +1,12 @@
-"""Images for people: one PNG of many, or one HTML page with nothing from elsewhere."""
+"""HTML pages: templates in which every text is escaped, and which load nothing from elsewhere."""
 
-import base64
-import html
 from pathlib import Path
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lookalike.data.pixels import png
 from lookalike.errors import RecipeError, printable
-
-_EDGE = 4
-_SMALLEST = 96  # tiny images are shown enlarged to this many pixels
-_STYLE = (
-    "body{font:14px/1.4 "
-    "system-ui,sans-serif;margin:2em;color:#222}td,th{padding:6px;vertical-align:top;"
-    "text-align:left}img{image-rendering:pixelated;display:block}small{color:#666}"
-)
+from lookalike.report import tiles
 
 
 def refuse_other(path: Path, what: str) -> None:
@@ -28,43 +17,23 @@ def refuse_other(path: Path, what: str) -> None:
         raise RecipeError(f"{printable(path)}: {what} a .png or an .html: name it so")
 
 
-def tile(image_CHW: Tensor) -> Tensor:
-    """uint8 (C, H, W) as RGB, enlarged by a whole number where it is tiny."""
-    times = max(1, -(-_SMALLEST // max(image_CHW.shape[1:])))
-    colour_CHW = image_CHW.expand(3, -1, -1) if image_CHW.shape[0] == 1 else image_CHW
-    return F.interpolate(colour_CHW[None].float(), scale_factor=times, mode="nearest")[0].to(
-        torch.uint8
-    )
+def render(template: str, **values: Any) -> bytes:
+    """The page that a file of templates/ makes of these values; one of them is the `title`."""
+    return _PAGES.get_template(template).render(values).encode()
 
 
-def grid(rows: list[list[Tensor]]) -> bytes:
-    """A PNG of tiles, uint8 (3, H, W) each, a row a list, on white."""
-    height = max(x.shape[1] for row in rows for x in row)
-    widths = [max(row[column].shape[2] for row in rows) for column in range(len(rows[0]))]
-    sheet = torch.full(
-        (3, len(rows) * (height + _EDGE) + _EDGE, sum(w + _EDGE for w in widths) + _EDGE), 255
-    )
-    sheet = sheet.to(torch.uint8)
-    for r, row in enumerate(rows):
-        left = _EDGE
-        for width, x in zip(widths, row, strict=True):
-            top = r * (height + _EDGE) + _EDGE
-            sheet[:, top : top + x.shape[1], left : left + x.shape[2]] = x
-            left += width + _EDGE
-    return png(sheet)
+def _visible(value: Any) -> Any:
+    """A text with its control characters and stray bytes as escapes; markup as it is."""
+    as_it_is = hasattr(value, "__html__") or str(value).isprintable()
+    return value if as_it_is else printable(str(value))
 
 
-def image(image_CHW: Tensor, alt: str = "") -> str:
-    """An HTML image that holds its image, uint8 (3, H, W)."""
-    data = base64.b64encode(png(image_CHW)).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
-
-
-def document(title: str, body: str, style: str = "") -> str:
-    """One HTML page of a title, which is escaped, a body, whose texts must be, and perhaps more
-    style.
-    """
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>"
-    )
+_PAGES = Environment(
+    loader=PackageLoader("lookalike.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_visible,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_PAGES.filters["data_url"] = tiles.data_url

@@ -2,7 +2,6 @@
 page.
 """
 
-import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +31,22 @@ class Row(NamedTuple):
 
     name: str
     cells: dict[str, str]
+
+
+class Table(NamedTuple):
+    """Lines of cells under heads; perhaps a bar behind each, its length in [0, 1]."""
+
+    heads: list[str]
+    lines: list[list[str]]
+    bars: Sequence[float] = ()
+
+
+class Summary(NamedTuple):
+    """What a page says of a model, the tables that it stands in, and its lowest groups."""
+
+    about: str
+    tables: Sequence[Table]
+    lowest: Sequence[Table] = ()
 
 
 def title(measure: str) -> str | None:
@@ -124,12 +139,16 @@ def text(scores: Mapping[str, Any]) -> str:
     return "\n".join(line for task, some in by_task(scores) for line in _lines(task, some))
 
 
-def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
+def _table(task: str, scores: Mapping[str, Found]) -> Table:
     columns, body = rows(scores)
     heads = [_TASKS.get(task, task), *(title(m) or m for m in columns)]
-    cells = [[row.name, *(row.cells.get(m, "–") for m in columns)] for row in body]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    for line in (heads, *cells):
+    return Table(heads, [[row.name, *(row.cells.get(m, "–") for m in columns)] for row in body])
+
+
+def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
+    table = _table(task, scores)
+    widths = [max(map(len, column)) for column in zip(table.heads, *table.lines, strict=True)]
+    for line in (table.heads, *table.lines):
         first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         yield "  ".join([line[0].ljust(len(first)), *others])
     notes = [counts(found) for found in scores.values()] + [
@@ -145,51 +164,21 @@ def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
             yield f"{name}: lowest {measure} by {kind}: {listed}"
 
 
-def page(scores: Mapping[str, Any], name: str) -> str:
-    """The tables as HTML, the one that has `name` first and alone with what is said of it."""
-    found, tables = scores[name], sorted(by_task(scores), key=lambda table: name not in table[1])
-    parts = [
-        f"<p>{html.escape(' · '.join(filter(None, (counts(found), _words(found), spreads(found)))))}</p>"
+def summary(scores: Mapping[str, Any], name: str) -> Summary:
+    """The tables for a page, the one that has `name` first, and what is said of it alone."""
+    found, tasks = scores[name], sorted(by_task(scores), key=lambda table: name not in table[1])
+    protocol = [
+        f"{key}: {word}" for key, word in found["protocol"].items() if isinstance(word, str)
     ]
-    for task, some in tables:
-        columns, body = rows(some)
-        parts.append(
-            _table(
-                [_TASKS.get(task, task), *(title(m) or m for m in columns)],
-                [_cells(row, columns) for row in body],
-            )
-        )
-    boxes = [_groups(kind, groups) for kind, groups in worst(found).items()]
-    return "".join(parts) + (f'<div class="side">{"".join(boxes)}</div>' if boxes else "")
-
-
-def _words(found: Found) -> str:
-    return ", ".join(
-        f"{key}: {value}" for key, value in found["protocol"].items() if isinstance(value, str)
+    about = (counts(found), ", ".join(protocol), spreads(found))
+    return Summary(
+        " · ".join(filter(None, about)),
+        [_table(task, some) for task, some in tasks],
+        [_lowest(kind, groups[:10]) for kind, groups in worst(found).items()],
     )
 
 
-def _cells(row: Row, columns: Sequence[str]) -> list[str]:
-    return [html.escape(row.name), *(row.cells.get(m, "–") for m in columns)]
-
-
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Heads are escaped here, cells before."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        first, *others = cells
-        numbers = "".join(f'<{tag} class="n">{cell}</{tag}>' for cell in others)
-        return f"<tr><{tag}>{first}</{tag}>{numbers}</tr>"
-
-    lines = "".join(line(cells, "td") for cells in body)
-    return f"<table>{line([html.escape(head) for head in heads], 'th')}{lines}</table>"
-
-
-def _groups(kind: str, groups: Sequence[tuple[str, float, int]]) -> str:
-    """The lowest groups with a bar each."""
+def _lowest(kind: str, groups: Sequence[tuple[str, float, int]]) -> Table:
     measure, size = ("accuracy", "pairs") if kind == "fold" else ("mAP", "queries")
-    body = []
-    for name, value, count in groups[:10]:
-        bar = f'<span class="bar"><i style="width:{100 * value:.1f}%"></i></span>'
-        body.append([html.escape(name), str(count), f"{100 * value:.2f} %", bar])
-    return f"<div>{_table([f'lowest by {kind}', size, measure, ''], body)}</div>"
+    body = [[name, str(count), f"{100 * value:.2f} %"] for name, value, count in groups]
+    return Table([f"lowest by {kind}", size, measure], body, [value for _, value, _ in groups])

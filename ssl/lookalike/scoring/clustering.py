@@ -14,6 +14,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring.knn import check
 from lookalike.scoring.similarity import points
 
@@ -23,7 +24,7 @@ def nmi(
     embeddings_ND: Tensor,
     labels_N: Tensor,
     *,
-    normalize: bool = True,
+    distance: Distance = "cosine",
     iterations: int = 100,
     seed: int = 0,
 ) -> float:
@@ -41,7 +42,7 @@ def nmi(
             f"clustering: {len(classes_C)} classes, {iterations} iterations; two classes, one "
             "iteration or more"
         )
-    point_ND, _ = points(embeddings_ND, embeddings_ND, normalize)
+    point_ND, _ = points(embeddings_ND, embeddings_ND, distance)
     if bool((point_ND - point_ND[0]).abs().max() < 1e-6):
         return 0.0
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring.search import nearest
 
 SHARE = 16
@@ -34,7 +35,7 @@ class InvertedLists(NamedTuple):
     start_C1: Tensor
 
 
-def train_ivf(x_ND: Tensor, normalize: bool) -> InvertedLists:
+def train_ivf(x_ND: Tensor, distance: Distance) -> InvertedLists:
     """√N cells by k-means, spherical for cosine similarity; the same for the same rows. Raises
     Error without faiss.
     """
@@ -46,11 +47,11 @@ def train_ivf(x_ND: Tensor, normalize: bool) -> InvertedLists:
         ) from error
     count = max(1, round(len(x_ND) ** 0.5))
     place_N = torch.linspace(0, len(x_ND) - 1, min(len(x_ND), count * _SAMPLE)).long()
-    how = {"niter": 10, "seed": 0, "spherical": normalize, "min_points_per_centroid": 1}
+    how = {"niter": 10, "seed": 0, "spherical": distance == "cosine", "min_points_per_centroid": 1}
     means = faiss.Kmeans(x_ND.shape[1], count, **how)
-    means.train(_rows(x_ND[place_N], normalize))
+    means.train(_rows(x_ND[place_N], distance))
     parts = [
-        means.index.search(_rows(part_BD, normalize), 1)[1][:, 0]
+        means.index.search(_rows(part_BD, distance), 1)[1][:, 0]
         for part_BD in torch.split(x_ND, _ROWS)
     ]
     cell_N = torch.from_numpy(np.concatenate(parts))
@@ -60,27 +61,27 @@ def train_ivf(x_ND: Tensor, normalize: bool) -> InvertedLists:
     return InvertedLists(torch.from_numpy(means.centroids), cell_N.argsort(stable=True), start_C1)
 
 
-def _rows(x_BD: Tensor, normalize: bool) -> np.ndarray:
-    return (F.normalize(x_BD) if normalize else x_BD).contiguous().numpy()
+def _rows(x_BD: Tensor, distance: Distance) -> np.ndarray:
+    return (F.normalize(x_BD) if distance == "cosine" else x_BD).contiguous().numpy()
 
 
 def nearest_in_lists(
-    query_QD: Tensor, x_ND: Tensor, k: int, cells: InvertedLists, *, normalize: bool = True
+    query_QD: Tensor, x_ND: Tensor, k: int, cells: InvertedLists, *, distance: Distance = "cosine"
 ) -> tuple[Tensor, Tensor]:
     """As `nearest` gives, among the rows of the nearest cells: at least k, and one in `SHARE`."""
     wanted = min(len(x_ND), max(k, -(-len(x_ND) // SHARE)))
     found = []
     for query_1D in torch.split(query_QD, 1):
-        row_M = _looked_at(query_1D, cells, wanted, normalize)
-        place_1k, near_1k = nearest(query_1D, x_ND[row_M], k, normalize=normalize)
+        row_M = _looked_at(query_1D, cells, wanted, distance)
+        place_1k, near_1k = nearest(query_1D, x_ND[row_M], k, distance=distance)
         found.append((row_M[place_1k], near_1k))
     row_Qk, near_Qk = (torch.cat(part) for part in zip(*found, strict=True))
     return row_Qk, near_Qk
 
 
-def _looked_at(query_1D: Tensor, cells: InvertedLists, wanted: int, normalize: bool) -> Tensor:
+def _looked_at(query_1D: Tensor, cells: InvertedLists, wanted: int, distance: Distance) -> Tensor:
     """Rows of the nearest cells, ascending: so many cells that they hold `wanted`."""
-    order_C = nearest(query_1D, cells.centre_CD, len(cells.centre_CD), normalize=normalize)[0][0]
+    order_C = nearest(query_1D, cells.centre_CD, len(cells.centre_CD), distance=distance)[0][0]
     size_C = (cells.start_C1[1:] - cells.start_C1[:-1])[order_C]
     last = int((size_C.cumsum(0) < wanted).sum())
     spans = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring.knn import STEP
 from lookalike.scoring.similarity import nearness, points
 
@@ -48,7 +49,7 @@ class Gallery(NamedTuple):
     labels_N: Tensor
     cameras_N: Tensor | None
     own_Q: Tensor
-    normalize: bool
+    distance: Distance
 
 
 def kinds(sets: Gallery, query_B: Tensor) -> Tensor:
@@ -69,12 +70,12 @@ def nearest(sets: Gallery, query_B: Tensor, k: int) -> Nearest:
     """
     if k < 1:
         raise Error(f"nearest: k {k}; it must be above 0")
-    from_QD, to_ND = points(sets.query_QD, sets.gallery_ND, sets.normalize)
+    from_QD, to_ND = points(sets.query_QD, sets.gallery_ND, sets.distance)
     rows, k = len(to_ND), min(k, len(to_ND))
     last_N = torch.arange(rows - 1, -1, -1, device=to_ND.device)
     parts = []
     for row_B in torch.split(query_B, QUERIES):
-        near_BN, kind_BN = nearness(from_QD[row_B], to_ND, sets.normalize), kinds(sets, row_B)
+        near_BN, kind_BN = nearness(from_QD[row_B], to_ND, sets.distance), kinds(sets, row_B)
         # One whole number an item, no two alike: nearness, then what it is, then the row; below
         # 2^62.
         key_BN = (near_BN.long() * 4 + kind_BN).mul_(rows).add_(last_N)
@@ -82,5 +83,5 @@ def nearest(sets: Gallery, query_B: Tensor, k: int) -> Nearest:
         row_BK = key_BN.topk(k, dim=1).indices
         kind_BK, near_BK = kind_BN.gather(1, row_BK), near_BN.gather(1, row_BK).double().mul_(STEP)
         row_BK = row_BK.masked_fill(kind_BK == ABSENT, -1)
-        parts.append((row_BK, near_BK if sets.normalize else -near_BK, kind_BK))
+        parts.append((row_BK, near_BK if sets.distance == "cosine" else -near_BK, kind_BK))
     return Nearest(*(torch.cat(part) for part in zip(*parts, strict=True)))

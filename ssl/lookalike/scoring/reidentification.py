@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring import ranks
 from lookalike.scoring.knn import check
 from lookalike.scoring.ranks import PerQuery
@@ -38,12 +39,12 @@ def each(
     ks: Sequence[int] = (1, 5, 10),
     ap: AP = "step",
     chunk: int | None = None,
-    normalize: bool = True,
+    distance: Distance = "cosine",
 ) -> PerQuery:
     """`cmc@k` for each k, `map` and `minp` of each query that has something to find, from
     embeddings.
 
-    Cosine similarity, or Euclidean distance without `normalize`. `ap`: `step`, 1/R Σ m / place_m,
+    Cosine similarity, or Euclidean distance, by `distance`. `ap`: `step`, 1/R Σ m / place_m,
     or `trapezoid`, the official Market-1501 code's. CMC@k beyond the end of a list is that of its
     end. Memory: about 20 bytes × `chunk` × N. Raises Error when something cannot be scored, cameras
     are missing, or no query has a match.
@@ -51,14 +52,14 @@ def each(
     check(query_QD, "query", ids_Q)
     check(gallery_ND, "gallery", ids_N)
     kept_N = _kept(ids_N)
-    from_QD, to_ND = points(query_QD, gallery_ND[kept_N], normalize)
+    from_QD, to_ND = points(query_QD, gallery_ND[kept_N], distance)
     cameras_Q, cameras_N = (
         _cameras(cameras_Q, ids_Q, "query"),
         _cameras(cameras_N, ids_N, "gallery"),
     )
 
     def near(row_B: Tensor) -> Tensor:
-        return nearness(from_QD[row_B], to_ND, normalize)
+        return nearness(from_QD[row_B], to_ND, distance)
 
     return _each(near, ids_Q, cameras_Q, ids_N[kept_N], cameras_N[kept_N], ks, ap, chunk)
 
@@ -107,7 +108,7 @@ def scores(
     ks: Sequence[int] = (1, 5, 10),
     ap: AP = "step",
     chunk: int | None = None,
-    normalize: bool = True,
+    distance: Distance = "cosine",
 ) -> dict[str, float]:
     """Means of `each` in [0, 1]; `queries` averaged over; `dropped`: queries left without a
     relevant image.
@@ -122,22 +123,22 @@ def scores(
         ks=ks,
         ap=ap,
         chunk=chunk,
-        normalize=normalize,
+        distance=distance,
     )
     return ranks.summary(found)
 
 
 def pooled(
-    query_QD: Tensor, ids_Q: Tensor, cameras_Q: Tensor | None, *, normalize: bool = True
+    query_QD: Tensor, ids_Q: Tensor, cameras_Q: Tensor | None, *, distance: Distance = "cosine"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Multi-query: all images of one identity by one camera as one query, the mean of their rows
-    (unit rows with `normalize`), in float64; with their identities and cameras, in the order of
+    (of unit rows for cosine), in float64; with their identities and cameras, in the order of
     (identity, camera).
     """
     check(query_QD, "query", ids_Q)
     key_2Q = torch.stack([ids_Q.long(), _cameras(cameras_Q, ids_Q, "query")])
     key_2P, group_Q, size_P = torch.unique(key_2Q, dim=1, return_inverse=True, return_counts=True)
-    row_QD = F.normalize(query_QD.double()) if normalize else query_QD.double()
+    row_QD = F.normalize(query_QD.double()) if distance == "cosine" else query_QD.double()
     sum_PD = row_QD.new_zeros(len(size_P), row_QD.shape[1]).index_add_(0, group_Q, row_QD)
     return sum_PD / size_P[:, None], key_2P[0], key_2P[1]
 

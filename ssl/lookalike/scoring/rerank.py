@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring.similarity import points, squares
 
 ENTRIES = 2**22
@@ -39,12 +40,12 @@ def distances(
     k1: int = 20,
     k2: int = 6,
     weight: float = 0.3,
-    normalize: bool = True,
+    distance: Distance = "cosine",
 ) -> Tensor:
     """Re-ranked distances, float32 `(Q, N)` in [0, 1], from Euclidean distances; `weight` is λ, 1
     keeps the old order.
 
-    With `normalize` rows are first brought to unit length, so that the old order is that of cosine
+    For cosine rows are first brought to unit length, so that the old order is that of cosine
     similarity. A row is always its own first neighbour; other ties fall as the sort makes them. k1
     and k2 above the n = Q + N rows mean all of them. Memory: the result, 8 bytes × n × D, about 16
     bytes × n × (size of a set, some hundred) and 0.5 GB. Runs where the embeddings lie. Raises
@@ -54,7 +55,7 @@ def distances(
         raise Error(
             f"re-ranking: k1 {k1}, k2 {k2}, weight {weight}; k1 and k2 above 0, weight from 0 to 1"
         )
-    from_QD, to_ND = points(query_QD, gallery_ND, normalize)
+    from_QD, to_ND = points(query_QD, gallery_ND, distance)
     row_ND, queries = torch.cat([from_QD, to_ND]), len(from_QD)
     near_NK, largest_N = _neighbours(row_ND, min(max(k1 + 1, k2), len(row_ND)))
     sets = _reciprocal_sets(row_ND, near_NK[:, : k1 + 1], largest_N, round(k1 / 2) + 1)

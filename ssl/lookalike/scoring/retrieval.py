@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring import ranks
 from lookalike.scoring.knn import check
 from lookalike.scoring.ranks import PerQuery
@@ -29,7 +30,7 @@ def each(
     own_N: Tensor | None = None,
     ks: Sequence[int] = (1, 5),
     chunk: int | None = None,
-    normalize: bool = True,
+    distance: Distance = "cosine",
 ) -> PerQuery:
     """The measures of `scores` for each query that has something to find.
 
@@ -57,11 +58,11 @@ def each(
         raise Error(
             "retrieval labels: no query has a match (no class has two rows); pass more per class"
         )
-    from_ND, to_MD = points(embeddings_ND, gallery_MD, normalize)
+    from_ND, to_MD = points(embeddings_ND, gallery_MD, distance)
 
     def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         right_BM, absent_BM = _marks(class_N[row_B], class_M, own_N[row_B])
-        return nearness(from_ND[row_B], to_MD, normalize), right_BM, absent_BM
+        return nearness(from_ND[row_B], to_MD, distance), right_BM, absent_BM
 
     return ranks.evaluate_queries(
         lists, partial(_measures, ks=ks), relevant_N, chunk or max(1, ranks.PAIRS // len(to_MD))
@@ -77,12 +78,12 @@ def scores(
     own_N: Tensor | None = None,
     ks: Sequence[int] = (1, 5),
     chunk: int | None = None,
-    normalize: bool = True,
+    distance: Distance = "cosine",
 ) -> dict[str, float]:
     """`recall@k` (a hit in the first k) for each k, `p@1`, `r_precision`, `map@r` and `map`, means
     in [0, 1].
 
-    Cosine similarity, or Euclidean distance without `normalize`; compared in steps of 1e-6 (for
+    Cosine similarity, or Euclidean distance, by `distance`; compared in steps of 1e-6 (for
     Euclidean: of the root mean square distance from the mean). `queries`: rows averaged over;
     `dropped`: rows without a match. Labels are whole numbers, exact up to 2⁶³. `chunk` queries at a
     time: about 20 bytes × chunk × M, and float64 copies of the embeddings. Raises Error when the
@@ -96,7 +97,7 @@ def scores(
         own_N=own_N,
         ks=ks,
         chunk=chunk,
-        normalize=normalize,
+        distance=distance,
     )
     return ranks.summary(found)
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring.knn import STEP, check
-from lookalike.scoring.similarity import nearness
+from lookalike.scoring.similarity import is_cosine, nearness
 
 ROWS = 512
 """Rows at once: as float64 they stay in a processor's cache."""
@@ -23,7 +24,7 @@ QUERIES = 256
 
 @torch.no_grad()
 def nearest(
-    query_QD: Tensor, x_ND: Tensor, k: int, *, normalize: bool = True
+    query_QD: Tensor, x_ND: Tensor, k: int, *, distance: Distance = "cosine"
 ) -> tuple[Tensor, Tensor]:
     """Rows of the k nearest, int64 `(Q, k)`, nearest first, and their cosine similarity or
     Euclidean distance, float64.
@@ -42,7 +43,7 @@ def nearest(
     if x_ND.shape[1] != query_QD.shape[1]:
         widths = f"{query_QD.shape[1]} of the queries, {x_ND.shape[1]} of the gallery"
         raise Error(f"features: width {widths}; use one model for both")
-    frame = None if normalize else _frame(x_ND)
+    frame = None if is_cosine(distance) else _frame(x_ND)
     parts = [_nearest(part_QD, x_ND, k, frame) for part_QD in torch.split(query_QD, QUERIES)]
     row_Qk, steps_Qk = (torch.cat(part) for part in zip(*parts, strict=True))
     near_Qk = steps_Qk.double().mul_(STEP)
@@ -62,10 +63,11 @@ def _nearest(query_QD: Tensor, x_ND: Tensor, k: int, frame: Frame | None) -> tup
     """Rows and nearness in steps. One whole number an item, no two alike, below 2^62: nearness,
     then the row.
     """
+    distance: Distance = "cosine" if frame is None else "euclidean"
     count, from_QD = len(x_ND), _placed(query_QD.to(torch.float64, copy=True), frame)
     best_Qk = torch.empty(len(from_QD), 0, dtype=torch.int64, device=from_QD.device)
     for start, to_BD in _blocks(x_ND):
-        near_QB = nearness(from_QD, _placed(to_BD, frame), frame is None)
+        near_QB = nearness(from_QD, _placed(to_BD, frame), distance)
         last_B = torch.arange(
             count - 1 - start, count - 1 - start - len(to_BD), -1, device=from_QD.device
         )
@@ -76,7 +78,7 @@ def _nearest(query_QD: Tensor, x_ND: Tensor, k: int, frame: Frame | None) -> tup
 
 
 def _blocks(x_ND: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """First row and float64 copy of each block. Raises Error where one is no number."""
+    """First row and float64 copy of each block. Raises Error where one is NaN or Inf."""
     for start in range(0, len(x_ND), ROWS):
         to_BD = x_ND[start : start + ROWS].to(torch.float64, copy=True)
         # A sum is a number only if all are: a quarter of the time of asking each.

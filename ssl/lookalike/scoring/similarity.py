@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import DISTANCES, Distance
 from lookalike.scoring.knn import STEP, check
 
 FARTHEST = 2**30 - 2
@@ -18,7 +19,14 @@ millionth of it.
 """
 
 
-def points(query_QD: Tensor, gallery_ND: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+def is_cosine(distance: Distance) -> bool:
+    """Whether it is the cosine. Raises Error for what is neither that nor Euclidean."""
+    if distance not in DISTANCES:
+        raise Error(f"distance: {distance!r}; pass one of {', '.join(DISTANCES)}")
+    return distance == "cosine"
+
+
+def points(query_QD: Tensor, gallery_ND: Tensor, distance: Distance) -> tuple[Tensor, Tensor]:
     """Float64 rows of queries and gallery; one tensor where they are one.
 
     Cosine: of unit length, zero rows stay zero. Euclidean: centred on the gallery's mean, in units
@@ -33,7 +41,7 @@ def points(query_QD: Tensor, gallery_ND: Tensor, normalize: bool) -> tuple[Tenso
     to_ND = gallery_ND.double()
     to_ND = to_ND.clone() if to_ND is gallery_ND else to_ND
     from_QD = to_ND if query_QD is gallery_ND else query_QD.double().clone()
-    if normalize:
+    if is_cosine(distance):
         for x in (to_ND,) if from_QD is to_ND else (to_ND, from_QD):
             x.div_(torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12))
         return from_QD, to_ND
@@ -45,11 +53,11 @@ def points(query_QD: Tensor, gallery_ND: Tensor, normalize: bool) -> tuple[Tenso
     return (to_ND if from_QD is to_ND else from_QD.sub_(mean_D).div_(spread)), to_ND
 
 
-def nearness(from_BD: Tensor, to_ND: Tensor, normalize: bool) -> Tensor:
+def nearness(from_BD: Tensor, to_ND: Tensor, distance: Distance) -> Tensor:
     """Cosine similarity or negated Euclidean distance of rows made by `points`, in whole `STEP`s,
     int32 `(B, N)`.
     """
-    near_BN = from_BD @ to_ND.T if normalize else squares(from_BD, to_ND).sqrt_().neg_()
+    near_BN = from_BD @ to_ND.T if distance == "cosine" else squares(from_BD, to_ND).sqrt_().neg_()
     return near_BN.div_(STEP).round_().clamp_min_(-FARTHEST).int()
 
 

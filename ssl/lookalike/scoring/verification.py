@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lookalike.errors import Error
+from lookalike.geometry import Distance
 from lookalike.scoring.knn import STEP
 from lookalike.scoring.similarity import points
 
@@ -54,11 +55,11 @@ class Folds(NamedTuple):
 
 
 @torch.no_grad()
-def similarity(embeddings_ND: Tensor, pairs_P2: Tensor, *, normalize: bool = True) -> Tensor:
+def similarity(embeddings_ND: Tensor, pairs_P2: Tensor, *, distance: Distance = "cosine") -> Tensor:
     """Cosine similarity, or negated Euclidean distance, of each pair of rows, float64 `(P,)` in
     steps of 1e-6.
 
-    Euclidean without `normalize`: in units of the rows' root mean square distance from their mean.
+    Euclidean: in units of the rows' root mean square distance from their mean.
     Raises Error when the embeddings cannot be scored or a pair names no row.
     """
     if (
@@ -74,12 +75,14 @@ def similarity(embeddings_ND: Tensor, pairs_P2: Tensor, *, normalize: bool = Tru
         raise Error(
             f"pairs: rows {int(pairs_P2.min())} to {int(pairs_P2.max())} of {len(embeddings_ND)}"
         )
-    point_ND, _ = points(embeddings_ND, embeddings_ND, normalize)
+    point_ND, _ = points(embeddings_ND, embeddings_ND, distance)
     parts = []
     for part_B2 in torch.split(pairs_P2, max(1, 2**22 // point_ND.shape[1])):
         a_BD, b_BD = point_ND[part_B2[:, 0]], point_ND[part_B2[:, 1]]
         parts.append(
-            (a_BD * b_BD).sum(1) if normalize else -torch.linalg.vector_norm(a_BD - b_BD, dim=1)
+            (a_BD * b_BD).sum(1)
+            if distance == "cosine"
+            else -torch.linalg.vector_norm(a_BD - b_BD, dim=1)
         )
     return torch.cat(parts).div_(STEP).round_().mul_(STEP)
 

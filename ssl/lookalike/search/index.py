@@ -25,9 +25,10 @@ from lookalike.data.images import Fit
 from lookalike.errors import BackboneError, DataError, NewerError, RunError, printable
 from lookalike.evaluation.features import embedder
 from lookalike.folder import read_manifest, recover, write_folder
-from lookalike.models import Backbone, folder_files
+from lookalike.geometry import Distance
+from lookalike.models import Backbone
 from lookalike.models.card import weights_digest
-from lookalike.models.embedding import Embedding, embedding_files, load_model
+from lookalike.models.embedding import Embedding, load_model
 from lookalike.models.stored import mapped
 from lookalike.scoring.ivf import InvertedLists, nearest_in_lists, train_ivf
 from lookalike.scoring.search import nearest
@@ -72,11 +73,14 @@ class SearchIndex:
         self.model, self.x_ND, self.names, self.cells = model, x_ND, names, cells
         self.canvas, self.fit = canvas, fit
         self.root, self.digest = root, digest or weights_digest(model)
-        # Off the unit sphere nearness is the Euclidean distance.
-        self.unit: bool = getattr(model, "unit", True)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def distance(self) -> Distance:
+        """How its embeddings are compared."""
+        return self.model.distance
 
     def path(self, row: int) -> str:
         """Where the image of this row lies, or lay."""
@@ -103,26 +107,21 @@ class SearchIndex:
     def nearest(
         self, query_QD: Tensor, k: int = 10, *, approximate: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Rows (Q, k) and cosine similarity, or distance off the unit sphere; see
+        """Rows (Q, k) and cosine similarity, or Euclidean distance; see
         `scoring.search.nearest`.
         """
         if not approximate:
-            return nearest(query_QD, self.x_ND, k, normalize=self.unit)
+            return nearest(query_QD, self.x_ND, k, distance=self.distance)
         if self.cells is None:
-            self.cells = train_ivf(self.x_ND, self.unit)
-        return nearest_in_lists(query_QD, self.x_ND, k, self.cells, normalize=self.unit)
+            self.cells = train_ivf(self.x_ND, self.distance)
+        return nearest_in_lists(query_QD, self.x_ND, k, self.cells, distance=self.distance)
 
 
 def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
     """The folder of an index, whole or not at all. Raises RunError as write_folder does."""
     rows = io.BytesIO()
     np.save(rows, index.x_ND.numpy(), allow_pickle=False)
-    files = (
-        embedding_files(index.model)
-        if isinstance(index.model, Embedding)
-        else folder_files(index.model)
-    )
-    files |= {
+    files = index.model.files() | {
         ROWS: rows.getvalue(),
         NAMES: json.dumps(index.names).encode(),
         SEEN: json.dumps(seen._asdict()).encode(),

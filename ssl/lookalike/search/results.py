@@ -1,6 +1,5 @@
 """Images ask an index: the answers as lines, as JSON, as one HTML page or one PNG."""
 
-import html
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lookalike.data.decode import BadImage, Opened, contents
 from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
 from lookalike.log import note, say
-from lookalike.report import page
+from lookalike.report import page, tiles
 from lookalike.search.index import SearchIndex
 
 AT_ONCE = 64
@@ -93,10 +91,8 @@ def report(
         if show:
             kept.append(answer)
     if show and kept:
-        write_file(
-            show,
-            sheet(index, kept) if show.suffix.lower() == ".png" else document(index, kept).encode(),
-        )
+        drawn = sheet if show.suffix.lower() == ".png" else document
+        write_file(show, drawn(index, kept))
         note(f"written to {printable(show)}")
 
 
@@ -111,7 +107,7 @@ def listing(index: SearchIndex, answer: Answer) -> str:
 
 def line_of_json(index: SearchIndex, answer: Answer) -> str:
     """The same for machines: paths as they are, stray bytes as lone surrogates."""
-    word = "similarity" if index.unit else "distance"
+    word = "similarity" if index.distance == "cosine" else "distance"
     pairs = zip(answer.near, answer.rows, strict=True)
     return json.dumps(
         {
@@ -121,54 +117,27 @@ def line_of_json(index: SearchIndex, answer: Answer) -> str:
     )
 
 
-def look(path: str) -> Tensor | str:
-    """What the model sees of an image file, uint8 (3, H, W), small; or why it cannot be shown."""
+def look(path: str) -> tiles.Tile | str:
+    """What the model sees of an image file, small; or why it cannot be shown."""
     try:
         opened = Opened(contents(path), path, 3)
         side = min(SIDE, opened.height, opened.width)
-        return page.tile(opened.canvas(torch.empty(3, side, side, dtype=torch.uint8)))
+        return tiles.enlarged(opened.canvas(torch.empty(3, side, side, dtype=torch.uint8)))
     except BadImage as error:
         return error.reason
 
 
 def sheet(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
     """A PNG, a row an answer: the query, then the nearest; grey where an image cannot be shown."""
-    width = max(len(answer.rows) for answer in answers)
-    grey, white = (torch.full((3, SIDE, SIDE), value, dtype=torch.uint8) for value in (200, 255))
-    rows = []
+    grey, rows = tiles.plain(SIDE, "#c8c8c8"), []
     for answer in answers:
         looks = [look(path) for path in (answer.query, *map(index.path, answer.rows))]
-        tiles = [grey if isinstance(seen, str) else seen for seen in looks]
-        rows.append(tiles + [white] * (width + 1 - len(tiles)))
-    return page.grid(rows)
+        rows.append([grey if isinstance(seen, str) else seen for seen in looks])
+    return tiles.grid(rows)
 
 
-def document(index: SearchIndex, answers: Sequence[Answer]) -> str:
+def document(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
     """One HTML page of the queries and their nearest."""
-    style = (
-        "section{display:flex;flex-wrap:wrap;gap:12px;border-top:1px solid #ccc;padding:12px "
-        "0}figure{margin:0;"
-        f"width:{SIDE}px}}figcaption{{font-size:12px;overflow-wrap:anywhere}}.query{{padding-right:12px;"
-        "border-right:3px solid "
-        f"#222}}.none{{width:{SIDE}px;height:{SIDE}px;background:#ddd;color:#555}}"
-    )
-    parts = []
-    for answer in answers:
-        pairs = zip(answer.near, answer.rows, strict=True)
-        cells = [figure(answer.query, "query", "query")]
-        cells += [figure(index.path(row), f"{near:.4f}") for near, row in pairs]
-        parts.append(f"<section>{''.join(cells)}</section>")
-    what = "cosine similarity" if index.unit else "Euclidean distance"
-    return page.document(f"The nearest of {len(index)} images, by {what}", "".join(parts), style)
-
-
-def figure(path: str, caption: str, kind: str = "") -> str:
-    """One image with its caption and the end of its path; all of it on the mouse."""
-    seen, name = look(path), printable(path)
-    image = (
-        f'<div class="none">{html.escape(seen)}</div>'
-        if isinstance(seen, str)
-        else page.image(seen, name)
-    )
-    words = f"<b>{caption}</b><br>{html.escape(Path(name).name)}"
-    return f'<figure class="{kind}" title="{html.escape(name)}">{image}<figcaption>{words}</figcaption></figure>'
+    what = "cosine similarity" if index.distance == "cosine" else "Euclidean distance"
+    title = f"The nearest of {len(index)} images, by {what}"
+    return page.render("search.html", title=title, answers=answers, path=index.path, look=look)

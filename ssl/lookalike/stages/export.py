@@ -8,63 +8,71 @@ import json
 import os
 import tempfile
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import timm
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from lookalike.errors import BackboneError, printable
+from lookalike.experiment import Experiment, Export
 from lookalike.folder import refuse_strangers, refuse_unwritable
+from lookalike.geometry import sides
 from lookalike.log import say
-from lookalike.models import Architecture, Backbone, card, folder_files
-from lookalike.models.embedding import Embedding, embedding_files, load_model
-from lookalike.recipe import NonNegative, Recipe, sides
+from lookalike.models import Architecture, Backbone, Own, card
+from lookalike.models.embedding import Embedding, load_model
 
 BATCHES = (1, 2, 5)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """The exported folder; `onnx` adds `model.onnx`, images in 0 … 1 in, features out, any batch
-    size.
-    """
-
-    onnx: bool = True
-    opset: Annotated[int, Field(ge=18, le=23)] = 20
-    tolerance: NonNegative = 1e-4
-
-
 def export(
-    model: str | Path, recipe: Recipe, out: str | Path, scores: dict[str, Any] | None = None
+    model: str | Path,
+    recipe: Experiment,
+    out: str | Path,
+    scores: dict[str, Any] | None = None,
+    module: nn.Module | None = None,
 ) -> Path:
-    """Writes the folder `out` from a backbone or embedding folder; returns it.
+    """Writes the folder `out` from a backbone or embedding folder; returns it. `module`: as for
+    load_backbone.
 
     Raises BackboneError when what timm or onnxruntime computes is not what the model computes,
     RunError as write_folder does; what was there before then stays as it was.
     """
-    settings, source, target = recipe.section(Export), Path(model), Path(out)
+    return do(job(recipe), model, Path(out), scores, module)
+
+
+def job(recipe: Experiment) -> Export:
+    """Decides what an exported folder holds. Raises BackboneError where ONNX cannot be written."""
+    settings = recipe.section(Export)
+    if settings.onnx:
+        onnx_at_hand()
+    return settings
+
+
+def do(
+    job: Export,
+    model: str | Path,
+    target: Path,
+    scores: dict[str, Any] | None = None,
+    module: nn.Module | None = None,
+) -> Path:
+    """Writes the folder, each form of the model checked against the model itself."""
+    source = Path(model)
     refuse_strangers(target)
     refuse_unwritable(target.parent)
-    opened = load_model(source).cpu()
+    opened = load_model(source, module).cpu()
     refuse_not_finite(opened)
-    files = embedding_files(opened) if isinstance(opened, Embedding) else folder_files(opened)
-    facts = card.facts(
-        opened.architecture, opened.dim, {**card.read_carried(source), "scores": scores or {}}
-    )
-    if settings.onnx:
-        content = to_onnx(opened, settings.opset)
-        facts["onnx"] = {
-            "worst_relative_error": check_onnx(opened, content, settings.tolerance),
-            "batches": list(BATCHES),
-        }
+    files = opened.files()
+    carried = {**card.read_carried(source), "scores": scores or {}}
+    facts = card.facts(opened.architecture, opened.dim, carried)
+    if job.onnx:
+        content = to_onnx(opened, job.opset)
+        error = check_onnx(opened, content, job.tolerance)
+        facts["onnx"] = {"worst_relative_error": error, "batches": list(BATCHES)}
         files["model.onnx"] = content
-    trunk = opened.backbone if isinstance(opened, Embedding) else opened
-    card.write_model(target, files, facts, check=partial(check_timm, trunk))
+    card.write_model(target, files, facts, check=partial(check_timm, opened.trunk))
     say(f"export: {target}")
     return target
 
@@ -146,7 +154,8 @@ def onnx_at_hand() -> Any:
 
 
 def _missing(name: str) -> str:
-    return f"export.onnx: {name} is not installed: pip install 'lookalike[onnx]' or set export.onnx=false"
+    remedy = "pip install 'lookalike[onnx]' or set export.onnx=false"
+    return f"export.onnx: {name} is not installed: {remedy}"
 
 
 def _onnxruntime() -> Any:
@@ -203,6 +212,9 @@ def check_timm(backbone: Backbone, folder: Path) -> None:
     """Raises BackboneError unless timm, given the folder, computes the same bits (before GeM, which
     is ours).
     """
+    if isinstance(backbone.architecture, Own):
+        say(f"export: {backbone.architecture.name} is not timm's: timm is not asked to load it")
+        return
     images = example(backbone.architecture, 2)
     try:
         found = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)

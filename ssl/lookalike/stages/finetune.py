@@ -5,111 +5,56 @@ objective.
 import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from lookalike import comm, rng
-from lookalike.checkpoint import differences, keep_run, open_run
+from lookalike.checkpoint import differences, is_one_of, keep_run, written
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch, workers_for
-from lookalike.doctor import agree
-from lookalike.errors import BackboneError, DataError, RunError
+from lookalike.errors import BackboneError, DataError, RecipeError, RunError
 from lookalike.evaluation.features import cache_key, cached, embedder, extract
+from lookalike.experiment import Experiment, Finetune
+from lookalike.geometry import Distance
 from lookalike.log import say
-from lookalike.metric.classes import split_classes
+from lookalike.metric.classes import Split
 from lookalike.metric.finetune_module import FinetuneModule
-from lookalike.metric.fit_head import ESTIMATOR, folded
-from lookalike.metric.memory import MemorySettings
-from lookalike.metric.objectives import MINER, OBJECTIVE, Objective
+from lookalike.metric.fit_head import check as check_estimator
+from lookalike.metric.fit_head import folded
+from lookalike.metric.objectives import Objective
 from lookalike.metric.sampler import PKOrder
-from lookalike.models import Backbone, Pool, card, open_backbone, repooled
+from lookalike.models import Backbone, card, open_backbone, repooled
 from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.nn.batchnorm import global_batchnorm
-from lookalike.recipe import Choice, Count, Index, NonNegative, Positive, Recipe, Share, Spec, Width
-from lookalike.training.loop import OPTIMIZER, Job, Settings, make_views, train
-from lookalike.views import VIEWS
-
-VIEW = Choice(VIEWS)
-# What fine-tuning by an estimator knows; gradients know everything but the estimator.
-_OF_ESTIMATORS = ("estimator", "held_out", "pool", "workers", "timeout")
+from lookalike.recipe import digests
+from lookalike.runs import Run
+from lookalike.training import loop
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Settings):
-    """Metric learning on the train images; where test has the same classes, on the first, and never
-    on the others.
+class Job:
+    """What is fine-tuned on what; by an estimator there is no `system`, no `order`.
 
-    `held_out`: the share of classes that is never shown, by default 0.5, and nothing where train
-    and test share no class already; 0: all are trained on, and scored. A batch holds `per_class`
-    images of each of `classes_per_batch` classes, over all ranks; `cameras` distinct: of each class
-    no two of one camera, as far as it has so many; `memory` compares it with earlier ones.
-    `estimator` learns the head on features of the frozen backbone instead, without gradients: then
-    there is no optimizer, and only `held_out`, `pool` and `workers` beside it.
-
-    `pool`: another pooling than the backbone's own. The head is a linear layer to `dim`, null for
-    none; `batchnorm` adds a BatchNorm over all ranks, folded into it afterwards; without `unit`
-    vectors keep their lengths and are compared by Euclidean distance. `train_blocks`: how many of
-    the backbone's last blocks are trained, with what follows them; by default all of it, 0: the
-    head alone; `freeze_batchnorm`: its BatchNorms are not, as published recipes for small sets have
-    it. `layer_decay`: a layer's rate as a share of the next one's; `head_epochs`: how long the
-    backbone waits for the head; `proxy_lr_factor`: the rate of what the objective owns, in rates of
-    the rest.
+    `made_of`: images, labels and names of the classes.
     """
 
-    optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__ asks for one
-    estimator: Annotated[Spec, ESTIMATOR] | None = None
-    objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("FaceNetLoss")
-    miner: Annotated[Spec, MINER] | None = None
-    memory: MemorySettings | None = None
-    views: Annotated[Spec, VIEW] = VIEW.spec(
-        "symmetric", views=1, crop=(0.5, 1.0), grey=0.0, blur=0.0
-    )
-    epochs: Count = 10
-    warmup_epochs: NonNegative = 1.0
-    classes_per_batch: Count = 8
-    per_class: Count = 8
-    cameras: Literal["any", "distinct"] = "any"
-    pool: Pool | None = None
-    dim: Width | None = 128
-    batchnorm: bool = False
-    unit: bool = True
-    train_blocks: Index | None = None
-    freeze_batchnorm: bool = False
-    layer_decay: Share = 1.0
-    head_epochs: NonNegative = 0.0
-    proxy_lr_factor: Positive = 1.0
-    held_out: Annotated[float, Field(ge=0, lt=1)] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.estimator is None and self.optimizer is None:
-            raise ValueError("optimizer: missing, add it (or an estimator, which needs none)")
-        for key in fields(self) if self.estimator else ():
-            if key.name not in _OF_ESTIMATORS and getattr(self, key.name) != key.default:
-                raise ValueError(
-                    f"{key.name}: not for an estimator, which is learned without gradients: delete "
-                    "it"
-                )
-        for name, idle in (("layer_decay", 1.0), ("head_epochs", 0.0)):
-            if self.train_blocks == 0 and getattr(self, name) != idle:
-                raise ValueError(
-                    f"{name}: the backbone is not trained (train_blocks: 0): delete one of the two"
-                )
-        if self.head_epochs > self.epochs:
-            raise ValueError(
-                f"head_epochs {self.head_epochs:g} is longer than epochs {self.epochs}: lower it"
-            )
+    run: Run
+    settings: Finetune
+    backbone: Backbone
+    divided: Split
+    made_of: dict[str, Any]
+    order: PKOrder | None = None
+    system: FinetuneModule | None = None
 
 
 def finetune(
     backbone: Backbone | str | Path,
-    recipe: Recipe,
+    recipe: Experiment,
     out: str | Path,
     *,
     accept_changes: bool = False,
@@ -119,116 +64,156 @@ def finetune(
 
     `accept_changes`: resume even where the images are no longer what it began with.
     """
-    settings, seed = recipe.section(Finetune), recipe.values["seed"]
-    comm.start(seconds=settings.timeout)
-    agree(recipe, accept_changes=accept_changes)
-    folder = open_run(Path(out), recipe, accept_changes) / "finetune"
-    opened = repooled(open_backbone(backbone, recipe.values["backbone"]), settings.pool)
+    recipe.section(Finetune)
+    run = Run(recipe, out, accept_changes=accept_changes)
+    run.join()
+    run.hold()
+    planned = job(run, open_backbone(backbone, recipe.backbone))
+    comm.barrier()
+    run.claim()
+    return do(planned)
+
+
+def job(run: Run, backbone: Backbone) -> Job:
+    """Decides what is fine-tuned, from this backbone, and refuses what could not be; nothing is
+    written, no rank asked.
+    """
+    settings = run.experiment.section(Finetune)
+    refuse_more_ranks(run.name, settings, run.ranks)
+    opened = repooled(backbone, settings.pool)
     if not all(bool(p.isfinite().all()) for p in opened.parameters()):
         raise BackboneError(
             f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another "
             "backbone"
         )
-    about = {
-        "recipe": recipe.digest("seed", "data", "finetune"),
-        "backbone": card.weights_digest(opened),
+    divided = run.classes(opened.architecture.size)
+    decided: dict[str, Any] = {
+        "run": run,
+        "settings": settings,
+        "backbone": opened,
+        "divided": divided,
+        "made_of": divided.passport,
     }
-    target = folder / "embedding"
-    source, size = recipe.values["data"].build(), opened.architecture.size
-    divided = split_classes(
-        source.split("train", size), source.split("test", size), settings.held_out
-    )
-    images, labels_N, _ = divided
-    made_of = divided.passport
-    if finished(target, about, made_of):
-        return target
     if settings.estimator:
-        if comm.rank() == 0:
-            set_aside(folder, about, made_of)
-            learn(
-                settings.estimator,
-                opened,
-                images,
-                {**about, **made_of},
-                Path(out),
-                seed,
-                settings.workers,
-            )
-        comm.patient_barrier()
+        check_estimator(settings.estimator, opened.dim, divided.classes)
+        return Job(**decided)
+    order = make_order(settings, divided.seen, divided.labels_N, run.seed)
+    system = build_system(opened, settings, divided.classes, run.seed)
+    loop.make_optimizer(settings, system)
+    return Job(**decided, order=order, system=system)
+
+
+def refuse_more_ranks(name: str, settings: Finetune, ranks: int) -> None:
+    """Raises RecipeError unless every rank has an image of each batch, and the engine takes it."""
+    images = settings.classes_per_batch * settings.per_class
+    if images < ranks:
+        raise RecipeError(
+            f"{name}: finetune.per_class: {images} images a batch for {ranks} ranks: raise it, "
+            "every rank needs one"
+        )
+    loop.refuse_engine(name, "finetune", settings, ranks)
+
+
+def do(job: Job) -> Path:
+    """Trains and writes the embedding folder, on every rank alike; returns it."""
+    folder, about = job.run.out / "finetune", made_by(job)
+    target, first = folder / "embedding", comm.rank() == 0
+    if finished(target, about, job.made_of):
         return target
-    order = make_order(settings, images, labels_N, seed)
+    comm.barrier()
+    if first:
+        set_aside(folder, about, job.made_of)
+    comm.barrier()
+    if job.settings.estimator:
+        if first:
+            learn(job, target, about)
+        comm.barrier(patient=True)
+        return target
+    descend(job, folder, about)
+    if first:
+        write(job, target, about)
+    comm.barrier()
+    return target
+
+
+def made_by(job: Job) -> dict[str, Any]:
+    """Recipe and backbone, as the embedding's card and checkpoints name them."""
+    return {
+        "recipe": digests(job.run.experiment, "seed", "data", "finetune"),
+        "backbone": card.weights_digest(job.backbone),
+    }
+
+
+def descend(job: Job, folder: Path, about: dict[str, Any]) -> None:
+    """Trains by gradients, in `folder`."""
+    run, settings, order = job.run, job.settings, job.order
+    assert job.system is not None and order is not None  # noqa: PT018 (one or none of both)
     if order.left_out and comm.rank() == 0:
         say(
             "finetune: classes of one image, which has no positive, are left out of all batches: "
             f"{order.left_out}"
         )
-    system = make_system(opened, settings, divided.classes, seed)
-    views = settings.views.build()
+    module = global_batchnorm(job.system.train()).to(comm.device())
+    model, views = job.system.model, settings.views.build()
     inputs = partial(
-        make_inputs, partial(views, dtype=settings.dtype), system.model, labels_N, seed
+        make_inputs, partial(views, dtype=settings.dtype), model, job.divided.labels_N, run.seed
     )
-    if comm.rank() == 0:
-        set_aside(folder, about, made_of)
-    comm.barrier()
-    must_match = {**made_of, "batch": order.batch, **about}
-    host_crops, kept = settings.host_crops(views, size), partial(keep_run, Path(out), recipe)
-    how: dict[str, Any] = {"cuts": host_crops, "kept": kept, "accept_changes": accept_changes}
-    train(Job("finetune", folder, system, images, order, inputs, must_match, **how), settings)
-    if comm.rank() == 0:
-        model = system.model
-        facts = {
-            **about,
-            **made_of,
-            "method": settings.objective.name,
-            "distance": distance(model),
-            "epochs": settings.epochs,
-            "classes": divided.classes,
-        }
-        if folded := system.objective.affine():
-            model.fold(*folded)
-        card.write_model(
-            target, embedding_files(model), card.facts(model.architecture, model.dim, facts)
-        )
-        say(f"finetune: embedding model in {target}")
-    comm.barrier()
-    return target
+    training = loop.Job(
+        "finetune",
+        folder,
+        module,
+        job.divided.seen,
+        order,
+        inputs,
+        {**job.made_of, "batch": order.batch, **about},
+        host_crops=settings.host_crops(views, model.architecture.size),
+        accept_changes=run.accept_changes,
+        on_save=partial(keep_run, run.out, run.experiment),
+    )
+    loop.train(training, settings)
 
 
-def learn(
-    estimator: Spec,
-    backbone: Backbone,
-    images: Images,
-    about: dict[str, Any],
-    out: Path,
-    seed: int,
-    workers: int | None,
-) -> None:
-    """Features of the frozen backbone -> the estimator -> the embedding folder, on one rank."""
-    function = embedder(backbone.to(comm.device()), backbone.architecture)
-    key = (about["backbone"], *cache_key(images))
-    processes = workers_for(images, workers)
-    x_ND, labels_N, dropped, _ = cached(
-        out / "features", key, lambda: extract(function, images, workers=processes)
-    )
-    model = folded(backbone, estimator, x_ND, labels_N, seed)
+def write(job: Job, target: Path, about: dict[str, Any]) -> None:
+    """The folder of the embedding that was trained, what the objective has learned folded in."""
+    assert job.system is not None
+    model, settings = job.system.model, job.settings
     facts = {
-        **about,
+        **written(about),
+        **job.made_of,
+        "method": settings.objective.name,
+        "distance": model.distance,
+        "epochs": settings.epochs,
+        "classes": job.divided.classes,
+    }
+    if folded := job.system.objective.affine():
+        model.fold(*folded)
+    told = card.facts(model.architecture, model.dim, facts)
+    card.write_model(target, embedding_files(model), told)
+    say(f"finetune: embedding model in {target}")
+
+
+def learn(job: Job, target: Path, about: dict[str, Any]) -> None:
+    """Features of the frozen backbone -> the estimator -> the embedding folder, on one rank."""
+    run, settings, backbone = job.run, job.settings, job.backbone
+    estimator, images = settings.estimator, job.divided.seen
+    assert estimator is not None
+    function = embedder(backbone.to(comm.device()), backbone.architecture)
+    make = partial(extract, function, images, workers=workers_for(images, settings.workers))
+    key = (about["backbone"], *cache_key(images))
+    x_ND, labels_N, dropped, _ = cached(run.out / "features", key, make)
+    model = folded(backbone, estimator, x_ND, labels_N, run.seed)
+    facts = {
+        **written(about),
+        **job.made_of,
         "method": estimator.name,
-        "distance": distance(model),
+        "distance": model.distance,
         "classes": len(torch.unique(labels_N)),
         "rows": len(labels_N),
         "dropped": dropped,
     }
-    target = out / "finetune" / "embedding"
-    card.write_model(
-        target, embedding_files(model), card.facts(model.architecture, model.dim, facts)
-    )
+    told = card.facts(model.architecture, model.dim, facts)
+    card.write_model(target, embedding_files(model), told)
     say(f"finetune: embedding model in {target}")
-
-
-def distance(model: Embedding) -> str:
-    """What says how near two of its vectors are."""
-    return "cosine" if model.unit else "euclidean"
 
 
 def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any]) -> bool:
@@ -256,9 +241,8 @@ def set_aside(folder: Path, about: dict[str, Any], made_of: dict[str, Any]) -> N
             earlier = json.loads(manifest.read_bytes())
     if not isinstance(earlier, dict) or not earlier:
         return
-    if any(earlier.get(key) != value for key, value in about.items()) or differences(
-        earlier, made_of
-    ):
+    other = not all(is_one_of(earlier.get(key), value) for key, value in about.items())
+    if other or differences(earlier, made_of):
         free = next(
             n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists()
         )
@@ -281,21 +265,14 @@ def make_order(settings: Finetune, images: Images, labels_N: Tensor, seed: int) 
     )
 
 
-def make_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> Any:
-    """The embedding model and its objective on this rank's device; head and proxies drawn by the
-    seed alone.
-    """
-    return global_batchnorm(build_system(backbone, settings, classes, seed).train()).to(
-        comm.device()
-    )
-
-
 def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int) -> FinetuneModule:
-    """The same before it knows of ranks and devices. Raises RunError or BackboneError when its
-    parts do not fit.
+    """The embedding model and its objective, head and proxies drawn by the seed alone.
+
+    Raises RunError or BackboneError when its parts do not fit.
     """
     torch.manual_seed(rng.seed(seed, "finetune", "weights"))
-    model = Embedding(backbone, settings.dim, unit=settings.unit, batchnorm=settings.batchnorm)
+    distance: Distance = "cosine" if settings.unit else "euclidean"
+    model = Embedding(backbone, settings.dim, distance=distance, batchnorm=settings.batchnorm)
     return FinetuneModule(
         model,
         Objective(
@@ -318,5 +295,5 @@ def make_inputs(
     views: Callable[..., list[Tensor]], model: Embedding, labels_N: Tensor, seed: int, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """One view of each image on the device, and its class."""
-    (view_BCHW,) = make_views(views, model.architecture, seed, batch)
+    (view_BCHW,) = loop.make_views(views, model.architecture, seed, batch)
     return view_BCHW, labels_N[batch.ids_B].to(view_BCHW.device, non_blocking=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,169 +18,179 @@ from lookalike.checkpoint import (
     differences,
     keep_run,
     newest_manifest,
-    open_run,
     touched,
     write_recipe,
+    written,
 )
 from lookalike.data.images import Images, subset
 from lookalike.data.loader import Batch
-from lookalike.data.order import order_of
+from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.passport import labels_digest, passport
-from lookalike.doctor import agree
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation.features import embedder, extract
+from lookalike.experiment import Experiment, Pretrain, views_problem
 from lookalike.log import say
-from lookalike.methods import METHODS
-from lookalike.models import Architecture, Backbone, card, folder_files, make_backbone
+from lookalike.models import Backbone, card, folder_files, make_backbone, open_backbone
 from lookalike.nn.batchnorm import global_batchnorm
-from lookalike.optim import parameter_groups
-from lookalike.recipe import Choice, Count, Index, Recipe, Spec
+from lookalike.nn.method import Method
+from lookalike.recipe import digests
+from lookalike.runs import Run
 from lookalike.scoring import knn
-from lookalike.training.loop import Job, Settings, make_views, refuse_nothing, train
-from lookalike.views import VIEWS
+from lookalike.training import loop
 
-VIEW = Choice(VIEWS)
+Maker = Callable[[Backbone], Method]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(Settings):
-    """Learning without labels. `batch` is global and per step; `accumulate` cuts it into that many
-    losses.
+@dataclass(frozen=True)
+class Work:
+    """What is to be trained: a method on a backbone, by these views of these images in this order.
 
-    `micro_batch`: how many images, over all ranks, the backbone sees at once; the loss still spans
-    the batch. `knn_every_epochs`: how often kNN-20 of the backbone is logged (2,000 training, 1,000
-    test images with labels, which training never sees); 0 for never.
+    `must_match`: what an earlier checkpoint has to be made of, if it is to go on.
     """
 
-    method: Annotated[Spec, Choice(METHODS, supplied={"backbone"})]
-    batch: Count
-    accumulate: Count = 1
-    micro_batch: Count | None = None
-    knn_every_epochs: Index = 0
-    views: Annotated[Spec, VIEW] = VIEW.spec("asymmetric")
+    module: Method
+    images: Images
+    order: EpochOrder
+    views: Any
+    labels_N: Tensor | None
+    must_match: dict[str, Any]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch % self.accumulate:
-            raise ValueError(
-                f"batch {self.batch} does not divide into accumulate: {self.accumulate} "
-                "micro-batches"
-            )
-        if self.batch // self.accumulate < 2:
-            raise ValueError(
-                "a micro-batch of one image has no statistics: raise batch or lower accumulate"
-            )
-        if self.batch // self.accumulate % (self.micro_batch or 1):
-            raise ValueError(
-                f"batch {self.batch} / accumulate does not divide into micro_batch "
-                f"{self.micro_batch}"
-            )
-        problem = views_problem(self.method.make, self.views.build())
-        if problem:
-            raise ValueError(problem)
-        if (
-            self.optimizer.name == "lars"
-            and self.engine is not None
-            and self.engine.args.get("stage", 0) > 0
-        ):
-            raise ValueError(
-                "lars needs whole layers, ZeRO shows it one flat tensor from stage 1 on: "
-                "engine.stage: 0, or adamw"
-            )
 
-    @property
-    def pieces(self) -> int:
-        """How many parts of a batch the backbone sees one after another."""
-        return self.batch // self.accumulate // self.micro_batch if self.micro_batch else 1
+@dataclass(frozen=True)
+class Job:
+    """What is pretrained, from what; no `work` where the backbone is there already.
+
+    `about`: recipe and method, as the backbone's card names them; `made_of`: the images, and the
+    labels where the method learns from them.
+    """
+
+    run: Run
+    settings: Pretrain
+    about: dict[str, Any]
+    made_of: dict[str, Any]
+    work: Work | None
 
 
 def pretrain(
-    recipe: Recipe,
+    recipe: Experiment,
     out: str | Path,
-    method: Callable[..., nn.Module] | None = None,
+    method: Maker | None = None,
     *,
+    backbone: nn.Module | None = None,
     accept_changes: bool = False,
 ) -> Path:
     """Runs or resumes the recipe's `pretrain` section in the run folder `out`; returns the backbone
     folder.
 
-    `method`: a class of your own in place of the recipe's, called as method(backbone);
+    `method`: a class of your own in place of the recipe's, called as method(backbone); `backbone`:
+    a network of your own, with `dim`, in place of the recipe's, of which it has size and channels;
     `accept_changes`: resume even where recipe or images are no longer what the run began with.
     """
-    settings, seed = recipe.section(Pretrain), recipe.values["seed"]
-    comm.start(seconds=settings.timeout)
-    about: dict[str, Any] = {"recipe": recipe.digest("seed", "data", "backbone", "pretrain")}
-    about["method"] = (
-        f"{method.__module__}.{method.__qualname__}" if method else settings.method.name
-    )
-    agree(recipe, method=about["method"], accept_changes=accept_changes)
-    folder = open_run(Path(out), recipe, accept_changes)
-    target = folder / "backbone"
-    source = recipe.values["data"].build()
-    made_of = learned_from(source.split("train"), method or settings.method.make)
-    if finished(target, about, made_of, accept_changes):
-        write_recipe(
-            folder, recipe
-        )  # which may have been damaged, or differ in what changes nothing
-        return target
-    module, views = make_method(recipe, method), settings.views.build()
-    size = module.backbone.architecture.size
-    images = source.split("train", size)
-    order = order_of(images, settings.batch, settings.accumulate, seed)
-    if problem := views_problem(module, views):
-        raise RecipeError(f"{recipe.name}: pretrain.{problem}")
+    recipe.section(Pretrain)
+    run = Run(recipe, out, accept_changes=accept_changes)
+    run.join(method=method_name(recipe.section(Pretrain), method))
+    run.hold()
+    opened = None if backbone is None else open_backbone(backbone, recipe.backbone)
+    planned = job(run, method, opened)
+    comm.barrier()
+    run.claim()
+    return do(planned)
+
+
+def method_name(settings: Pretrain, method: Maker | None = None) -> str:
+    """The method's name in cards and checkpoints."""
+    return f"{method.__module__}.{method.__qualname__}" if method else settings.method.name
+
+
+def job(run: Run, method: Maker | None = None, backbone: Backbone | None = None) -> Job:
+    """Decides what is pretrained, and refuses what could not be; nothing is written, no rank asked.
+
+    Of a run in the folder the newest checkpoint's manifest is believed, its files are not looked
+    into.
+    """
+    settings = run.experiment.section(Pretrain)
+    refuse_more_ranks(run.experiment, run.ranks)
+    known = digests(run.experiment, *run.experiment.fixed)
+    about: dict[str, Any] = {"recipe": known, "method": method_name(settings, method)}
+    if backbone is not None:
+        about["architecture"] = backbone.architecture.timm_name
+    labelled = getattr(method or settings.method.make, "needs_labels", False)
+    made_of = learned_from(run.images("train"), labelled)
+    done = run.folder and finished(run.folder / "backbone", about, made_of, run.accept_changes)
+    own = about["method"] if method else None
+    must_match = {**made_of, "batch": settings.batch, "method": own}
+    if done:
+        return Job(run, settings, about, made_of, None)
+    module = build_method(run.experiment, method, backbone)
+    return Job(run, settings, about, made_of, prepare(run, settings, module, must_match))
+
+
+def prepare(run: Run, settings: Pretrain, module: Method, must_match: dict[str, Any]) -> Work:
+    """The work on this method. Raises what would end it before its first step."""
+    images, views = run.images("train"), settings.views.build()
+    order = order_of(images, settings.batch, settings.accumulate, run.seed)
+    if problem := views_problem(type(module), views):
+        raise RecipeError(f"{run.name}: pretrain.{problem}")
+    loop.make_optimizer(settings, module)
     labels_N = labels_for(module, images)
-    inputs = partial(
-        make_inputs,
-        partial(views, dtype=settings.dtype),
-        module.backbone.architecture,
-        seed,
-        labels_N,
-    )
-    must_match = {**made_of, "batch": settings.batch, "method": about["method"] if method else None}
-    every = settings.knn_every_epochs * order.steps_per_epoch
-    monitor = (
-        make_monitor(module.backbone, images, source.split("test", size), seed) if every else dict
-    )
-    job = Job(
-        "pretrain",
-        folder,
-        module,
-        images,
-        order,
-        inputs,
-        must_match,
-        pieces=settings.pieces,
-        host_crops=settings.host_crops(views, size),
-        monitor=monitor,
-        monitor_every=every,
-        accept_changes=accept_changes,
-        changed=comm.broadcast_object(changes(folder, recipe) if comm.rank() == 0 else []),
-        on_resume=partial(write_recipe, folder, recipe),
-        kept=partial(keep_run, folder, recipe),
-    )
-    train(job, settings)
+    if settings.knn_every_epochs:
+        refuse_unlabelled(run)
+    if run.folder:
+        refuse_other_checkpoint(run, must_match, settings.epochs * order.steps_per_epoch)
+    return Work(module, images, order, views, labels_N, must_match)
+
+
+def do(job: Job) -> Path:
+    """Trains and writes the backbone folder, on every rank alike; returns it."""
+    run, settings, target = job.run, job.settings, job.run.out / "backbone"
+    if job.work is None:
+        write_recipe(run.out, run.experiment)  # which may have been damaged, or say more now
+        return target
+    loop.train(training(run, settings, job.work), settings)
     if comm.rank() == 0:
-        about |= {"epochs": settings.epochs, **made_of}
-        backbone = module.backbone
-        card.write_model(
-            target, folder_files(backbone), card.facts(backbone.architecture, backbone.dim, about)
-        )
+        about = {**written(job.about), "epochs": settings.epochs, **job.made_of}
+        backbone = job.work.module.backbone
+        facts = card.facts(backbone.architecture, backbone.dim, about)
+        card.write_model(target, folder_files(backbone), facts)
         say(f"pretrain: backbone in {target}")
     comm.barrier()
     return target
 
 
-def learned_from(images: Images, method: Any) -> dict[str, Any]:
+def training(run: Run, settings: Pretrain, work: Work) -> loop.Job:
+    """The work as the loop takes it, its module on this rank's device."""
+    module, recipe = placed(work.module, settings), run.experiment
+    architecture = module.backbone.architecture
+    every = settings.knn_every_epochs * work.order.steps_per_epoch
+    sets = (work.images, run.images("test") if every else work.images)
+    views = partial(work.views, dtype=settings.dtype)
+    return loop.Job(
+        "pretrain",
+        run.out,
+        module,
+        work.images,
+        work.order,
+        partial(make_inputs, views, architecture, run.seed, work.labels_N),
+        work.must_match,
+        pieces=settings.pieces,
+        host_crops=settings.host_crops(work.views, architecture.size),
+        monitor=make_monitor(module.backbone, *sets, run.seed) if every else dict,
+        monitor_every=every,
+        accept_changes=run.accept_changes,
+        changed=comm.broadcast_object(changes(run.out, recipe) if comm.rank() == 0 else []),
+        on_resume=partial(write_recipe, run.out, recipe),
+        on_save=partial(keep_run, run.out, recipe),
+    )
+
+
+def learned_from(images: Images, labelled: bool) -> dict[str, Any]:
     """What a backbone is made of: the images, and their labels where the method learns from
     them.
     """
-    labels = (
-        {"labels": labels_digest(images.labels, images.classes)}
-        if getattr(method, "needs_labels", False)
-        else {}
-    )
-    return {**passport(images), **labels}
+    made_of: dict[str, Any] = dict(passport(images))
+    if labelled:
+        made_of["labels"] = labels_digest(images.labels, images.classes)
+    return made_of
 
 
 def finished(
@@ -217,95 +227,81 @@ def finished(
     return True
 
 
-def check(recipe: Recipe, out: Path, accept_changes: bool = False) -> None:
-    """Raises what `pretrain` would raise before its first step, after building on the CPU what it
-    would build.
-
-    Of a run in `out` the newest checkpoint's manifest is believed, its files are not looked into.
-    """
-    settings, source = recipe.section(Pretrain), recipe.values["data"].build()
-    about = {
-        "recipe": recipe.digest("seed", "data", "backbone", "pretrain"),
-        "method": settings.method.name,
-    }
-    made_of = learned_from(source.split("train"), settings.method.make)
-    if finished(out / "backbone", about, made_of, accept_changes):
+def refuse_other_checkpoint(run: Run, must_match: dict[str, Any], steps: int) -> None:
+    """Raises RunError where the newest checkpoint is not one that this training may go on from."""
+    earlier = newest_manifest(run.out / "checkpoints")
+    if earlier is None:
         return
-    module, size = build_method(recipe), recipe.values["backbone"].size
-    settings.optimizer.build(parameter_groups(module))
-    images = source.split("train", size)
-    labels_for(module, images)
-    must_match = {**made_of, "batch": settings.batch, "method": None}
-    steps = (
-        settings.epochs * order_of(images, settings.batch, settings.accumulate, 0).steps_per_epoch
-    )
-    earlier = newest_manifest(out / "checkpoints")
-    if earlier and not accept_changes and (changed := differences(earlier, must_match)):
+    changed = differences(earlier, must_match)
+    if changed and not run.accept_changes:
         raise RunError(
-            f"{out}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}"
+            f"{run.out}: was trained on something else ({'; '.join(changed[:4])}): {CHANGED}"
         )
-    if earlier:
-        changed = [*changes(out, recipe), *differences(earlier, must_match)]
-        refuse_nothing(out, "pretrain", earlier["step"], steps, changed)
-    if settings.knn_every_epochs:
-        make_monitor(module.backbone, images, source.split("test", size), recipe.values["seed"])
+    changed = [*changes(run.out, run.experiment), *changed]
+    loop.refuse_nothing(run.out, "pretrain", earlier["step"], steps, changed)
 
 
-def refuse_more_ranks(recipe: Recipe, ranks: int) -> None:
+def refuse_more_ranks(recipe: Experiment, ranks: int) -> None:
     """Raises RecipeError unless every rank has an image of all that the backbone sees at once."""
     settings = recipe.section(Pretrain)
     key, images = "micro_batch", settings.micro_batch
     if images is None:
-        key, images = (
-            "batch" if settings.accumulate == 1 else "batch / accumulate",
-            settings.batch // settings.accumulate,
-        )
+        key = "batch" if settings.accumulate == 1 else "batch / accumulate"
+        images = settings.batch // settings.accumulate
     if images < ranks:
         raise RecipeError(
             f"{recipe.name}: pretrain.{key}: {images} images for {ranks} ranks: raise it, every "
             "rank needs one"
         )
+    loop.refuse_engine(recipe.name, "pretrain", settings, ranks)
 
 
-def build_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
-    """The recipe's method on its backbone, with weights that only the seed decides."""
-    torch.manual_seed(rng.seed(recipe.values["seed"], "weights"))
-    backbone = make_backbone(recipe.values["backbone"])
-    if method:
-        return method(backbone)
+def refuse_unlabelled(run: Run) -> None:
+    """Raises DataError where there are no labels for the kNN monitor."""
+    if run.images("train").labels is None or run.images("test").labels is None:
+        raise DataError(
+            "data: no labels, which knn_every_epochs needs: use class folders, or set it to 0"
+        )
+
+
+def build_method(
+    recipe: Experiment, method: Maker | None = None, backbone: Backbone | None = None
+) -> Method:
+    """The recipe's method on its backbone, with weights that only the seed decides.
+
+    Raises RecipeError where its parts do not fit, RunError where a `method` of one's own is no
+    Method.
+    """
+    torch.manual_seed(rng.seed(recipe.seed, "weights"))
+    backbone, chosen = backbone or make_backbone(recipe.backbone), recipe.section(Pretrain).method
     try:
-        return recipe.section(Pretrain).method.build(backbone)
+        made = method(backbone) if method else chosen.build(backbone)
     except ValueError as error:
-        raise RecipeError(
-            f"{recipe.name}: pretrain.method: {recipe.section(Pretrain).method.name}: {error}"
-        ) from error
+        name = method_name(recipe.section(Pretrain), method)
+        raise RecipeError(f"{recipe.name}: pretrain.method: {name}: {error}") from error
+    if not isinstance(made, Method):
+        raise RunError(
+            f"method: {type(made).__name__} is not a lookalike.methods.Method: derive it from that"
+        )
+    return made
 
 
-def make_method(recipe: Recipe, method: Callable[..., nn.Module] | None = None) -> Any:
-    """The method as it is trained, on this rank's device."""
-    refuse_more_ranks(recipe, comm.world_size())
-    settings, module = recipe.section(Pretrain), build_method(recipe, method)
+def placed(module: Method, settings: Pretrain) -> Any:
+    """The method as it is trained: BatchNorm over all ranks, on this rank's device."""
     for part in module.modules():
         if isinstance(part, Backbone):
             part.pieces = settings.pieces
-    even = settings.batch // settings.accumulate // settings.pieces % comm.world_size() == 0
+    at_once = settings.batch // settings.accumulate // settings.pieces
+    even = at_once % comm.world_size() == 0
     return global_batchnorm(module.train(), even=even).to(comm.device())
 
 
-def views_problem(method: Any, views: Any) -> str:
-    """Why the method cannot take these views, or nothing."""
-    needed, made = method.n_views, views.total
-    if made == needed or (made > needed and getattr(method, "more_views", False)):
-        return ""
-    name = method.__name__ if isinstance(method, type) else type(method).__name__
-    return f"views: {made} of each image, but {name} compares {needed}: set views.views: {needed}"
+def labels_for(method: Method, images: Images) -> Tensor | None:
+    """The class of each image, for the one kind of method that asks for it.
 
-
-def labels_for(method: Any, images: Images) -> Tensor | None:
-    """The class of each image, for the one kind of method that asks for it. Raises DataError
-    without labels.
+    Raises DataError without labels.
     """
-    if not getattr(method, "needs_labels", False):
+    if not method.needs_labels:
         return None
     if images.labels is None:
         raise DataError(
@@ -317,13 +313,7 @@ def labels_for(method: Any, images: Images) -> Tensor | None:
 def make_monitor(
     backbone: Backbone, train: Images, test: Images, seed: int
 ) -> Callable[[], dict[str, float]]:
-    """kNN-20 of the backbone as it stands, on some images with labels. Raises DataError where there
-    are none.
-    """
-    if train.labels is None or test.labels is None:
-        raise DataError(
-            "data: no labels, which knn_every_epochs needs: use class folders, or set it to 0"
-        )
+    """kNN-20 of the backbone as it stands, on some images with labels."""
     some = [
         subset(images, rng.permutation(len(images), seed, "judge", split)[:most].tolist())
         for split, (images, most) in enumerate(((train, 2000), (test, 1000)))
@@ -333,18 +323,17 @@ def make_monitor(
         function = embedder(backbone, backbone.architecture)
         bank, asked = (extract(function, images) for images in some)
         backbone.train()
-        return {
-            "knn20/top1": knn.accuracy(bank.x_ND, bank.labels_N, asked.x_ND, asked.labels_N)["top1"]
-        }
+        scores = knn.accuracy(bank.x_ND, bank.labels_N, asked.x_ND, asked.labels_N)
+        return {"knn20/top1": scores["top1"]}
 
     return monitor
 
 
 def make_inputs(
-    views: Any, architecture: Architecture, seed: int, labels_N: Tensor | None, batch: Batch
+    views: Any, architecture: Any, seed: int, labels_N: Tensor | None, batch: Batch
 ) -> tuple[Any, ...]:
     """The method's inputs for a batch: its V views and, where it asks for them, the labels."""
-    made = make_views(views, architecture, seed, batch)
+    made = loop.make_views(views, architecture, seed, batch)
     if labels_N is None:
         return (made,)
     return made, labels_N[batch.ids_B].to(made[0].device, non_blocking=True)

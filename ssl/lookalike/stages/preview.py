@@ -2,60 +2,63 @@
 drawn for them.
 """
 
-import html
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lookalike.data.images import Images
-from lookalike.data.order import order_of
 from lookalike.data.reader import HostCrops, Reader
-from lookalike.errors import RecipeError, printable
+from lookalike.errors import printable
+from lookalike.experiment import Experiment, Pretrain
 from lookalike.folder import refuse_unwritable, write_file
-from lookalike.recipe import Recipe
-from lookalike.report import page
+from lookalike.recipe import Size
+from lookalike.report import page, tiles
 from lookalike.views.colour import OPERATIONS
 
 
-def preview(recipe: Recipe, out: str | Path, *, images: int = 8, epoch: int = 0) -> list[str]:
-    """Writes the first `images` of an epoch and their views to `out`, .png or .html; returns lines
-    of what was drawn.
+class Shown(NamedTuple):
+    """What is looked at: the images of a training, its views, and their size."""
 
-    Exactly the views of the run: same order, same draws, same cuts, before they are normalised.
-    Raises RecipeError without `pretrain`, or for another ending.
+    images: Images
+    views: Any
+    size: Size
+
+
+def refuse(out: Path) -> None:
+    """Raises RecipeError for a file of another ending, RunError where it cannot be written."""
+    page.refuse_other(out, "a preview is")
+    refuse_unwritable(out.parent)
+
+
+def preview(shown: Shown, recipe: Experiment, ids_B: Tensor, epoch: int, target: Path) -> list[str]:
+    """Writes the images `ids_B` and their views in an epoch to `target`, .png or .html; returns
+    lines of what was drawn.
+
+    Exactly the views of the run: same draws, same crops, before they are normalised.
     """
-    settings, target = recipe.values["pretrain"], Path(out)
-    if not settings:
-        raise RecipeError(
-            f"{recipe.name}: pretrain: not there, so there are no views to show: add the section"
-        )
-    page.refuse_other(target, "a preview is")
-    refuse_unwritable(target.parent)
-    seed, size = recipe.values["seed"], recipe.values["backbone"].size
-    train, law = recipe.values["data"].build().split("train", size), settings.views.build()
-    order = order_of(train, settings.batch, settings.accumulate, seed)
-    ids_B = order.ids(epoch, 0)[:images]
+    settings, seed = recipe.section(Pretrain), recipe.seed
+    train, policy, size = shown
     canvas_BCHW = read(Reader(train, seed), epoch, ids_B)[0]
-    host_crops = settings.host_crops(law, size)
+    host_crops = settings.host_crops(policy, size)
     pixels = read(Reader(train, seed, host_crops), epoch, ids_B) if host_crops else canvas_BCHW
     channels = canvas_BCHW.shape[1]
     plain = {"mean": [0.0] * channels, "std": [1.0] * channels}
-    views = law(pixels, ids_B, seed=seed, epoch=epoch, size=size, **plain)
-    every = law.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, host_crops))
+    views = policy(pixels, ids_B, seed=seed, epoch=epoch, size=size, **plain)
+    every = policy.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, host_crops))
     said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
     names = [f"{i} {printable(train.name(i))}" for i in ids_B.tolist()]
     rows = [
-        [page.tile(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))]
+        [tiles.enlarged(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))]
         for b in range(len(ids_B))
     ]
     title = f"{recipe.name}, epoch {epoch}, views cut on the {settings.crop_on}"
-    data = (
-        page.grid(rows)
-        if target.suffix.lower() == ".png"
-        else listing(title, names, rows, said).encode()
-    )
-    write_file(target, data)
+    if target.suffix.lower() == ".png":
+        write_file(target, tiles.grid(rows))
+    else:
+        samples = zip(names, rows, said, strict=True)
+        write_file(target, page.render("preview.html", title=title, samples=samples))
     lines = []
     for name, texts in zip(names, said, strict=True):
         lines += [name, *(f"  view {v}: {text}" for v, text in enumerate(texts))]
@@ -98,19 +101,3 @@ def describe(drawn: dict[str, Tensor], b: int, channels: int) -> str:
 def to_bytes(view_CHW: Tensor) -> Tensor:
     """Floats in [0, 1] as uint8."""
     return (view_CHW * 255).round().to(torch.uint8)
-
-
-def listing(title: str, names: list[str], rows: list[list[Tensor]], said: list[list[str]]) -> str:
-    """The images, their views and what was drawn for each, as one HTML page."""
-    lines = []
-    for name, row, texts in zip(names, rows, said, strict=True):
-        captions = [html.escape(name), *map(html.escape, texts)]
-        cells = (
-            f"<td>{page.image(x)}<small>{caption}</small></td>"
-            for x, caption in zip(row, captions, strict=True)
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(
-        f"<th>{head}</th>" for head in ("image", *(f"view {v}" for v in range(len(said[0]))))
-    )
-    return page.document(title, f"<table><tr>{heads}</tr>{''.join(lines)}</table>")

@@ -4,13 +4,12 @@ baselines.
 
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from lookalike import comm, rng
 from lookalike.checkpoint import differences, read_or_set_aside, visit_run
@@ -26,35 +25,27 @@ from lookalike.evaluation.features import (
     extract,
     pixels,
 )
+from lookalike.experiment import Experiment, Probe
 from lookalike.folder import write_file
 from lookalike.log import note, say
-from lookalike.models import Backbone, card, open_backbone
+from lookalike.models import Architecture, Backbone, card, open_backbone
 from lookalike.models.card import weights_digest
-from lookalike.recipe import Count, Index, Positive, Recipe
+from lookalike.runs import Run
 from lookalike.scoring import knn, linear
 
-Strength = Annotated[float, Field(gt=0, le=1e6)]
 
+@dataclass(frozen=True)
+class Job:
+    """What is probed: `sets` are train and test images, with labels."""
 
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """Linear probe and weighted kNN on frozen features; `baselines` adds raw pixels and the
-    untrained backbone.
-    """
-
-    k: Count = 20
-    temperature: Positive = 0.07
-    grid: Annotated[tuple[Strength, ...], Field(min_length=1)] = linear.GRID
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    max_iterations: Count = 300
-    batch: Count = 256
-    workers: Index | None = None
-    baselines: bool = True
+    run: Run
+    settings: Probe
+    sets: tuple[Images, Images]
 
 
 def probe(
     backbone: Backbone | str | Path,
-    recipe: Recipe,
+    recipe: Experiment,
     out: str | Path | None = None,
     *,
     name: str | None = None,
@@ -65,28 +56,39 @@ def probe(
     baselines. With `out` the scores go to `out/probe.json`, those of another model than the run's
     own under its `name`, and the features are kept in `out/features/`.
     """
-    settings, seed = recipe.section(Probe), recipe.values["seed"]
-    folder = Path(out) if out else None
-    if folder:
-        visit_run(folder)
-    source = recipe.values["data"].build()
-    opened = open_backbone(backbone, recipe.values["backbone"])
-    sets = [source.split(split, opened.architecture.size) for split in ("train", "test")]
-    if folder and not isinstance(backbone, Backbone) and Path(backbone) == folder / "backbone":
-        tell_other(Path(backbone), sets[0])
-    identities = [cache_key(images) for images in sets]
+    recipe.section(Probe)
+    run = Run(recipe, out)
+    if run.folder:
+        visit_run(run.folder)
+    opened = open_backbone(backbone, recipe.backbone)
+    planned = job(run, opened.architecture)
+    own = run.folder and run.folder / "backbone"
+    if own and not isinstance(backbone, Backbone) and Path(backbone) == own:
+        tell_other(own, planned.sets[0])
+    return do(planned, opened, name)
+
+
+def job(run: Run, architecture: Architecture) -> Job:
+    """Decides what is probed, for views as this backbone takes them. Raises DataError without
+    labels.
+    """
+    return Job(run, run.experiment.section(Probe), run.labelled(architecture.size))
+
+
+def do(job: Job, backbone: Backbone, name: str | None = None) -> dict[str, Any]:
+    """The scores of the backbone and of the baselines, said and kept as they come."""
+    settings, folder = job.settings, job.run.folder
+    keys = [cache_key(images) for images in job.sets]
     scores: dict[str, Any] = {}
-    for prefix, (key, function) in _models(opened, settings, seed).items():
+    for prefix, (digest, function) in _models(backbone, settings, job.run.seed).items():
+        keep = folder / "features" if folder and function is not pixels else None
         features = []
-        for images, known in zip(sets, identities, strict=True):
+        for images, key in zip(job.sets, keys, strict=True):
             workers = workers_for(images, settings.workers)
             make = partial(extract, function, images, batch=settings.batch, workers=workers)
-            keep = folder / "features" if folder and function is not pixels else None
-            features.append(cached(keep, (key, *known), make))
-        scores |= {
-            prefix + name: value
-            for name, value in score(features[0], features[1], settings, seed).items()
-        }
+            features.append(cached(keep, (digest, *key), make))
+        found = score(features[0], features[1], settings, job.run.seed)
+        scores |= {prefix + name: value for name, value in found.items()}
         if folder:  # as they come: what took hours is not lost to what comes after
             text = line(scores, settings.k, prefix, name or ROWS[""])
             say(text if prefix else f"{head(settings.k)}\n{text}")
@@ -148,7 +150,8 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
     named = {"": backbone}
     if settings.baselines:
         torch.manual_seed(rng.seed(seed, "weights"))
-        named["untrained/"] = Backbone(replace(backbone.architecture, pretrained=False))
+        if fresh := backbone.fresh():
+            named["untrained/"] = fresh
     found = {
         prefix: (weights_digest(b), embedder(b.to(comm.device()), b.architecture))
         for prefix, b in named.items()

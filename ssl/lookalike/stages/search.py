@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from lookalike.data.passport import passport
 from lookalike.data.sources import Source, canvas_for, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.evaluation.features import embedded_in_order, embedder
+from lookalike.experiment import load_recipe
 from lookalike.folder import recover, refuse_unwritable
 from lookalike.log import note, progress
 from lookalike.models import Architecture
@@ -66,7 +68,7 @@ def in_folder(folder: Path, architecture: Architecture) -> Found:
             f"{b' '.join(SUFFIXES).decode()}"
         )
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
-    images = FileImages(root, paths, None, (), canvas_for(architecture.size), architecture.channels)
+    images = FileImages(root, paths, canvas_for(architecture.size), architecture.channels)
     return Found([images], [os.fsdecode(path) for path in paths], states, root)
 
 
@@ -127,9 +129,29 @@ def search_index(
     return update(folder, old, find(opened.architecture), opened, digest, approximate)
 
 
+def open_search(
+    index: Path, source: str, model: str | None, *, approximate: bool = False
+) -> SearchIndex:
+    """The index, brought up to date with a folder of images, or with what a recipe's `data:`
+    names.
+    """
+    place = Path(source)
+    if not place.exists():
+        raise DataError(
+            f"--from {source}: no such folder of images, and no such recipe: check the path"
+        )
+    if place.is_file() and place.suffix not in (".yaml", ".yml"):
+        raise DataError(f"--from {source}: neither a folder of images nor a recipe (.yaml)")
+    if place.is_dir():
+        return search_index(index, partial(in_folder, place), model, approximate=approximate)
+    recipe = load_recipe(source)
+    find = partial(in_source, recipe.data.build())
+    return search_index(index, find, model, like=recipe.backbone, approximate=approximate)
+
+
 def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
     """The same index, its cells found and kept."""
-    index.cells = train_ivf(index.x_ND, index.unit)
+    index.cells = train_ivf(index.x_ND, index.distance)
     write_index(folder, index, read_seen(folder, len(index)))
     return index
 
@@ -184,7 +206,7 @@ def update(
     index = SearchIndex(
         model, x_ND, [found.names[i] for i in ids], root=found.root, digest=digest, **form
     )
-    index.cells = train_ivf(x_ND, index.unit) if approximate else None
+    index.cells = train_ivf(x_ND, index.distance) if approximate else None
     write_index(folder, index, Seen([found.states[i] for i in ids], bad))
     if old is None:
         what = "embedded"
@@ -199,7 +221,7 @@ def update(
 def embedded(model: Model, sets: Sequence[Images], asked: list[int]) -> tuple[list[int], Tensor]:
     """Which of the images asked for could be read, ascending, and their embeddings, float32 (M, D).
 
-    Raises Error where an embedding is no number.
+    Raises Error where an embedding is NaN or Inf.
     """
     ids, parts, start = [], [torch.empty(0, model.dim)], 0
     function = embedder(model.to(comm.device()), model.architecture)

@@ -73,5 +73,5 @@ class BadSamples:
         if self.count > self.limit:
             raise DataError(
                 f"data: {self.count} images could not be read, more than the {self.limit} allowed: "
-                f"see {self.path}, mend them or raise max_bad"
+                f"see {self.path}, fix them or raise max_bad"
             )

@@ -111,7 +111,10 @@ class CollapseDetector:
     def _seen(self, values: Mapping[str, float]) -> str:
         std, correlated = values["health/std"], values["health/off_diagonal"]
         if values.get("loss") == 0:
-            return "the loss is exactly 0, there is nothing to learn: check the method's coefficients and temperatures"
+            return (
+                "the loss is exactly 0, there is nothing to learn: "
+                "check the method's coefficients and temperatures"
+            )
         if not std >= self.least_std:
             return (
                 f"all embeddings point one way (health/std {std:.2g}; 1 fills all directions): "

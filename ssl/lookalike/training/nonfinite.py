@@ -1,4 +1,4 @@
-"""What a training does when a step is no number, or when nothing can be saved: skip, go back, stop,
+"""The policy for non-finite steps (NaN or Inf) and failed saves: skip, go back, stop,
 and say why.
 """
 
@@ -46,7 +46,7 @@ class NonFinitePolicy:
         self.skipped, self._row = self.skipped + 1, self._row + 1
         if comm.rank() == 0:
             warnings.warn(
-                f"step {done}: loss or gradient is no number: skipped on all ranks", stacklevel=2
+                f"step {done}: loss or gradient is NaN or Inf: skipped on all ranks", stacklevel=2
             )
         if self._row < _PATIENCE:
             return False
@@ -64,7 +64,7 @@ class NonFinitePolicy:
                 f"again, after going back to step {step}" if step else "before anything was saved"
             )
             raise RunError(
-                f"{self.folder}: the loss or its gradient is no number at step {done}, the third "
+                f"{self.folder}: the loss or its gradient is NaN or Inf at step {done}, the third "
                 f"in a row, {when}: "
                 f"lower {self.title}.optimizer.lr, lengthen the warm-up, or take precision: fp32; "
                 f"see {bundle}"

@@ -2,7 +2,7 @@
 kornia.
 
 Every parameter of every view is a pure function of (seed, epoch, sample, view): VIEWS lists the
-laws by name.
+augmentation policies by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,12 +14,22 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike import rng
-from lookalike.recipe import Count, Fraction, Positive, Share, Size, sides
+from lookalike.geometry import sides
+from lookalike.recipe import Count, Fraction, Positive, Share, Size
 from lookalike.views import fused
 from lookalike.views.fused import ViewFormat, channels_last
 from lookalike.views.resample import ATTEMPTS, Interpolation, crop_boxes, resize_crop
 
-__all__ = ["VIEWS", "Asymmetric", "MultiCrop", "Symmetric", "normalise", "resize_crop", "scale"]
+__all__ = [
+    "VIEWS",
+    "Asymmetric",
+    "MultiCrop",
+    "Symmetric",
+    "make",
+    "normalise",
+    "resize_crop",
+    "scale",
+]
 
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 PerView = Fraction | tuple[Fraction, ...]
@@ -53,7 +63,8 @@ def _named(like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Symmetric:
-    """Views that all follow one law (SimCLR, arXiv 2002.05709, appendix A); no solarization.
+    """Views that all follow one augmentation policy (SimCLR, arXiv 2002.05709, appendix A), without
+    solarization.
 
     `order`: of brightness, contrast, saturation and hue, drawn for each image (torchvision) or as
     they are named; `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++
@@ -199,8 +210,8 @@ class Asymmetric(Symmetric):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiCrop(Asymmetric):
-    """Two large views by the asymmetric law, then `small` ones of `small_size` pixels (SwAV, arXiv
-    2006.09882; with DINO's numbers, arXiv 2104.14294).
+    """Two large views by the asymmetric policy, then `small` ones of `small_size` pixels (SwAV,
+    arXiv 2006.09882; with DINO's numbers, arXiv 2104.14294).
     """
 
     crop: tuple[Share, Share] = (0.4, 1.0)
@@ -257,7 +268,7 @@ class MultiCrop(Asymmetric):
         ]
 
     def _small(self) -> Symmetric:
-        """The law of the small views."""
+        """The policy of the small views."""
         shared = {f.name: getattr(self, f.name) for f in fields(Symmetric)}
         own = {
             "views": self.small,
@@ -270,6 +281,30 @@ class MultiCrop(Asymmetric):
 
 
 VIEWS: dict[str, Any] = {"asymmetric": Asymmetric, "multi_crop": MultiCrop, "symmetric": Symmetric}
+
+
+def make(
+    policy: Symmetric,
+    pixels: Tensor | Sequence[Tensor],
+    ids_B: Tensor,
+    epoch: int,
+    *,
+    size: Size,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """The views of a batch on `device`, by the policy: V of (B, C, *its sides), normalised.
+
+    `pixels`: canvases uint8 (B, C, H, W), or one (B, C, *its sides) for each view that the host has
+    cut; ids_B: int64, on the host.
+    """
+    if isinstance(pixels, Tensor):
+        there: Tensor | list[Tensor] = pixels.to(device)
+    else:
+        there = [crops.to(device) for crops in pixels]
+    return policy(there, ids_B, seed=seed, epoch=epoch, size=size, mean=mean, std=std)
 
 
 def scale(canvas_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One view of a law as an augmentation of kornia's, for
+"""One view of an augmentation policy as an augmentation of kornia's, for
 `kornia.augmentation.AugmentationSequential`.
 """
 
@@ -8,7 +8,8 @@ import torch
 from kornia.augmentation import GeometricAugmentationBase2D
 from torch import Tensor
 
-from lookalike.recipe import Size, sides
+from lookalike.geometry import sides
+from lookalike.recipe import Size
 from lookalike.views import Symmetric, fused
 from lookalike.views.fused import ViewFormat
 
@@ -16,21 +17,21 @@ from lookalike.views.fused import ViewFormat
 class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
     """Crop, flip, resize and colours of one view: floats (B, C, H, W) in [0, 1] -> (B, C, *size).
 
-    law: `Symmetric` or a law like it; view: whose chances are meant, where they differ between
+    law: `Symmetric` or a policy like it; view: whose chances are meant, where they differ between
     views. Boxes, masks and keypoints follow the crop. Draws come from torch's global generator, as
     in all of kornia, not from samples.
     """
 
-    def __init__(self, law: Symmetric, size: Size, view: int = 0) -> None:
+    def __init__(self, policy: Symmetric, size: Size, view: int = 0) -> None:
         super().__init__(p=1.0, same_on_batch=False, p_batch=1.0)
-        self.law, self.sides, self.view = law, sides(size), view
+        self.policy, self.sides, self.view = policy, sides(size), view
         self.flags = {"size": self.sides}
 
     def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """What is drawn for each image, by names of `Symmetric.draws`."""
         batch, _, height, width = batch_shape
         ids_B = torch.randint(2**62, (batch,))
-        drawn = self.law.draws(ids_B, 0, 0, range(self.view, self.view + 1), height, width)
+        drawn = self.policy.draws(ids_B, 0, 0, range(self.view, self.view + 1), height, width)
         # Kornia's containers read from `output_size` what the augmentations after this one will be
         # given.
         size_B2 = torch.tensor(self.sides).expand(batch, 2)
@@ -60,6 +61,11 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
         """The view, not normalised."""
         draws = {name: value[None].cpu() for name, value in params.items() if name in fused.DRAWN}
         form = ViewFormat(
-            self.sides, self.law.interpolation, self.law.blur_sigma[1], (0.0,), (1.0,), input.dtype
+            self.sides,
+            self.policy.interpolation,
+            self.policy.blur_sigma[1],
+            (0.0,),
+            (1.0,),
+            input.dtype,
         )
         return fused.make(input, draws, form)[0]

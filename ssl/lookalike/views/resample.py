@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lookalike.recipe import Size, sides
+from lookalike.geometry import central, sides
+from lookalike.recipe import Size
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -116,16 +117,6 @@ def _central(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tenso
     w = torch.where(wide, (height * high).round().long(), width)
     h = torch.where(narrow, (width / low).round().long(), height)
     return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=-1)
-
-
-def central(height: int, width: int, like: Size, share: float = 1.0) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of an image's middle: `share` of the sides of the largest box
-    shaped as `like`.
-    """
-    rows, columns = sides(like)
-    whole = min(height, width * rows / columns)
-    h, w = max(1, round(whole * share)), max(1, round(whole * columns / rows * share))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def resize_crop(

@@ -6,11 +6,20 @@ import torch
 from torch import Tensor
 
 from lookalike.data.images.arrays import ArrayImages
-from lookalike.data.images.contract import Fit, Images, Pairs, QueryGallery
+from lookalike.data.images.contract import (
+    NOTHING,
+    Annotations,
+    Fit,
+    Images,
+    Pairs,
+    QueryGallery,
+)
 from lookalike.data.images.encoded import EncodedImages, Subset
 from lookalike.data.images.files import FileImages, file_states
 
 __all__ = [
+    "NOTHING",
+    "Annotations",
     "ArrayImages",
     "FileImages",
     "Fit",
@@ -23,7 +32,7 @@ __all__ = [
 
 
 def subset(images: Images, ids: Sequence[int] | Tensor) -> Images:
-    """The rows `ids`, in that order, labels and classes as they are; a subset of an array is an
+    """The rows `ids`, in that order, with their annotations; a subset of an array is an
     array.
     """
     ids_N = torch.as_tensor(ids, dtype=torch.int64)

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lookalike.data.images.contract import Pairs, QueryGallery
+from lookalike.data.images.contract import NOTHING, Annotated, Annotations
 
 
 class DecodedImage:
@@ -22,20 +22,15 @@ class DecodedImage:
         return self._image_CHW
 
 
-class ArrayImages:
+class ArrayImages(Annotated):
     """Images held in one tensor; `rows` (int64, N of M) chooses among the M images without
-    copying.
+    copying. `annotations` are of the N.
     """
-
-    cameras: Tensor | None = None
-    roles: QueryGallery | None = None
-    pairs: Pairs | None = None
 
     def __init__(
         self,
         images_MCHW: Tensor,
-        labels_M: Tensor | None = None,
-        classes: tuple[str, ...] = (),
+        annotations: Annotations = NOTHING,
         name: str = "array",
         rows: Tensor | None = None,
     ) -> None:
@@ -43,14 +38,14 @@ class ArrayImages:
             raise ValueError(
                 f"images are uint8 (N, C, H, W), not {images_MCHW.dtype} {images_MCHW.shape}"
             )
-        if labels_M is not None and len(labels_M) != len(images_MCHW):
-            raise ValueError(f"{len(labels_M)} labels for {len(images_MCHW)} images")
         self._images_MCHW = images_MCHW
-        self._labels_M = labels_M
         self._name = name
         self._rows_N = torch.arange(len(images_MCHW)) if rows is None else rows
-        self.labels = None if labels_M is None else labels_M.long()[self._rows_N]
-        self.classes = classes
+        if (labels_N := annotations.labels) is not None:
+            if len(labels_N) != len(self):
+                raise ValueError(f"{len(labels_N)} labels for {len(self)} images")
+            annotations = annotations._replace(labels=labels_N.long())
+        self.annotations = annotations
         _, channels, height, width = images_MCHW.shape
         self.shape = (channels, height, width)
 
@@ -83,9 +78,6 @@ class ArrayImages:
         return torch.index_select(self._images_MCHW, 0, rows_B, out=out_BCHW)
 
     def rows(self, ids_K: Tensor) -> "ArrayImages":
-        rows_K = self._rows_N[ids_K]
-        found = ArrayImages(self._images_MCHW, self._labels_M, self.classes, self._name, rows_K)
-        found.cameras = None if self.cameras is None else self.cameras[ids_K]
-        found.roles = None if self.roles is None else self.roles.of(ids_K)
-        found.pairs = None if self.pairs is None else self.pairs.of(ids_K)
-        return found
+        """Some of them, int64 (K,), which share the pixels."""
+        known = self.annotations.of(ids_K)
+        return ArrayImages(self._images_MCHW, known, self._name, self._rows_N[ids_K])

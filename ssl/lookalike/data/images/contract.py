@@ -58,25 +58,81 @@ class Pairs(NamedTuple):
         return Pairs(torch.tensor(rows), self.same_P[kept], self.folds_P[kept])
 
 
+class Annotations(NamedTuple):
+    """What a set of N images says beside its pixels; None: nothing.
+
+    `labels`: int64 (N,) into `classes`, which is empty where there are none; `cameras`: int64 (N,);
+    `roles`: queries and gallery. Re-identification asks for cameras and roles, verification for
+    `pairs`.
+    """
+
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    cameras: Tensor | None = None
+    roles: QueryGallery | None = None
+    pairs: Pairs | None = None
+
+    def of(self, ids_K: Tensor) -> "Annotations":
+        """Those of these rows, int64; the classes stay as they are."""
+        return Annotations(
+            None if self.labels is None else self.labels[ids_K],
+            self.classes,
+            None if self.cameras is None else self.cameras[ids_K],
+            None if self.roles is None else self.roles.of(ids_K),
+            None if self.pairs is None else self.pairs.of(ids_K),
+        )
+
+
+NOTHING = Annotations()
+"""Of images of which nothing is known."""
+
+
+class Annotated:
+    """Has `annotations`, each of which can be read by its own name."""
+
+    annotations: Annotations = NOTHING
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.annotations.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.annotations.classes
+
+    @property
+    def cameras(self) -> Tensor | None:
+        return self.annotations.cameras
+
+    @property
+    def roles(self) -> QueryGallery | None:
+        return self.annotations.roles
+
+    @property
+    def pairs(self) -> Pairs | None:
+        return self.annotations.pairs
+
+
 class Images(Protocol):
     """N images uint8 of one `shape` (C, H, W), read by number; all can be pickled for loader
     workers.
 
-    `labels` is int64 (N,) into `classes`, or None; `classes` is empty where there are no labels.
-    `fingerprint` is a sha256 in hex that changes when the images do.
+    `labels`, `classes`, `cameras`, `roles` and `pairs` are those of `annotations`. `fingerprint` is
+    a sha256 in hex that changes when the images do.
     """
 
-    # Where a data set has more to say: the camera of each image, int64 (N,); which ask and which
-    # are searched; which are compared. Re-identification asks for the first two, verification for
-    # the third.
-    cameras: Tensor | None
-    roles: QueryGallery | None
-    pairs: Pairs | None
+    annotations: Annotations
 
     @property
     def labels(self) -> Tensor | None: ...
     @property
     def classes(self) -> tuple[str, ...]: ...
+    @property
+    def cameras(self) -> Tensor | None: ...
+    @property
+    def roles(self) -> QueryGallery | None: ...
+    @property
+    def pairs(self) -> Pairs | None: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
     @property

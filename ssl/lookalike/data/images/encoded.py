@@ -12,24 +12,19 @@ import torch
 from torch import Tensor
 
 from lookalike.data.decode import Opened
-from lookalike.data.images.contract import Fit, Pairs, QueryGallery
+from lookalike.data.images.contract import Annotated, Fit
 
 
-class EncodedImages(ABC):
+class EncodedImages(Annotated, ABC):
     """Images kept as the bytes of image files, decoded to canvases of `shape`, by `fit`, when they
     are read.
 
     `max_pixels`: how many one may have; None for what is safe (see Opened).
     """
 
-    labels: Tensor | None
-    classes: tuple[str, ...]
     shape: tuple[int, int, int]
     fit: Fit = "crop"
     max_pixels: int | None = None
-    cameras: Tensor | None = None
-    roles: QueryGallery | None = None
-    pairs: Pairs | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -55,16 +50,12 @@ class EncodedImages(ABC):
 
 
 class Subset(EncodedImages):
-    """Some rows of other encoded images, under their own names and labels."""
+    """Some rows of other encoded images, under their own names and annotations."""
 
     def __init__(self, images: EncodedImages, ids_N: Tensor) -> None:
         self._images = images
         self._ids_N = ids_N
-        self.labels = None if images.labels is None else images.labels[ids_N]
-        self.cameras = None if images.cameras is None else images.cameras[ids_N]
-        self.roles = None if images.roles is None else images.roles.of(ids_N)
-        self.pairs = None if images.pairs is None else images.pairs.of(ids_N)
-        self.classes = images.classes
+        self.annotations = images.annotations.of(ids_N)
         self.shape, self.fit, self.max_pixels = images.shape, images.fit, images.max_pixels
 
     def __len__(self) -> int:

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 
 import numpy as np
-from torch import Tensor
 
 from lookalike.data.decode import BadImage, contents
-from lookalike.data.images.contract import Fit, Pairs, QueryGallery
+from lookalike.data.images.contract import NOTHING, Annotations, Fit
 from lookalike.data.images.encoded import EncodedImages, PackedNames
 from lookalike.folder import without_waiting
-from lookalike.recipe import Size, sides
+from lookalike.geometry import sides
+from lookalike.recipe import Size
 
 # Seconds an answer about a file: a local disk takes a few microseconds, a server far away a
 # millisecond. On a local disk threads only get in each other's way.
@@ -38,25 +38,19 @@ class FileImages(EncodedImages):
         self,
         root: str | os.PathLike[str],
         paths: Iterable[bytes | str],
-        labels: Tensor | None,
-        classes: tuple[str, ...],
         size: Size,
         channels: int,
-        cameras: Tensor | None = None,
-        within: str | os.PathLike[str] | None = None,
+        annotations: Annotations = NOTHING,
         *,
-        roles: QueryGallery | None = None,
-        pairs: Pairs | None = None,
+        within: str | os.PathLike[str] | None = None,
         fit: Fit = "crop",
         max_pixels: int | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
         self._paths = PackedNames([os.fsencode(path) for path in paths])
-        self.labels = labels
-        self.classes = classes
+        self.annotations = annotations
         self.shape, self.fit, self.max_pixels = (channels, *sides(size)), fit, max_pixels
-        self.cameras, self.roles, self.pairs = cameras, roles, pairs
 
     def __len__(self) -> int:
         return len(self._paths)

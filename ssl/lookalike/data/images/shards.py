@@ -21,7 +21,8 @@ from lookalike.data.listing import Shard
 from lookalike.data.order import Windows
 from lookalike.data.samples import Samples
 from lookalike.errors import DataError
-from lookalike.recipe import Size, sides
+from lookalike.geometry import sides
+from lookalike.recipe import Size
 
 _OPEN = 64
 
@@ -53,7 +54,7 @@ class ShardImages(EncodedImages):
             for k in range(1, 5)
         ]
         self._offsets_N, self._sizes_N, self._crcs_N, self.numbers_N = columns
-        self.labels, self.classes, self.shape = None, (), (channels, *sides(size))
+        self.shape = (channels, *sides(size))
         self.windows: Windows | None = None
         self._open: OrderedDict[int, _Open] = OrderedDict()
 

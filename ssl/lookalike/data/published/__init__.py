@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lookalike.data.images import FileImages, Fit, Images, Pairs, QueryGallery
+from lookalike.data.images import Annotations, FileImages, Fit, Images, Pairs, QueryGallery
 from lookalike.data.index import below, os_errors_as
 from lookalike.data.outside import lines, opened
 from lookalike.data.repeats import normal
@@ -25,7 +25,7 @@ from lookalike.recipe import Size
 
 Key = int | str
 Protocol = Literal["zero_shot", "closed_set"]
-AGAIN = "mend the line, or fetch the file again"
+AGAIN = "fix the line, or fetch the file again"
 
 
 class Layout(NamedTuple):
@@ -118,17 +118,20 @@ class Listing:
         number = {key: label for label, key in enumerate(order)}
         rows = [row for part_rows in parts.values() for row in sorted(part_rows)]
         cameras = [row.camera for row in rows if row.camera is not None]
+        known = Annotations(
+            torch.tensor([number[row.key] for row in rows]),
+            tuple(self.names.get(key, str(key)) for key in order),
+            torch.tensor(cameras) if cameras else None,
+            self._roles() if "query" in parts else None,
+            self._pairs(rows) if wanted == "test" and self.pairs else None,
+        )
         return FileImages(
             self.root,
             [row.path for row in rows],
-            torch.tensor([number[row.key] for row in rows]),
-            tuple(self.names.get(key, str(key)) for key in order),
             canvas,
             Published.channels,
-            torch.tensor(cameras) if cameras else None,
+            known,
             within=self.root,
-            roles=self._roles() if "query" in parts else None,
-            pairs=self._pairs(rows) if wanted == "test" and self.pairs else None,
             fit=layout.fit,
         )
 
@@ -249,7 +252,7 @@ def whole(word: str, what: str, place: str, low: int, high: int) -> int:
     """The word as a number from `low` to `high`. Raises DataError for any other."""
     if is_number([word]) and len(word) < 19 and low <= int(word) <= high:
         return int(word)
-    raise DataError(f"{place}: {what} {word[:40]!r} is no number from {low} to {high}: {AGAIN}")
+    raise DataError(f"{place}: {what} {word[:40]!r} is not a number from {low} to {high}: {AGAIN}")
 
 
 def file_in(root: Path, layout: Layout, *names: str) -> Path:

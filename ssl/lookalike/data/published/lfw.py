@@ -90,8 +90,8 @@ class LFW(Published):
 def _pairs(file: Path) -> Iterator[tuple[Line, list[str], list[str], int]]:
     """Line, names (one or two), image numbers (two) and fold of each pair.
 
-    The first line is `folds  n`, or `n` where there is one fold; a fold is n pairs of one person each (`name i j`),
-    then n of two (`name i other j`). Raises DataError for what is not so.
+    The first line is `folds  n`, or `n` where there is one fold; a fold is n pairs of one person
+    each (`name i j`), then n of two (`name i other j`). Raises DataError for what is not so.
     """
     lines = read(file)
     head = next(lines, Line(f"{printable(file)}:1", []))

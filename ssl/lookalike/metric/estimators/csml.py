@@ -135,7 +135,7 @@ class CSML(LinearMap):
     """
 
     centres = True
-    cosine = True
+    distance = "cosine"
 
     def __init__(
         self,

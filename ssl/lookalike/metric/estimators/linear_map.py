@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from lookalike.geometry import Distance
 from lookalike.metric.estimators.scatter import Floats, Whole, principal
 from lookalike.scoring import retrieval
 
@@ -26,8 +27,8 @@ class LinearMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     # Whether the origin of the map is the mean of the rows; distances do not ask.
     centres: ClassVar[bool] = False
-    # Whether rows are near by the angle between their images, or by their distance.
-    cosine: ClassVar[bool] = False
+    # How the images of rows are compared.
+    distance: ClassVar[Distance] = "euclidean"
     components_: Floats
     mean_: Floats
 
@@ -97,7 +98,7 @@ class LinearMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         """
         z_NP = torch.from_numpy(self.transform(X))
         _, class_N = np.unique(np.asarray(y), return_inverse=True)
-        found = retrieval.scores(z_NP, torch.from_numpy(class_N), ks=(1,), normalize=self.cosine)
+        found = retrieval.scores(z_NP, torch.from_numpy(class_N), ks=(1,), distance=self.distance)
         return found["recall@1"]
 
     def get_mahalanobis_matrix(self) -> Floats:
