@@ -4,10 +4,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(FIT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 OUT ?= runs/quickstart
-# Much of the suite waits for processes that start: two test files at a time.
-SPREAD ?= -n 2 --dist loadfile
+# Two test files at a time; tests/conftest.py puts the longest first.
+SPREAD ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-cluster fuzz lint clean
+.PHONY: quickstart test test-all test-cluster fuzz same lint docs docs-recipes clean
 
 quickstart: .venv/.installed
 	$(BIN)/lookalike run recipes/quickstart.yaml --out $(OUT)
@@ -26,10 +26,24 @@ test-cluster: .venv/.installed
 fuzz: .venv/.installed
 	PYTHONPATH=tests $(BIN)/python tests/data/test_fuzz.py
 
+# Whether the working tree trains what the commit BASE trained, bit for bit; WITH="--fast" or WITH="--only 'methods/*'".
+same: .venv/.installed
+	$(BIN)/python tests/same.py $(or $(BASE),$(error say make same BASE=<commit>)) $(WITH)
+
 lint: .venv/.installed
 	$(BIN)/ruff check ssl tests benchmarks
 	$(BIN)/ruff format --check ssl tests benchmarks
 	$(BIN)/mypy
+
+# Every section and key, from signatures and docstrings.
+docs-recipes: .venv/.installed
+	$(BIN)/lookalike schema --markdown > docs/recipes.md.new
+	mv docs/recipes.md.new docs/recipes.md
+# The site of docs/ in build/site, by zensical; a link that leads nowhere, there or in README, fails it.
+docs: .venv/.installed
+	@$(BIN)/python -c 'import zensical' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python -m pytest tests/test_docs.py -k "links or site or named"
 
 .venv/.installed: pyproject.toml
 	@$(or $(PYTHON),false) -c '$(FIT)' || { echo "make: no Python 3.11 or newer with venv found:" \
@@ -40,4 +54,4 @@ lint: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .cache build
