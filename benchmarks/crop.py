@@ -62,7 +62,7 @@ def main(count: int, rounds: int) -> None:
     """Prints both tables and the ratio of the costs."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        images = FileImages(folder, write(Path(folder), count), None, (), 256, 3)
+        images = FileImages(folder, write(Path(folder), count), 256, 3)
         two, ten = HostCrops(Asymmetric(), 224), HostCrops(MultiCrop(), 224)
         sides = {"device": None, "host, 2 views": two, "host, 2 + 8 views": ten}
         found = compare(

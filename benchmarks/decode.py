@@ -110,7 +110,7 @@ def peer(folder: Path, names: list[str]) -> Callable[[], None]:
 
 def ours(folder: Path, names: list[str]) -> Callable[[], None]:
     """What a loader process does for a batch."""
-    reader = Reader(FileImages(folder, names, None, (), 256, 3), seed=0)
+    reader = Reader(FileImages(folder, names, 256, 3), seed=0)
     slot = torch.empty(len(names), *reader.shapes[0], dtype=torch.uint8)
     return lambda: print(end="".join(bad.path for bad in reader.fill(0, range(len(names)), [slot])))
 

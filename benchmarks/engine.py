@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 import lookalike
 from lookalike import comm
 from lookalike.engine import ENGINES
+from lookalike.experiment import Pretrain
 from lookalike.optim import OPTIMIZERS, parameter_groups
-from lookalike.stages.pretrain import Pretrain, make_method
+from lookalike.stages.pretrain import make_method
 
 Step = Callable[[list[Tensor]], Any]
 STAGES = (0, 1, 2, 3)
@@ -80,7 +81,7 @@ def measure(path: str, steps: int) -> None:
     comm.start()
     recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
     architecture, batch = (
-        recipe.values["backbone"],
+        recipe.backbone,
         recipe.section(Pretrain).batch // comm.world_size(),
     )
     shape = (batch, architecture.channels, architecture.size, architecture.size)

@@ -24,8 +24,8 @@ STATES = ("untrained", "untrained, fine-tuned", "pretrained", "pretrained, fine-
 
 def scores(recipe: Recipe, folder: Path) -> list[float]:
     """Recall@1 in per cent of STATES, in their order."""
-    torch.manual_seed(recipe.values["seed"])
-    untrained = make_backbone(recipe.values["backbone"]).eval()
+    torch.manual_seed(recipe.seed)
+    untrained = make_backbone(recipe.backbone).eval()
     found = []
     for name in ("untrained", "pretrained"):
         out = folder / name

@@ -1,9 +1,9 @@
 """Losses that do not grow, beside the dense forms they replace: time and peak memory of loss and
 gradient.
 
-    python benchmarks/losses.py correlation [N] [D]      Barlow Twins: Gram form beside the D × D matrix
-    python benchmarks/losses.py contrastive [N] [D]      SimCLR: tiles beside the 2N × 2N matrix
-    python benchmarks/losses.py growth                   exponents of time in N and in D
+    python benchmarks/losses.py correlation [N] [D]  Barlow Twins: Gram form beside the D × D matrix
+    python benchmarks/losses.py contrastive [N] [D]  SimCLR: tiles beside the 2N × 2N matrix
+    python benchmarks/losses.py growth               exponents of time in N and in D
     python benchmarks/losses.py bytes                    bytes sent per rank and step, 2 and 4 ranks
 
 Each form runs in a process of its own, alternating with the other; the peak is what the process

@@ -18,9 +18,10 @@ import torch
 from lookalike.data.loader import batches
 from lookalike.data.order import EpochOrder
 from lookalike.evaluation.features import embedder, extract
+from lookalike.experiment import Experiment
 from lookalike.methods import METHODS
+from lookalike.nn.hooks import follow, start_step
 from lookalike.optim import Progress, parameter_groups, set_rates, warmup_cosine
-from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
 from lookalike.scoring import knn
 from lookalike.stages.pretrain import labels_for, make_method
@@ -30,7 +31,8 @@ HEADS = {
     "barlow_twins": "projector: [512, 512], off_diagonal: 0.01",
     "byol": "projector: [512, 128], predictor: [512, 128], momentum: 0.99",
     "dcl": "projector: [512, 128], temperature: 0.2",
-    "dino": "hidden: 512, bottleneck: 128, prototypes: 1024, momentum: 0.99, teacher_warmup_epochs: 0",
+    "dino": "hidden: 512, bottleneck: 128, prototypes: 1024, momentum: 0.99, "
+    "teacher_warmup_epochs: 0",
     "moco_v2": "projector: [512, 128], queue: 8192, momentum: 0.99",
     "moco_v3": "projector: [512, 128], predictor: [512, 128], temperature: 0.2",
     "nnclr": "projector: [512, 512, 128], predictor: [512, 128], temperature: 0.2, queue: 8192",
@@ -54,7 +56,8 @@ backbone:
   args: {{channels: [32, 64, 128, 256], layers: [1, 1, 1, 1]}}
 pretrain:
   method: {{name: {name}, {heads}}}
-  views: {{name: asymmetric, crop: [0.5, 1.0], aspect: [0.85, 1.18], blur: [0.3, 0.1], blur_sigma: [0.1, 1.0], solarize: [0.0, 0.1]}}
+  views: {{name: asymmetric, crop: [0.5, 1.0], aspect: [0.85, 1.18], \
+blur: [0.3, 0.1], blur_sigma: [0.1, 1.0], solarize: [0.0, 0.1]}}
   optimizer: {{name: adamw, lr: 2e-3, weight_decay: 0.05}}
   epochs: 1
   warmup_epochs: 0.5
@@ -65,12 +68,12 @@ TRY = 10
 
 def recipe(name: str, data: str) -> Recipe:
     """The recipe in which the methods differ by name and heads only."""
-    return from_text(TEXT.format(name=name, heads=HEADS[name], data=data), name, [], SECTIONS)
+    return from_text(TEXT.format(name=name, heads=HEADS[name], data=data), name, [], Experiment)
 
 
 def train(made: Recipe, seconds: float) -> tuple[Any, int]:
     """The method after as many steps as fit into the time, and how many those were."""
-    settings, images = made.values["pretrain"], made.values["data"].build().split("train")
+    settings, images = made.pretrain, made.data.build().split("train")
     module = make_method(made)
     optimizer = settings.optimizer.build(parameter_groups(module))
     order = EpochOrder(len(images), settings.batch, 1, 0)
@@ -84,9 +87,7 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
         if done == TRY:
             steps = max(2 * TRY, int(seconds / (time.monotonic() - began) * TRY))
         batch = next(stream)
-        for part in module.modules():
-            if callable(begin := getattr(part, "begin", None)):
-                begin(Progress(done, steps, done / order.steps_per_epoch))
+        start_step(module, Progress(done, steps, done / order.steps_per_epoch))
         set_rates(
             optimizer,
             warmup_cosine(done, steps=steps, warmup=min(200, max(1, steps // 10)), final=0.001),
@@ -96,9 +97,7 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
         loss.value.backward()
         optimizer.step()
         optimizer.zero_grad()
-        for part in module.modules():
-            if callable(follow := getattr(part, "follow", None)):
-                follow()
+        follow(module)
         done += 1
     return module, done * settings.batch
 
@@ -106,7 +105,7 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
 def score(made: Recipe, module: Any) -> float:
     """Top-1 of kNN-20 on the test images, all training images as its memory."""
     source, function = (
-        made.values["data"].build(),
+        made.data.build(),
         embedder(module.backbone, module.backbone.architecture),
     )
     bank, test = (extract(function, source.split(split)) for split in ("train", "test"))

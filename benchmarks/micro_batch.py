@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from losses import peak
 
-from lookalike.pipeline import SECTIONS
+from lookalike.experiment import Experiment
 from lookalike.recipe import from_text
 from lookalike.stages.pretrain import make_method
 
@@ -37,7 +37,7 @@ pretrain:
 def measure(batch: int, micro: int, answer: Any) -> None:
     """(loss, norm of the gradient, seconds, bytes) of one step."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    module = make_method(from_text(TEXT.format(batch=batch, micro=micro), "micro", [], SECTIONS))
+    module = make_method(from_text(TEXT.format(batch=batch, micro=micro), "micro", [], Experiment))
     module([torch.randn(2 * batch // micro, 3, 64, 64) for _ in range(2)]).value.backward()
     module.zero_grad()
     torch.manual_seed(0)

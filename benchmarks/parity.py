@@ -23,8 +23,8 @@ import views as makers
 from lookalike.data import Idx
 from lookalike.data.images import ArrayImages
 from lookalike.evaluation.features import embedder, extract
+from lookalike.experiment import Experiment
 from lookalike.optim import parameter_groups, set_rates, warmup_cosine
-from lookalike.pipeline import SECTIONS
 from lookalike.recipe import from_text
 from lookalike.scoring import knn
 from lookalike.stages.pretrain import make_method
@@ -33,7 +33,8 @@ SIZE, BATCH = 32, 128
 TEXT = """
 seed: {seed}
 data: {{name: digits}}
-backbone: {{name: resnet18, size: 32, channels: 3, pool: avg, args: {{channels: [32, 64, 128, 256], layers: [1, 1, 1, 1]}}}}
+backbone: {{name: resnet18, size: 32, channels: 3, pool: avg, \
+args: {{channels: [32, 64, 128, 256], layers: [1, 1, 1, 1]}}}}
 pretrain:
   method: {{name: simclr, projector: [512, 128], temperature: 0.2}}
   optimizer: {{name: adamw, lr: 2e-3, weight_decay: 0.05}}
@@ -50,13 +51,15 @@ def tinted(images: Any, n: int, seed: int) -> ArrayImages:
     grey = torch.nn.functional.pad(images.read_many(range(n)), (4, 4, 4, 4)).float() / 255
     front, back = (torch.rand(n, 3, 1, 1, generator=generator) for _ in range(2))
     made = 255 * (grey * (0.8 + 0.2 * front) + (1 - grey) * 0.1 * back)
-    return ArrayImages(made.round().to(torch.uint8), images.labels[:n], images.classes, "tinted")
+    return ArrayImages(
+        made.round().to(torch.uint8), images.annotations.of(torch.arange(n)), "tinted"
+    )
 
 
 def train(maker: str, seed: int, canvas_NCHW: Tensor, steps: int) -> Any:
     """The method after its steps."""
-    made = from_text(TEXT.format(seed=seed), maker, [], SECTIONS)
-    settings = made.values["pretrain"]
+    made = from_text(TEXT.format(seed=seed), maker, [], Experiment)
+    settings = made.pretrain
     module = make_method(made)
     optimizer = settings.optimizer.build(parameter_groups(module))
     views, generator = MAKERS[maker](SIZE), torch.Generator().manual_seed(seed)

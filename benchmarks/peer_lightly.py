@@ -30,9 +30,9 @@ import lookalike
 from lookalike import rng
 from lookalike.data import Idx
 from lookalike.evaluation.features import embedder, extract
+from lookalike.experiment import Experiment
 from lookalike.models import make_backbone
 from lookalike.optim import parameter_groups, set_rates, warmup_cosine
-from lookalike.pipeline import SECTIONS
 from lookalike.recipe import Recipe, from_text
 from lookalike.scoring import knn
 
@@ -40,10 +40,12 @@ SIZE, BATCH, TRAIN, TEST = 64, 128, 4000, 2000
 TEXT = """
 seed: {seed}
 data: {{name: folder, path: {data}, canvas: 72}}
-backbone: {{name: resnet18, size: 64, pool: avg, args: {{channels: [16, 32, 64, 128], layers: [1, 1, 1, 1]}}}}
+backbone: {{name: resnet18, size: 64, pool: avg, \
+args: {{channels: [16, 32, 64, 128], layers: [1, 1, 1, 1]}}}}
 pretrain:
   method: {{name: simclr, projector: [512, 128], temperature: 0.2}}
-  views: {{name: symmetric, interpolation: bilinear, brightness: 0.8, contrast: 0.8, saturation: 0.8, hue: 0.2}}
+  views: {{name: symmetric, interpolation: bilinear, brightness: 0.8, contrast: 0.8, \
+saturation: 0.8, hue: 0.2}}
   optimizer: {{name: adamw, lr: 2e-3, weight_decay: 0.05}}
   epochs: {epochs}
   warmup_epochs: 0.5
@@ -82,9 +84,9 @@ def ours(recipe: Recipe, folder: Path) -> tuple[Any, float]:
 
 def lightly(recipe: Recipe, folder: Path) -> tuple[Any, float]:
     """The same with lightly's parts, as its SimCLR example puts them together."""
-    settings, seed = recipe.values["pretrain"], recipe.values["seed"]
+    settings, seed = recipe.pretrain, recipe.seed
     torch.manual_seed(rng.seed(seed, "weights"))
-    backbone = make_backbone(recipe.values["backbone"])
+    backbone = make_backbone(recipe.backbone)
     module = torch.nn.Sequential(backbone, SimCLRProjectionHead(backbone.dim, 512, 128)).train()
     optimizer = settings.optimizer.build(parameter_groups(module))
     criterion = NTXentLoss(temperature=0.2)
@@ -130,8 +132,8 @@ def main(data: str, epochs: int = 4, rounds: int = 3, workers: int = 0) -> None:
         )
         for seed in range(rounds):
             text = TEXT.format(seed=seed, data=folder / "images", epochs=epochs, workers=workers)
-            recipe = from_text(text, "peer", [], SECTIONS)
-            source = recipe.values["data"].build()
+            recipe = from_text(text, "peer", [], Experiment)
+            source = recipe.data.build()
             sets = source.split("train", SIZE), source.split("test", SIZE)
             seen = epochs * (TRAIN // BATCH) * BATCH
             mine, seconds = ours(recipe, folder / f"run{seed}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lookalike.checkpoint import Checkpoints, Saver
-from lookalike.pipeline import load_recipe
+from lookalike.experiment import load_recipe
 from lookalike.stages.pretrain import make_method
 from lookalike.training.loop import make_engine, save
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Alternates the three on one engine with full optimizer state."""
     recipe = load_recipe(sys.argv[1])
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 20
-    settings, module = recipe.values["pretrain"], make_method(recipe)
+    settings, module = recipe.pretrain, make_method(recipe)
     engine = make_engine(settings, module)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -49,7 +49,10 @@ def main() -> None:
             whole = seconds(lambda step=step: at_once.save(step, engine.save()._asdict(), {}))
             rows.append((copy, waits, whole))
     copy, waits, whole = (statistics.median(column) for column in zip(*rows, strict=True))
-    times = f"copy {1e3 * copy:.1f} ms, the loop waits {1e3 * waits:.1f} ms, at once {1e3 * whole:.1f} ms"
+    times = (
+        f"copy {1e3 * copy:.1f} ms, the loop waits {1e3 * waits:.1f} ms, "
+        f"at once {1e3 * whole:.1f} ms"
+    )
     print(f"{size / 2**20:.0f} MiB of state; {times}")
     for name, column in (("waits", 1), ("at once", 2)):
         low, middle, high = statistics.quantiles([row[column] / row[0] for row in rows], n=4)

@@ -1,9 +1,9 @@
 """Retrieval scores beside pytorch-metric-learning's AccuracyCalculator: time, peak memory, values.
 
-    python benchmarks/scores.py [N] [PAIRS]     P@1, R-precision, MAP@R and mAP over the whole list (its k=None)
-    python benchmarks/scores.py short [N] [PAIRS]     the same without mAP (its k="max_bin_count")
-    python benchmarks/scores.py once [N]        ours alone: seconds and memory
-    python benchmarks/scores.py rerank [N]      re-ranking alone: seconds and memory; 3,368 queries, N in the gallery
+    python benchmarks/scores.py [N] [PAIRS]        P@1, R-precision, MAP@R, whole-list mAP (k=None)
+    python benchmarks/scores.py short [N] [PAIRS]  without mAP (its k="max_bin_count")
+    python benchmarks/scores.py once [N]    ours alone: seconds and memory
+    python benchmarks/scores.py rerank [N]  re-ranking alone: the same; 3,368 queries, N in gallery
 
 N rows of 512, five of each class, as in Stanford Online Products; cosine similarity, queries =
 gallery. Each side runs in a process of its own, alternating; the peak is what the process held at

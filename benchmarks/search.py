@@ -61,7 +61,7 @@ def sides(index: SearchIndex) -> dict[str, Callable[[Tensor], object]]:
         flat = faiss.IndexFlatIP(D)
         flat.add(torch.nn.functional.normalize(x_ND).numpy())
         began = time.process_time()
-        index.cells = train_ivf(index.x_ND, True)
+        index.cells = train_ivf(index.x_ND, "cosine")
         print(
             f"cells: {len(index.cells.centre_CD)} by faiss in {time.process_time() - began:.1f} s"
         )

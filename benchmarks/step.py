@@ -6,7 +6,7 @@ engine, so that both see the same machine. A whole step is everything from one b
 reading, views, network, log.
 
     python benchmarks/step.py RECIPE [STEPS]
-    python benchmarks/step.py resnet18 [STEPS]     a ResNet-18 at 64 pixels on JPEG files of 500 × 375, made here
+    python benchmarks/step.py resnet18 [STEPS]  a ResNet-18 at 64 pixels on JPEG files of 500 × 375
 """
 
 import copy
@@ -25,8 +25,9 @@ import decode
 import lookalike
 from lookalike import comm
 from lookalike.data.order import EpochOrder
+from lookalike.experiment import Pretrain
 from lookalike.optim import parameter_groups
-from lookalike.stages.pretrain import Pretrain, make_inputs, make_method
+from lookalike.stages.pretrain import make_inputs, make_method
 from lookalike.training import loop
 
 TEXT = """
@@ -47,7 +48,7 @@ class Alternation:
 
     def __init__(self, recipe: Any, module: Any) -> None:
         settings = recipe.section(Pretrain)
-        self.views, self.module, self.seed = settings.views.build(), module, recipe.values["seed"]
+        self.views, self.module, self.seed = settings.views.build(), module, recipe.seed
         self.whole: list[float] = []
         self.bare: list[float] = []
         self.left: float | None = None
@@ -91,8 +92,8 @@ def main(path: str, steps: int) -> None:
     """Trains `steps` steps of the recipe and prints the ratio with its quartiles."""
     recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
     settings = recipe.section(Pretrain)
-    images = recipe.values["data"].build().split("train", recipe.values["backbone"].size)
-    order = EpochOrder(len(images), settings.batch, 1, recipe.values["seed"])
+    images = recipe.data.build().split("train", recipe.backbone.size)
+    order = EpochOrder(len(images), settings.batch, 1, recipe.seed)
     module = make_method(recipe)
     inputs = Alternation(recipe, module)
     # The loop trains the module, the bare side a copy of it with an optimizer of its own; they take

@@ -28,18 +28,18 @@ BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)
 
 def ours(size: int) -> Callable[[Tensor, int], list[Tensor]]:
     """The law `asymmetric` of views/."""
-    law = Asymmetric()
+    policy = Asymmetric()
 
     def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
         ids_B = torch.arange(len(canvas_BCHW))
-        return law(canvas_BCHW, ids_B, seed=0, epoch=epoch, size=size, mean=MEAN, std=STD)
+        return policy(canvas_BCHW, ids_B, seed=0, epoch=epoch, size=size, mean=MEAN, std=STD)
 
     return views
 
 
 def kornia(size: int) -> Callable[[Tensor, int], list[Tensor]]:
     """Its own sequential, a batch at a time."""
-    laws = [
+    policies = [
         K.AugmentationSequential(
             K.RandomResizedCrop((size, size), scale=(0.08, 1.0), resample="bicubic"),
             K.RandomHorizontalFlip(p=0.5),
@@ -55,14 +55,14 @@ def kornia(size: int) -> Callable[[Tensor, int], list[Tensor]]:
 
     def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
         x_BCHW = canvas_BCHW.float() / 255
-        return [law(x_BCHW) for law in laws]
+        return [policy(x_BCHW) for policy in policies]
 
     return views
 
 
 def torchvision(size: int) -> Callable[[Tensor, int], list[Tensor]]:
     """Its transforms, an image at a time, as a data set's worker applies them."""
-    laws = [
+    policies = [
         v2.Compose(
             [
                 v2.RandomResizedCrop(
@@ -81,7 +81,7 @@ def torchvision(size: int) -> Callable[[Tensor, int], list[Tensor]]:
     ]
 
     def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
-        return [torch.stack([law(x) for x in canvas_BCHW]) for law in laws]
+        return [torch.stack([policy(x) for x in canvas_BCHW]) for policy in policies]
 
     return views
 
