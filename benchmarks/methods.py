@@ -10,7 +10,6 @@ steps; the schedule knows it.
 
 import argparse
 import time
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from lookalike.optim import Progress, parameter_groups, set_rates, warmup_cosine
 from lookalike.recipe import Recipe, from_text
 from lookalike.scoring import knn
 from lookalike.stages.pretrain import labels_for, make_method
-from lookalike.training.loop import make_views
+from lookalike.training.inputs import on_device
 
 HEADS = {
     "barlow_twins": "projector: [512, 512], off_diagonal: 0.01",
@@ -80,7 +79,7 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
     stream = batches(
         images, order, first_step=0, last_step=10**6, rank=0, world=1, workers=0, pin=False
     )
-    views = partial(make_views, settings.views.build(), module.backbone.architecture, 0)
+    views = on_device(settings.views.build(), module.backbone.architecture, 0)
     labels_N = labels_for(module, images)
     began, steps, done = time.monotonic(), 10**6, 0
     while done < steps:
@@ -92,7 +91,7 @@ def train(made: Recipe, seconds: float) -> tuple[Any, int]:
             optimizer,
             warmup_cosine(done, steps=steps, warmup=min(200, max(1, steps // 10)), final=0.001),
         )
-        x = views(batch)
+        x = views(batch.pixels, batch.ids_B, batch.epoch)
         loss = module(x) if labels_N is None else module(x, labels_N[batch.ids_B])
         loss.value.backward()
         optimizer.step()

@@ -29,6 +29,7 @@ from lookalike.experiment import Pretrain
 from lookalike.optim import parameter_groups
 from lookalike.stages.pretrain import make_inputs, make_method
 from lookalike.training import loop
+from lookalike.training.inputs import on_device
 
 TEXT = """
 data: {{name: folder, path: {images}, test_fraction: 0}}
@@ -48,7 +49,8 @@ class Alternation:
 
     def __init__(self, recipe: Any, module: Any) -> None:
         settings = recipe.section(Pretrain)
-        self.views, self.module, self.seed = settings.views.build(), module, recipe.seed
+        policy, architecture = settings.views.build(), module.backbone.architecture
+        self.views = on_device(policy, architecture, recipe.seed)
         self.whole: list[float] = []
         self.bare: list[float] = []
         self.left: float | None = None
@@ -61,14 +63,14 @@ class Alternation:
         now = wait()
         if self.left is not None:
             self.whole.append(now - self.left)
-        inputs = make_inputs(self.views, self.module.backbone.architecture, self.seed, None, batch)
+        inputs = make_inputs(self.views, None, batch)
         begun = wait()
         self.bare_module(*inputs).value.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.bare.append(wait() - begun)
         self.left = wait()
-        return make_inputs(self.views, self.module.backbone.architecture, self.seed, None, batch)
+        return make_inputs(self.views, None, batch)
 
 
 def wait() -> float:

@@ -48,7 +48,9 @@ def grouped(paths: Sequence[bytes]) -> list[list[int]]:
         else set()
     )
     rows: dict[bytes, list[int]] = {name: [] for name in again}
-    for row, name in enumerate(names if again else ()):
+    if not again:
+        return []
+    for row, name in enumerate(names):
         if name in again:
             rows[name].append(row)
     return sorted(rows.values())

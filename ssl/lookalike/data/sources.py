@@ -158,7 +158,8 @@ class Folder:
         labels_N = np.empty(len(paths), np.int64)
         index = {name: label for label, name in enumerate(classes)}
         below = top_folders(paths) if classes else {}
-        for name, rows in below.items() if isinstance(below, dict) else ():
+        named = below.items() if isinstance(below, dict) else []
+        for name, rows in named:
             labels_N[rows.start : rows.stop] = index[name]
         if mask_N is not None:
             paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]

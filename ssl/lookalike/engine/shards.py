@@ -141,7 +141,8 @@ class Flat:
         self.optimizer.state.clear()
         for parameters, flat in self._groups():
             known = [nested[self._name[id(p)]] for p in parameters if self._name[id(p)] in nested]
-            for key, value in known[0].items() if known else ():
+            first = known[0] if known else {}
+            for key, value in first.items():
                 self.optimizer.state[flat][key] = (
                     torch.zeros_like(flat) if value.dim() else value.clone()
                 )

@@ -51,8 +51,8 @@ class FinetuneModule(Scheduled, ParameterHints, nn.Module):
         )
         self.resting = False
         freeze(model.backbone, train_blocks)
-        for norm in model.backbone.modules() if freeze_batchnorm else ():
-            if isinstance(norm, _BatchNorm):
+        for norm in model.backbone.modules():
+            if freeze_batchnorm and isinstance(norm, _BatchNorm):
                 norm.requires_grad_(False)
 
     def forward(self, view_BCHW: Tensor, labels_B: Tensor) -> Loss:

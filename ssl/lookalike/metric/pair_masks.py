@@ -73,7 +73,9 @@ def hinges(
 
 def refuse_unknown(labels_N: Tensor, num_classes: int) -> None:
     """Raises DataError for a label outside 0 … num_classes - 1, for which a loss has no row."""
-    for label in map(int, torch.aminmax(labels_N)) if len(labels_N) else ():
+    if not len(labels_N):
+        return
+    for label in map(int, torch.aminmax(labels_N)):
         if not 0 <= label < num_classes:
             known = f"the {num_classes} classes, 0 to {num_classes - 1}"
             raise DataError(f"labels: {label} is none of {known}: number them so")

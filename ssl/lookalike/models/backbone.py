@@ -68,9 +68,8 @@ class Architecture:
     def __post_init__(self) -> None:
         if bool(self.name) == bool(self.folder):
             raise ValueError("give either a timm `name` or a `folder` written by lookalike")
-        for known in fields(self) if self.folder else ():
-            if known.name != "folder" and getattr(self, known.name) != _default(known):
-                raise ValueError(f"{known.name}: the folder says it: delete it")
+        if self.folder:
+            self._check_alone()
         for label, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{label} has {len(values)} values for {self.channels} channels")
@@ -81,6 +80,11 @@ class Architecture:
         self._check_args()
         if self.name:
             self._check_name()
+
+    def _check_alone(self) -> None:
+        for known in fields(self):
+            if known.name != "folder" and getattr(self, known.name) != _default(known):
+                raise ValueError(f"{known.name}: the folder says it: delete it")
 
     def _check_args(self) -> None:
         for key in self.args:
@@ -402,7 +406,9 @@ def _create(architecture: Architecture) -> nn.Module:
 def _check_patch(architecture: Architecture, model: nn.Module) -> None:
     """A patch that does not divide the image would silently leave its edge unseen."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    for p in patch if isinstance(patch, Sequence) else ():
+    if not isinstance(patch, Sequence):
+        return
+    for p in patch:
         for side in sides(architecture.size):
             if rest := side % p:
                 below, above = side - rest, side - rest + p

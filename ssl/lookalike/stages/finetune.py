@@ -34,6 +34,7 @@ from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.training import loop
+from lookalike.training.inputs import on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +156,8 @@ def descend(job: Job, folder: Path, about: dict[str, Any]) -> None:
         )
     module = global_batchnorm(job.system.train()).to(comm.device())
     model, views = job.system.model, settings.views.build()
-    inputs = partial(
-        make_inputs, partial(views, dtype=settings.dtype), model, job.divided.labels_N, run.seed
-    )
+    made = on_device(partial(views, dtype=settings.dtype), model.architecture, run.seed)
+    inputs = partial(make_inputs, made, job.divided.labels_N)
     training = loop.Job(
         "finetune",
         folder,
@@ -292,8 +292,8 @@ def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int
 
 
 def make_inputs(
-    views: Callable[..., list[Tensor]], model: Embedding, labels_N: Tensor, seed: int, batch: Batch
+    views: Callable[..., list[Tensor]], labels_N: Tensor, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """One view of each image on the device, and its class."""
-    (view_BCHW,) = loop.make_views(views, model.architecture, seed, batch)
+    (view_BCHW,) = views(batch.pixels, batch.ids_B, batch.epoch)
     return view_BCHW, labels_N[batch.ids_B].to(view_BCHW.device, non_blocking=True)

@@ -37,6 +37,7 @@ from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.scoring import knn
 from lookalike.training import loop
+from lookalike.training.inputs import on_device
 
 Maker = Callable[[Backbone], Method]
 
@@ -163,14 +164,14 @@ def training(run: Run, settings: Pretrain, work: Work) -> loop.Job:
     architecture = module.backbone.architecture
     every = settings.knn_every_epochs * work.order.steps_per_epoch
     sets = (work.images, run.images("test") if every else work.images)
-    views = partial(work.views, dtype=settings.dtype)
+    views = on_device(partial(work.views, dtype=settings.dtype), architecture, run.seed)
     return loop.Job(
         "pretrain",
         run.out,
         module,
         work.images,
         work.order,
-        partial(make_inputs, views, architecture, run.seed, work.labels_N),
+        partial(make_inputs, views, work.labels_N),
         work.must_match,
         pieces=settings.pieces,
         host_crops=settings.host_crops(work.views, architecture.size),
@@ -286,6 +287,11 @@ def build_method(
     return made
 
 
+def make_method(recipe: Experiment) -> Any:
+    """The recipe's method as it is trained, on this rank's device."""
+    return placed(build_method(recipe), recipe.section(Pretrain))
+
+
 def placed(module: Method, settings: Pretrain) -> Any:
     """The method as it is trained: BatchNorm over all ranks, on this rank's device."""
     for part in module.modules():
@@ -330,10 +336,10 @@ def make_monitor(
 
 
 def make_inputs(
-    views: Any, architecture: Any, seed: int, labels_N: Tensor | None, batch: Batch
+    views: Callable[..., list[Tensor]], labels_N: Tensor | None, batch: Batch
 ) -> tuple[Any, ...]:
     """The method's inputs for a batch: its V views and, where it asks for them, the labels."""
-    made = loop.make_views(views, architecture, seed, batch)
+    made = views(batch.pixels, batch.ids_B, batch.epoch)
     if labels_N is None:
         return (made,)
     return made, labels_N[batch.ids_B].to(made[0].device, non_blocking=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from lookalike import comm, rng
@@ -24,7 +24,6 @@ from lookalike.engine import Engine, State
 from lookalike.errors import LostError, RecipeError, RunError
 from lookalike.experiment import ENGINE, Training
 from lookalike.log import Terminal, say
-from lookalike.models import Architecture
 from lookalike.nn.hooks import start_step
 from lookalike.nn.loss import Loss
 from lookalike.optim import Progress, parameter_groups, set_rates, set_weight_decay, warmup_cosine
@@ -180,22 +179,6 @@ def gradients(engine: Engine, job: Job, at: Standing) -> tuple[Loss, int]:
         at.meter.add(loss.value, loss.terms)
         new_bad += at.bad.add(batch.bad)
     return loss, new_bad
-
-
-def make_views(views: Any, architecture: Architecture, seed: int, batch: Batch) -> list[Tensor]:
-    """The views of a batch on this rank's device, by the policy `views` of views/."""
-    device = comm.device()
-    pixels: Any = (
-        [p.to(device) for p in batch.pixels]
-        if isinstance(batch.pixels, list)
-        else batch.pixels.to(device)
-    )
-    mean, std = architecture.normalisation()
-    size = architecture.size
-    made: list[Tensor] = views(
-        pixels, batch.ids_B, seed=seed, epoch=batch.epoch, size=size, mean=mean, std=std
-    )
-    return made
 
 
 def set_step(engine: Engine, settings: Training, factor: float, progress: Progress) -> float:

@@ -284,7 +284,7 @@ VIEWS: dict[str, Any] = {"asymmetric": Asymmetric, "multi_crop": MultiCrop, "sym
 
 
 def make(
-    policy: Symmetric,
+    policy: Callable[..., list[Tensor]],
     pixels: Tensor | Sequence[Tensor],
     ids_B: Tensor,
     epoch: int,
