@@ -11,7 +11,6 @@ from lookalike.checkpoint.compare import (
     TIMES,
     TOUCHED,
     differences,
-    is_one_of,
     touched,
     written,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "changes",
     "differences",
     "hold_run",
-    "is_one_of",
     "keep_run",
     "newest_manifest",
 ]

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from lookalike.recipe import is_one_of
+
 CHANGED = "choose another --out, or go on all the same with --accept-changes"
 # The mark of a passport (data/passport.py) that a mere copy of the images changes too.
 TIMES = "times"
@@ -27,11 +29,6 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
         if key in earlier and key != TIMES and not is_one_of(earlier[key], now[key])
         for line in differing(key, earlier[key], written(now)[key])
     ]
-
-
-def is_one_of(earlier: Any, now: Any) -> bool:
-    """Whether an earlier value is the value now, or one of those that are as good."""
-    return earlier in now if isinstance(now, tuple) else bool(earlier == now)
 
 
 def written(now: Mapping[str, Any]) -> dict[str, Any]:

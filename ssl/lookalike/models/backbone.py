@@ -299,34 +299,6 @@ class Backbone(nn.Module):
             files["pool.safetensors"] = save(_on_host(self.gem))
         return files
 
-    def _config(self) -> dict[str, Any]:
-        a = self.architecture
-        args = {k: v for k, v in a.timm_args().items() if k != "num_classes"}
-        mean, std = a.normalisation()
-        data = {
-            "input_size": [a.channels, *sides(a.size)],
-            "interpolation": "bicubic",
-            "crop_pct": a.crop,
-            "crop_mode": "center",
-        }
-        published = timm.get_pretrained_cfg(a.name)
-        weights = {
-            "num_classes": 0,
-            "first_conv": None,
-            "classifier": published.classifier,  # so that timm may add a fresh one: num_classes=N
-            "custom_load": False,
-            "fixed_input_size": bool(published.fixed_input_size),
-        }
-        ours = {k: v for k, v in asdict(a).items() if k not in ("folder", "pretrained")}
-        return {
-            "architecture": a.timm_name,
-            "num_classes": 0,
-            "num_features": self.dim,
-            "model_args": args,
-            "pretrained_cfg": {**data, "mean": list(mean), "std": list(std), **weights},
-            "lookalike": {**ours, "mean": list(mean), "std": list(std)},
-        }
-
     def _features(self, x_BCHW: Tensor) -> Tensor:
         h: Tensor = self.model(x_BCHW)
         if self.gem is None:

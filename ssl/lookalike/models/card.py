@@ -18,6 +18,7 @@ from lookalike.errors import printable
 from lookalike.folder import read_regular, recover, verify, write_folder
 from lookalike.geometry import sides
 from lookalike.models import Architecture, Own
+from lookalike.recipe import is_one_of
 
 _PACKAGES = ("lookalike", "torch", "timm")
 _VERSIONS = ("python", *_PACKAGES)
@@ -62,11 +63,7 @@ def is_done(folder: Path, about: Mapping[str, Any]) -> bool:
         return False
     verify(folder)
     card = read(folder)
-    return all(_is_one_of(card.get(key), value) for key, value in about.items())
-
-
-def _is_one_of(told: Any, wanted: Any) -> bool:
-    return told in wanted if isinstance(wanted, tuple) else bool(told == wanted)
+    return all(is_one_of(card.get(key), value) for key, value in about.items())
 
 
 def read(folder: Path) -> dict[str, Any]:

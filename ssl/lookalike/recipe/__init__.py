@@ -21,7 +21,7 @@ passes in. Imports go down this list:
 from lookalike.recipe.check import Choice
 from lookalike.recipe.json_schema import schema
 from lookalike.recipe.markdown import page
-from lookalike.recipe.meaning import digest, digests, meaning
+from lookalike.recipe.meaning import digest, digests, is_one_of, meaning
 from lookalike.recipe.nodes import Node, Position
 from lookalike.recipe.recipes import Recipe, from_text, load
 from lookalike.recipe.values import (
@@ -68,6 +68,7 @@ __all__ = [
     "digest",
     "digests",
     "from_text",
+    "is_one_of",
     "load",
     "meaning",
     "page",

@@ -48,6 +48,11 @@ def digests(recipe: Recipe, *keys: str) -> tuple[str, ...]:
     return digest(recipe, *keys), *map(_hash, found)
 
 
+def is_one_of(earlier: Any, now: Any) -> bool:
+    """Whether an earlier value is the value now, or one of those that are as good."""
+    return earlier in now if isinstance(now, tuple) else bool(earlier == now)
+
+
 def _hash(plain: Mapping[str, Any]) -> str:
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

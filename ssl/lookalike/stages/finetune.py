@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lookalike import comm, rng
-from lookalike.checkpoint import differences, is_one_of, keep_run, written
+from lookalike.checkpoint import differences, keep_run, written
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch, workers_for
 from lookalike.errors import BackboneError, DataError, RecipeError, RunError
@@ -31,7 +31,7 @@ from lookalike.metric.sampler import PKOrder
 from lookalike.models import Backbone, card, open_backbone, repooled
 from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.nn.batchnorm import global_batchnorm
-from lookalike.recipe import digests
+from lookalike.recipe import digests, is_one_of
 from lookalike.runs import Run
 from lookalike.training import loop
 from lookalike.training.inputs import on_device
