@@ -114,9 +114,9 @@ def test_torchrun_starts_lost_ranks_again_on_both_hosts(hosts, tmp_path, uninter
 
 def test_doctor_names_the_host_that_was_made_wrong(hosts, hostfile, tmp_path):
     changed = tmp_path / "signals.py"
-    changed.write_text((ROOT / "ssl/lookalike/signals.py").read_text() + "# mine\n")
+    changed.write_text((ROOT / "ssl/lookalike/process/signals.py").read_text() + "# mine\n")
     hosts.cut(2)
-    hosts.power(2, also=f"mount --bind {changed} {ROOT}/ssl/lookalike/signals.py")
+    hosts.power(2, also=f"mount --bind {changed} {ROOT}/ssl/lookalike/process/signals.py")
     try:
         words = [
             "env",
