@@ -20,8 +20,9 @@ from decode import compare, spread, write
 from torch import Tensor
 
 from lookalike.data.decode import cut
-from lookalike.data.images import FileImages
+from lookalike.data.images import FileImages, Reading
 from lookalike.data.reader import HostCrops, Reader
+from lookalike.geometry import PixelFormat
 from lookalike.views import Asymmetric, MultiCrop, scale
 from lookalike.views.resample import crop_resize, draw_boxes
 
@@ -62,7 +63,7 @@ def main(count: int, rounds: int) -> None:
     """Prints both tables and the ratio of the costs."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        images = FileImages(folder, write(Path(folder), count), 256, 3)
+        images = FileImages(folder, write(Path(folder), count), Reading(256, PixelFormat(3)))
         two, ten = HostCrops(Asymmetric(), 224), HostCrops(MultiCrop(), 224)
         sides = {"device": None, "host, 2 views": two, "host, 2 + 8 views": ten}
         found = compare(

@@ -24,8 +24,9 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
 from lookalike.data.decode import Opened, contents
-from lookalike.data.images import FileImages
+from lookalike.data.images import FileImages, Reading
 from lookalike.data.reader import Reader
+from lookalike.geometry import PixelFormat
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -110,7 +111,7 @@ def peer(folder: Path, names: list[str]) -> Callable[[], None]:
 
 def ours(folder: Path, names: list[str]) -> Callable[[], None]:
     """What a loader process does for a batch."""
-    reader = Reader(FileImages(folder, names, 256, 3), seed=0)
+    reader = Reader(FileImages(folder, names, Reading(256, PixelFormat(3))), seed=0)
     slot = torch.empty(len(names), *reader.shapes[0], dtype=torch.uint8)
     return lambda: print(end="".join(bad.path for bad in reader.fill(0, range(len(names)), [slot])))
 
@@ -120,7 +121,7 @@ def bare(folder: Path, names: list[str]) -> Callable[[], None]:
 
     def work() -> None:
         for name in names:
-            Opened(contents(folder / name), name, 3).pixels()
+            Opened(contents(folder / name), name, PixelFormat(3)).pixels()
 
     return work
 

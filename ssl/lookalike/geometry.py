@@ -1,9 +1,45 @@
-"""Sides and boxes of images, in whole pixels: what decoding an image and cutting views from it have
-in common. And the two distances of embeddings, which a model tells and a score asks for.
+"""Pixels, sides and boxes of images: what decoding an image, cutting views from it and a model's
+input have in common. And the two distances of embeddings, which a model tells and a score asks for.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+Depth = Literal["uint8", "uint16", "float32"]
+"""The type in which pixels are kept from the file to the view."""
+
+Alpha = Literal["white", "black", "keep"]
+"""What transparency lies on, or that it stays a channel of its own."""
+
+_TYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+_WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+
+
+class PixelFormat(NamedTuple):
+    """What the pixels of a set are, from the file to the view: one for all images, never one each.
+
+    `range`: the values, as they stand in the files, that become 0 and 1 in a view; what lies
+    outside is clamped. None: all that the type holds, 0 … 255, 0 … 65535 or 0.0 … 1.0; integers of
+    another depth in a file are then scaled from white to white.
+    """
+
+    channels: int = 3
+    depth: Depth = "uint8"
+    range: tuple[float, float] | None = None
+    alpha: Alpha = "white"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a canvas."""
+        return _TYPES[self.depth]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values that become 0 and 1."""
+        return (0.0, _WHITE[self.depth]) if self.range is None else self.range
+
 
 Distance = Literal["cosine", "euclidean"]
 """How two embeddings are compared: by their angle, or by the length of their difference."""

@@ -5,7 +5,16 @@ import pickle
 import pytest
 import torch
 
-from lookalike.data.images import Annotations, ArrayImages, FileImages, Pairs, QueryGallery, subset
+from lookalike.data.images import (
+    Annotations,
+    ArrayImages,
+    FileImages,
+    Pairs,
+    QueryGallery,
+    Reading,
+    subset,
+)
+from lookalike.geometry import PixelFormat
 
 COUNT = 6
 
@@ -24,7 +33,8 @@ def array(annotations):
 
 
 def files(annotations):
-    return FileImages("/nowhere", [f"{i}.png" for i in range(COUNT)], 8, 1, annotations)
+    paths = [f"{i}.png" for i in range(COUNT)]
+    return FileImages("/nowhere", paths, Reading(8, PixelFormat(1)), annotations)
 
 
 def plain(annotations):

@@ -18,6 +18,7 @@ from lookalike.data.decode import BadImage, Opened, decode
 from lookalike.data.images import subset
 from lookalike.data.shards import Shards
 from lookalike.data.sources import Folder
+from lookalike.geometry import PixelFormat
 from mutants import chunk, encoded, images, longs, rle8, tiff
 
 SECONDS = 2  # of the processor: twice what is promised of an idle core
@@ -26,7 +27,7 @@ GROWTH = 200 * 2**20
 
 def judged(data: bytes, **how: object) -> Judged:
     """The refusal, or the shape of the pixels, from a child that has decoded an image before."""
-    options = {"size": 64, "channels": 3, **how}
+    options = {"size": 64, "form": PixelFormat(), **how}
 
     def work() -> object:
         try:
@@ -380,7 +381,7 @@ def test_an_ordinary_large_image_decodes_to_the_same_bits_within_the_limits(name
 
     def work() -> int:
         crc = 0
-        for row_CW in Opened(data, name, 3).pixels().unbind(1):
+        for row_CW in Opened(data, name, PixelFormat(3)).pixels().unbind(1):
             crc = zlib.crc32(row_CW.T.contiguous().numpy(), crc)
         return crc
 
@@ -399,13 +400,14 @@ def test_the_key_allows_more_of_every_format_and_fewer(monkeypatch):
     }
     for name, data in large.items():
         with pytest.raises(BadImage, match=r"data\.max_pixels allows more"):
-            Opened(data, name, 1)
-        assert decode(data, name, size=8, channels=1, max_pixels=36_000_000).shape == (1, 8, 8)
+            Opened(data, name, PixelFormat(1))
+        how = {"size": 8, "form": PixelFormat(1), "max_pixels": 36_000_000}
+        assert decode(data, name, **how).shape == (1, 8, 8)
         with pytest.raises(BadImage, match="more than the 69999 allowed"):
-            Opened(data, name, 1, 69_999)
+            Opened(data, name, PixelFormat(1), 69_999)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name, data in images().items():
-        assert decode(data, name, size=8, channels=1).shape == (1, 8, 8)
+        assert decode(data, name, size=8, form=PixelFormat(1)).shape == (1, 8, 8)
     assert Image.MAX_IMAGE_PIXELS == 100
 
 

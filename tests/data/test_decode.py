@@ -17,6 +17,7 @@ from lookalike.data import pixels as pixels_room
 from lookalike.data.decode import BadImage, Opened, contents, cut
 from lookalike.data.decode import decode as decode_bytes
 from lookalike.errors import printable
+from lookalike.geometry import PixelFormat
 
 
 def decode(path: Path | str, max_bytes: int = 1_000_000, **how) -> torch.Tensor:
@@ -26,7 +27,7 @@ def decode(path: Path | str, max_bytes: int = 1_000_000, **how) -> torch.Tensor:
 
 def pixels(path: Path, channels: int = 3, **limits) -> np.ndarray:
     """What decode gives, as (H, W) or (H, W, 3)."""
-    image_CHW = decode(path, size=None, channels=channels, **limits)
+    image_CHW = decode(path, size=None, form=PixelFormat(channels), **limits)
     assert image_CHW.dtype == torch.uint8
     assert image_CHW.is_contiguous()
     image_HWC = image_CHW.permute(1, 2, 0).numpy()
@@ -35,7 +36,7 @@ def pixels(path: Path, channels: int = 3, **limits) -> np.ndarray:
 
 def refusal(path: Path | str, size: int | None = 16, channels: int = 3, **limits) -> str:
     with pytest.raises(BadImage) as caught:
-        decode(path, size=size, channels=channels, **limits)
+        decode(path, size=size, form=PixelFormat(channels), **limits)
     assert caught.value.path == str(path)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -46,7 +47,7 @@ def refusal(path: Path | str, size: int | None = 16, channels: int = 3, **limits
 def refusal_of_the_header(path: Path, max_pixels: int | None = None) -> str:
     """Why the file is refused before a pixel is asked for."""
     with pytest.raises(BadImage) as caught:
-        Opened(contents(path), str(path), 3, max_pixels)
+        Opened(contents(path), str(path), PixelFormat(3), max_pixels)
     return caught.value.reason
 
 
@@ -94,9 +95,9 @@ def test_both_decoders_give_the_same_bits(tmp_path, monkeypatch, name, options, 
         with monkeypatch.context() as patch:
             if channels == 3 or name == "a.jpg":
                 patch.setattr(pixels_room, "_by_pillow", None)  # would raise if it were asked
-            fast = decode_bytes(data, name, size=None, channels=channels)
+            fast = decode_bytes(data, name, size=None, form=PixelFormat(channels))
         monkeypatch.setattr(pixels_room, "_by_torchvision", lambda *_: None)
-        assert torch.equal(decode_bytes(data, name, size=None, channels=channels), fast)
+        assert torch.equal(decode_bytes(data, name, size=None, form=PixelFormat(channels)), fast)
         monkeypatch.undo()
 
 
@@ -133,11 +134,10 @@ def test_exif_orientation_is_numpys_flip(tmp_path, orientation, name):
 def test_jpeg_orientation_also_in_draft_mode(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    turned = decode(
-        save(tmp_path / "a.jpg", colours(240, 320), quality=95, exif=exif), size=32, channels=3
-    )
+    path = save(tmp_path / "a.jpg", colours(240, 320), quality=95, exif=exif)
+    turned = decode(path, size=32, form=PixelFormat(3))
     reference = save(tmp_path / "b.png", UPRIGHT[orientation](colours(240, 320)))
-    difference = turned.int() - decode(reference, size=32, channels=3).int()
+    difference = turned.int() - decode(reference, size=32, form=PixelFormat(3)).int()
     assert difference.abs().float().mean() < 4
 
 
@@ -282,12 +282,12 @@ def test_of_many_frames_the_first(tmp_path, name):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_canvas_is_the_central_square_resized_antialiased(tmp_path, height, width, channels):
     path = save(tmp_path / "a.png", colours(height, width))
-    canvas = decode(path, size=16, channels=channels)
+    canvas = decode(path, size=16, form=PixelFormat(channels))
     assert canvas.shape == (channels, 16, 16)
     assert canvas.is_contiguous()
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = decode(path, size=None, channels=channels)[
+    square = decode(path, size=None, form=PixelFormat(channels))[
         :, top : top + side, left : left + side
     ].double()
     resized = torch.nn.functional.interpolate(
@@ -304,7 +304,7 @@ def test_a_canvas_that_is_no_square_is_the_middle_of_its_shape_or_the_whole_squa
     tmp_path, height, width, whole
 ):
     path = save(tmp_path / "a.png", colours(height, width))
-    found = Opened(path.read_bytes(), "a.png", 3).canvas(
+    found = Opened(path.read_bytes(), "a.png", PixelFormat(3)).canvas(
         torch.empty(3, 24, 12, dtype=torch.uint8), whole=whole
     )
     h, w = (
@@ -347,9 +347,9 @@ def test_draft_mode_is_used_for_large_jpegs_only(tmp_path, monkeypatch):
         lambda self, s=1: (asked.append((s, real(self, s).shape)), real(self, s))[1],
     )
     for height, width in ((320, 256), (64, 320), (63, 63)):
-        decode(save(tmp_path / "a.jpg", colours(height, width)), size=32, channels=3)
+        decode(save(tmp_path / "a.jpg", colours(height, width)), size=32, form=PixelFormat(3))
     assert asked == [(8, (3, 40, 32)), (2, (3, 32, 160)), (1, (3, 63, 63))]
-    decode(save(tmp_path / "a.png", colours(256, 256)), size=32, channels=3)
+    decode(save(tmp_path / "a.png", colours(256, 256)), size=32, form=PixelFormat(3))
     assert asked[-1] == (8, (3, 256, 256))  # the format has no draft: whole
 
 
@@ -358,7 +358,7 @@ def test_draft_mode_is_used_for_large_jpegs_only(tmp_path, monkeypatch):
 def test_the_sides_known_before_decoding_are_the_pixels_own(tmp_path, orientation, name):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    opened = Opened(save(tmp_path / name, colours(), exif=exif).read_bytes(), name, 3)
+    opened = Opened(save(tmp_path / name, colours(), exif=exif).read_bytes(), name, PixelFormat(3))
     assert (
         (opened.height, opened.width)
         == opened.pixels().shape[1:]
@@ -400,7 +400,7 @@ def test_flipped_and_cut_bytes_never_raise_anything_else(tmp_path):
                 data[place] = draw.integers(0, 256)
             (tmp_path / "b").write_bytes(data)
             try:
-                canvas = decode(tmp_path / "b", size=8, channels=3, max_pixels=1_000_000)
+                canvas = decode(tmp_path / "b", size=8, form=PixelFormat(3), max_pixels=1_000_000)
                 assert canvas.shape == (3, 8, 8)
             except BadImage:
                 refused += 1
@@ -409,11 +409,11 @@ def test_flipped_and_cut_bytes_never_raise_anything_else(tmp_path):
 
 def test_healthy_images_are_the_same_among_bad_neighbours(tmp_path):
     path = save(tmp_path / "good.jpg", colours(90, 120))
-    before = decode(path, size=32, channels=3)
+    before = decode(path, size=32, form=PixelFormat(3))
     for name, (data, _) in bad_files(tmp_path).items():
         (tmp_path / name).write_bytes(data)
         refusal(tmp_path / name)
-        assert torch.equal(decode(path, size=32, channels=3), before)
+        assert torch.equal(decode(path, size=32, form=PixelFormat(3)), before)
 
 
 def peak_kib(reset: bool = False) -> int:
@@ -451,7 +451,7 @@ def test_a_jpeg_whose_header_promises_more_than_its_bytes_can_hold(tmp_path, pro
         optimize=True,
         quality=1,
     )
-    assert decode(flat, size=8, channels=1).float().mean() == pytest.approx(128, abs=2)
+    assert decode(flat, size=8, form=PixelFormat(1)).float().mean() == pytest.approx(128, abs=2)
 
 
 @pytest.mark.parametrize(("name", "options"), PLAIN)
@@ -476,7 +476,7 @@ def test_damaged_bytes_give_what_pillow_alone_makes_of_them(tmp_path, monkeypatc
                 try:
                     found.append(
                         decode_bytes(
-                            bytes(data), "a", size=None, channels=3, max_pixels=10**6
+                            bytes(data), "a", size=None, form=PixelFormat(3), max_pixels=10**6
                         ).tolist()
                     )
                 except BadImage as error:
@@ -510,7 +510,7 @@ def test_limits_are_the_callers(tmp_path):
 def test_a_strip_is_not_blown_up(tmp_path):
     path = save(tmp_path / "a.png", np.zeros((1, 65_000), np.uint8))
     before = peak_kib(reset=True)
-    assert decode(path, size=256, channels=3).shape == (3, 256, 256)
+    assert decode(path, size=256, form=PixelFormat(3)).shape == (3, 256, 256)
     assert peak_kib() - before < 20 * 1024
     assert pixels(path).shape == (1, 65_000, 3)
 
@@ -547,8 +547,3 @@ def test_bad_image_survives_a_worker_and_shows_in_one_line():
     assert (bad.path, bad.reason) == ("x/a\nb\udcff.jpg", "empty file")
     assert str(bad) == "x/a\\nb\\udcff.jpg: empty file"
     assert printable("grün/猫.png") == "grün/猫.png"
-
-
-def test_channels_are_one_or_three(tmp_path):
-    with pytest.raises(ValueError, match="channels is 1 or 3, not 4"):
-        decode(save(tmp_path / "a.png", colours()), size=8, channels=4)

@@ -36,6 +36,7 @@ from lookalike.data.idx import read_idx
 from lookalike.data.manifest import Manifest
 from lookalike.errors import BackboneError, DataError, RecipeError
 from lookalike.experiment import load_recipe
+from lookalike.geometry import PixelFormat
 from lookalike.models.stored import mapped
 from lookalike.search import index as search_index
 
@@ -48,7 +49,7 @@ Reader = Callable[[bytes, Path], Any]
 
 def image(data: bytes, _: Path) -> None:
     for channels, size in ((3, 16), (1, None)):
-        found = decode(data, "a", size=size, channels=channels)
+        found = decode(data, "a", size=size, form=PixelFormat(channels))
         assert found.dtype == torch.uint8
         assert found.shape[0] == channels
         assert size is None or found.shape[1:] == (16, 16)

@@ -23,6 +23,7 @@ from lookalike.data.prefetch import ahead, prefetch
 from lookalike.data.reader import HostCrops, cut_views
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
+from lookalike.geometry import PixelFormat
 from lookalike.training.meter import Meter
 from lookalike.views import Asymmetric, MultiCrop, Symmetric
 from lookalike.views.resample import crop_resize
@@ -326,7 +327,7 @@ def test_a_large_jpeg_is_decoded_smaller_only_where_no_box_gets_smaller_than_its
     Image.fromarray(np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8)).save(
         tmp_path / "a.jpg", quality=95
     )
-    image = Opened((tmp_path / "a.jpg").read_bytes(), "a.jpg", 3)
+    image = Opened((tmp_path / "a.jpg").read_bytes(), "a.jpg", PixelFormat(3))
     for boxes, wanted in (
         ([[0, 0, 128, 130], [9, 9, 200, 190]], 8),
         ([[0, 0, 127, 256], [9, 9, 200, 190]], 4),

@@ -20,6 +20,7 @@ from lookalike.data import Digits, Folder, Shards, cache
 from lookalike.data.decode import BadImage, decode
 from lookalike.data.pack import Packing, pack
 from lookalike.errors import DataError
+from lookalike.geometry import PixelFormat
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,11 @@ def test_resized_images_have_the_shorter_side_and_none_grows(photos, tmp_path, f
     assert all(size <= 10 for size in images.sizes_of_shards())
     for i in range(len(images)):
         data = images.contents(i)
-        assert min(decode(data, "", size=None, channels=3).shape[1:]) == 25
+        assert min(decode(data, "", size=None, form=PixelFormat(3)).shape[1:]) == 25
         assert (data[:3] == b"\xff\xd8\xff") == (suffix == "JPEG")
     pack(Folder(str(photos), test_fraction=0.3), tmp_path / "t", Packing(resize=5000), 0)
     big = Shards(str(tmp_path / "t")).split("train")
-    assert min(decode(big.contents(0), "", size=None, channels=3).shape[1:]) == 30
+    assert min(decode(big.contents(0), "", size=None, form=PixelFormat(3)).shape[1:]) == 30
 
 
 def test_images_in_memory_are_packed_without_loss(tmp_path):

@@ -23,6 +23,7 @@ from lookalike.data.order import order_of
 from lookalike.data.samples import NO_LABEL, read_samples, samples_of
 from lookalike.data.tar import Damaged, entries
 from lookalike.errors import DataError
+from lookalike.geometry import PixelFormat
 from toy import read_many
 
 
@@ -274,7 +275,9 @@ def test_reads_are_the_bytes_that_tarfile_gives_in_any_order(two):
     assert len(images) == 17
     for i in reversed(range(17)):
         assert images.contents(i) == wanted[images.name(i)]
-        assert torch.equal(images.read(i), decode(wanted[images.name(i)], "", size=8, channels=3))
+        assert torch.equal(
+            images.read(i), decode(wanted[images.name(i)], "", size=8, form=PixelFormat(3))
+        )
         assert images.labels[i] == i % 3
     assert images.classes == ("0", "1", "2")
     again = pickle.loads(pickle.dumps(images))

@@ -19,8 +19,9 @@ from sklearn.datasets import load_digits
 
 from lookalike.data import SOURCES, Digits, Folder, Idx
 from lookalike.data.decode import BadImage, contents, decode
-from lookalike.data.images import Annotations, ArrayImages, FileImages, subset
+from lookalike.data.images import Annotations, ArrayImages, FileImages, Reading, subset
 from lookalike.errors import DataError
+from lookalike.geometry import PixelFormat
 
 IMAGE_BYTES = b"no image, and never opened"
 
@@ -472,7 +473,7 @@ def test_file_images_read_what_decode_gives(tmp_path):
     for channels in (1, 3):
         images = whole(tmp_path, canvas=16, channels=channels)
         for i, name in enumerate(("a/1.png", "b/2.png")):
-            expected = decode(contents(tmp_path / name), name, size=16, channels=channels)
+            expected = decode(contents(tmp_path / name), name, size=16, form=PixelFormat(channels))
             assert torch.equal(images.read(i), expected)
             assert images.read(i).shape == images.shape == (channels, 16, 16)
     with pytest.raises(IndexError):
@@ -486,7 +487,7 @@ def test_file_images_read_what_decode_gives(tmp_path):
 def test_a_hundred_thousand_paths_are_compact():
     paths = [b"class%03d/image%08d.jpg" % (i % 100, i) for i in range(100_000)]
     labels = torch.zeros(len(paths), dtype=torch.int64)
-    images = FileImages("/data", paths, 32, 3, Annotations(labels, ("c",)))
+    images = FileImages("/data", paths, Reading(32, PixelFormat(3)), Annotations(labels, ("c",)))
     assert len(pickle.dumps(images)) < sum(map(len, paths)) + 2 * 8 * len(paths) + 10_000
     assert images.name(0) == "/data/class000/image00000000.jpg"
     assert images.name(99_999) == "/data/class099/image00099999.jpg"

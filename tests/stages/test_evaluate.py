@@ -19,11 +19,11 @@ from torch import nn
 import toy
 from lookalike.cli import app
 from lookalike.data import SOURCES
-from lookalike.data.images import Annotations, ArrayImages, FileImages, Pairs, QueryGallery
+from lookalike.data.images import Annotations, ArrayImages, FileImages, Pairs, QueryGallery, Reading
 from lookalike.errors import Error
 from lookalike.evaluation.features import cache_key, embedder, extract
 from lookalike.experiment import Experiment, load_recipe
-from lookalike.geometry import DISTANCES
+from lookalike.geometry import DISTANCES, PixelFormat
 from lookalike.pipeline import plan
 from lookalike.recipe import from_text
 from lookalike.report import examples
@@ -563,7 +563,7 @@ def files(folder, order, labels, cameras, broken=()):
     pick = torch.tensor(order)
     classes = tuple("abcdefgh")
     known = Annotations(labels, classes, cameras).of(pick)
-    return FileImages(str(folder), names, 4, 1, known)
+    return FileImages(str(folder), names, Reading(4, PixelFormat(1)), known)
 
 
 def test_what_cannot_be_read_moves_no_camera_and_no_pair(given, tmp_path):

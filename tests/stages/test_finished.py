@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import toy
-from lookalike.data.images import FileImages, subset
+from lookalike.data.images import FileImages, Reading, subset
 from lookalike.data.images.files import FILES
 from lookalike.data.manifest import Manifest
 from lookalike.data.pack import Packing, pack
@@ -20,6 +20,7 @@ from lookalike.data.passport import passport
 from lookalike.data.sources import Folder
 from lookalike.errors import DataError, RunError
 from lookalike.evaluation.features import cache_key
+from lookalike.geometry import PixelFormat
 from lookalike.models import card
 from lookalike.pipeline import check
 from lookalike.process import fault
@@ -84,6 +85,7 @@ def warned(work) -> list[str]:
     return texts
 
 
+READING = Reading(8, PixelFormat(3))
 CHANGES = {
     "added": lambda p: draw(p / "train/m0/zz.png", 5),
     "removed": lambda p: (p / "train/m3/2.png").unlink(),
@@ -194,22 +196,22 @@ def test_what_a_passport_sees(tmp_path):
     paths = [f"{i:04}.bmp" for i in range(FILES + 100)]
     for name in paths:
         (tmp_path / name).write_bytes(b"BM" + name.encode() * 20_000)
-    few, many = (FileImages(tmp_path, paths[:n], 8, 3) for n in (FILES, len(paths)))
+    few, many = (FileImages(tmp_path, paths[:n], READING) for n in (FILES, len(paths)))
     before = passport(few)
     assert passport(subset(few, [1, 2]))["content"] == before["content"]
     for at in (0, 70_000, 140_000):  # of 180,002 bytes
         data = bytearray((tmp_path / paths[5]).read_bytes())
         data[at : at + 20_000] = bytes(20_000)
         (tmp_path / paths[5]).write_bytes(data)
-        after = passport(FileImages(tmp_path, paths[:FILES], 8, 3))
+        after = passport(FileImages(tmp_path, paths[:FILES], READING))
         assert {key for key in after if after[key] != before[key]} >= {"times"}
         before = after
     looked_into = set(np.linspace(0, len(paths) - 1, FILES).astype(int).tolist())
     seen, unseen = passport(many), tmp_path / paths[min(set(range(len(paths))) - looked_into)]
     unseen.write_bytes(bytes(unseen.stat().st_size))
-    after = passport(FileImages(tmp_path, paths, 8, 3))
+    after = passport(FileImages(tmp_path, paths, READING))
     assert {key for key in after if after[key] != seen[key]} == {"times"}
-    assert cache_key(many) != cache_key(FileImages(tmp_path, paths, 8, 3))
+    assert cache_key(many) != cache_key(FileImages(tmp_path, paths, READING))
 
 
 # ---- steps

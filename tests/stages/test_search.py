@@ -23,11 +23,11 @@ import lookalike.folder.whole as folder_room
 import lookalike.models.backbone as backbone_module
 import toy
 from lookalike import cli
-from lookalike.data.images import Annotations, FileImages
+from lookalike.data.images import Annotations, FileImages, Reading
 from lookalike.errors import BackboneError, DataError, Error, NewerError, RunError
 from lookalike.evaluation import features
 from lookalike.folder import MANIFEST, write_folder
-from lookalike.geometry import DISTANCES, Distance
+from lookalike.geometry import DISTANCES, Distance, PixelFormat
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, embedding_files, load_model
@@ -243,7 +243,8 @@ def test_rows_are_the_test_time_embeddings_of_the_files_and_each_image_finds_its
     found = open_index(index)
     paths = sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
     assert found.names == paths
-    images = FileImages(photos, paths, 37, 3, Annotations(torch.zeros(COUNT)))  # 8/7 of 32
+    reading = Reading(37, PixelFormat(3))  # 8/7 of 32
+    images = FileImages(photos, paths, reading, Annotations(torch.zeros(COUNT)))
     wanted = features.extract(features.embedder(load_model(model), ARCHITECTURE), images, batch=5)
     assert torch.allclose(found.x_ND, wanted.x_ND, atol=1e-6)
     assert np.array_equal(np.load(index / ROWS), found.x_ND.numpy())

@@ -18,7 +18,7 @@ from lookalike.data import headers
 from lookalike.data.pixels import pixels_of
 from lookalike.errors import printable
 from lookalike.folder import read_regular
-from lookalike.geometry import central, sides
+from lookalike.geometry import PixelFormat, central, sides
 from lookalike.recipe import Size
 
 MAX_BYTES = 200_000_000
@@ -50,18 +50,16 @@ class Opened:
     """An encoded image whose header was judged; `height` and `width` upright, in pixels. Holds no
     pixel.
 
-    `channels` is 1 (ITU-R 601 luma) or 3 (RGB). `max_pixels`: how many are allowed, of any format;
-    by default as many as decode below 200 MB: 100 million of a JPEG, 64 million of one that is not
-    shrunk, 25 million of others, fewer of some kinds (headers/). Every method raises BadImage, with
-    `name` as its path, when the bytes are no whole image within the limits.
+    Of `form`: one channel is ITU-R 601 luma, three are RGB. `max_pixels`: how many are allowed, of
+    any format; by default as many as decode below 200 MB: 100 million of a JPEG, 64 million of one
+    that is not shrunk, 25 million of others, fewer of some kinds (headers/). Every method raises
+    BadImage, with `name` as its path, when the bytes are no whole image within the limits.
     """
 
     def __init__(
-        self, data: bytes, name: str, channels: int, max_pixels: int | None = None
+        self, data: bytes, name: str, form: PixelFormat, max_pixels: int | None = None
     ) -> None:
-        if channels not in (1, 3):
-            raise ValueError(f"channels is 1 or 3, not {channels}")
-        self._data, self._name, self._channels, self._max_pixels = data, name, channels, max_pixels
+        self._data, self._name, self._form, self._max_pixels = data, name, form, max_pixels
         self._header = _judged(name, lambda: _look(data, max_pixels))
         sides = self._header.height, self._header.width
         self.height, self.width = sides[::-1] if self._header.turn >= 5 else sides
@@ -73,7 +71,7 @@ class Opened:
         return _judged(
             self._name,
             lambda: pixels_of(
-                self._data, self._header, self._channels, shrink, self._max_pixels is None
+                self._data, self._header, self._form.channels, shrink, self._max_pixels is None
             ),
         )
 
@@ -97,7 +95,7 @@ def decode(
     name: str,
     *,
     size: Size | None,
-    channels: int,
+    form: PixelFormat,
     whole: bool = False,
     max_pixels: int | None = None,
 ) -> Tensor:
@@ -105,10 +103,10 @@ def decode(
 
     Raises BadImage as Opened does.
     """
-    opened = Opened(data, name, channels, max_pixels)
+    opened = Opened(data, name, form, max_pixels)
     if size is None:
         return opened.pixels().contiguous()
-    return opened.canvas(torch.empty(channels, *sides(size), dtype=torch.uint8), whole=whole)
+    return opened.canvas(torch.empty(form.channels, *sides(size), dtype=form.dtype), whole=whole)
 
 
 def cut(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lookalike.data.images import Annotations, ArrayImages, Images
 from lookalike.data.index import os_errors_as
+from lookalike.data.inventory import Inventory
 from lookalike.data.outside import opened
 from lookalike.data.sources import Split, checked, folder_at
 from lookalike.errors import DataError, printable
@@ -37,6 +38,7 @@ class Idx:
     def __init__(self, path: str, max_bytes: Annotated[int, Field(gt=0)] = 2_000_000_000) -> None:
         self._path = path
         self._max_bytes, self._told = max_bytes, False
+        self.inventory = Inventory()
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         folder = folder_at(self._path, FASHION)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data import repeats
-from lookalike.data.images import Annotations, FileImages, Fit, Images, QueryGallery
+from lookalike.data.images import Annotations, FileImages, Images, QueryGallery
 from lookalike.data.index import below, chosen, units
 from lookalike.data.parquet import read_parquet
-from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
+from lookalike.data.reading import FileSource
+from lookalike.data.sources import Split, checked, folder_at
 from lookalike.data.tables import Table, read_csv
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
@@ -27,7 +28,7 @@ _SPLITS = ("train", "test", "val")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
-class Manifest:
+class Manifest(FileSource):
     """A CSV (with a header line, UTF-8) or Parquet file with columns path, and perhaps label,
     camera, split, is_query, is_gallery.
 
@@ -44,22 +45,13 @@ class Manifest:
         self,
         path: str,
         root: str | None = None,
-        canvas: Canvas | None = None,
-        channels: Literal[1, 3] = 3,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
-        fit: Fit = "crop",
         strict: bool = False,
-        max_pixels: Annotated[int, Field(ge=1)] | None = None,
+        **reading: Any,
     ) -> None:
-        self.channels: int = channels
-        self._path, self._root, self._canvas, self._test_fraction = (
-            path,
-            root,
-            canvas,
-            test_fraction,
-        )
-        self._fit: Fit = fit
-        self._strict, self._max_pixels, self._looked = strict, max_pixels, False
+        super().__init__(**reading)
+        self._path, self._root, self._test_fraction = path, root, test_fraction
+        self._strict, self._looked = strict, False
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         wants_test = checked(name) == "test"
@@ -82,9 +74,8 @@ class Manifest:
         if wants_test:
             known = known._replace(roles=_roles(file, table, mask_N))
         self._look_for_repeats(file, table, paths, sets_N)
-        paths, canvas = chosen(paths, mask_N), self._canvas or canvas_for(size or 224)
-        how: dict[str, Any] = {"within": root, "fit": self._fit, "max_pixels": self._max_pixels}
-        return FileImages(root, paths, canvas, self.channels, known, **how)
+        paths = chosen(paths, mask_N)
+        return self.settled(FileImages(root, paths, self.reading(size), known, within=root))
 
     def _sets(self, file: Path, table: Table, paths: list[bytes]) -> np.ndarray:
         """In which set each row is, int8 (N,)."""

@@ -302,7 +302,7 @@ def encode(images: Images, i: int, how: Packing) -> Packed:
     """
     if isinstance(images, EncodedImages):
         data, name = images.contents(i), images.name(i)
-        image_CHW = Opened(data, name, images.shape[0], images.max_pixels).pixels()
+        image_CHW = Opened(data, name, images.form, images.max_pixels).pixels()
         if how.kept:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name is no path of this machine)
             return Packed(suffix if suffix in _SUFFIXES else ".jpg", data)

@@ -5,20 +5,21 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from lookalike.data import remote
-from lookalike.data.images import Annotations, Fit, Images
+from lookalike.data.images import Annotations, Images
 from lookalike.data.images.shards import ShardImages
 from lookalike.data.index import os_errors_as, units
 from lookalike.data.listing import Shard, expanded, read_listing, tell_overlap
 from lookalike.data.order import Windows
+from lookalike.data.reading import FileSource
 from lookalike.data.samples import NO_LABEL, Samples, samples_of, unsealed
-from lookalike.data.sources import Canvas, Split, canvas_for, checked
+from lookalike.data.sources import Split, checked
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
 
@@ -26,7 +27,7 @@ from lookalike.recipe import Size
 EXACT = 50_000_000
 
 
-class Shards:
+class Shards(FileSource):
     """Tar shards: a folder that `lookalike pack` wrote, a folder of .tar files, a glob, or braces
     as in s3://bucket/train-{000..146}.tar. `test`: the same for the test set.
 
@@ -42,26 +43,22 @@ class Shards:
     def __init__(
         self,
         path: str,
-        canvas: Canvas | None = None,
-        channels: Literal[1, 3] = 3,
         test: str | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         labels: Literal["auto", "none"] = "auto",
         shuffle: Literal["auto", "exact", "window"] = "auto",
         window: Annotated[int, Field(ge=1)] = 100_000,
         cache_gb: Annotated[float, Field(gt=0)] = 50.0,
-        fit: Fit = "crop",
-        max_pixels: Annotated[int, Field(ge=1)] | None = None,
+        **reading: Any,
     ) -> None:
-        self.channels: int = channels
-        self._max_pixels = max_pixels
+        super().__init__(**reading)
         self._path, self._test, self._test_fraction = path, test, test_fraction
-        self._canvas, self._fit, self._labels = canvas, fit, labels
+        self._labels = labels
         self._shuffle, self._window = shuffle, window
         self._files = remote.Files(cache_gb)
 
     def split(self, name: Split, size: Size | None = None) -> Images:
-        wanted, canvas = checked(name), self._canvas or canvas_for(size or 224)
+        wanted = checked(name)
         listed, classes = self._listed(wanted)
         shards = expanded(self._path) if listed is None else listed
         found = [self._samples(shard) for shard in shards]
@@ -69,8 +66,7 @@ class Shards:
         if not classes and self._labels == "auto":
             before = self._listed("train")[0] if wanted == "test" else None
             classes = _numbers([*found, *map(self._samples, before or ())])
-        images = ShardImages(shards, found, canvas, self.channels, self._files)
-        images.fit, images.max_pixels = self._fit, self._max_pixels
+        images = ShardImages(shards, found, self.reading(size), self._files)
         if listed is None:
             hashes_N = units(images.keys(), f"shards\0{self._path}")
             images.keep((hashes_N < self._test_fraction) == (wanted == "test"))
@@ -80,9 +76,9 @@ class Shards:
                 f"{remote.redacted(self._path)}: {what}: check the path, or set test or "
                 "test_fraction"
             )
-        return self._finished(images, classes)
+        return self.settled(self._finished(images, classes))
 
-    def _finished(self, images: ShardImages, classes: tuple[str, ...]) -> Images:
+    def _finished(self, images: ShardImages, classes: tuple[str, ...]) -> ShardImages:
         has_N = images.numbers_N != NO_LABEL
         if self._labels == "auto" and has_N.all():
             if int(images.numbers_N.max()) >= len(classes):

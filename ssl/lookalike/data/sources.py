@@ -13,15 +13,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.images import NOTHING, Annotations, ArrayImages, FileImages, Fit, Images, subset
+from lookalike.data.images import (
+    NOTHING,
+    Annotations,
+    ArrayImages,
+    FileImages,
+    Images,
+    Reading,
+    subset,
+)
 from lookalike.data.index import SUFFIXES, chosen, os_errors_as, scan, top_folders, unit, units
+from lookalike.data.inventory import Inventory
+from lookalike.data.reading import FileSource
 from lookalike.errors import DataError, printable
-from lookalike.geometry import sides
 from lookalike.recipe import Size
 
 Split = Literal["train", "test"]
-Side = Annotated[int, Field(ge=1, le=4096)]
-Canvas = Side | tuple[Side, Side]
 
 
 class Source(Protocol):
@@ -29,6 +36,10 @@ class Source(Protocol):
 
     @property
     def channels(self) -> int: ...
+    @property
+    def inventory(self) -> Inventory:
+        """What the splits that were made so far left out."""
+
     def split(self, name: Split, size: Size | None = None) -> Images:
         """The train or the test set, for views of `size`. Raises DataError when there is none."""
 
@@ -40,6 +51,7 @@ class Digits:
 
     def __init__(self, test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> None:
         self._test_fraction = test_fraction
+        self.inventory = Inventory()
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         # Late, because the import takes a second and nothing else in this room needs it.
@@ -55,59 +67,51 @@ class Digits:
         return subset(everything, torch.nonzero(is_test_N == (checked(name) == "test")).flatten())
 
 
-class Folder:
+class Folder(FileSource):
     """A folder of image files: PATH/train and PATH/test, or one set split by a hash of each
     relative path.
 
     The hash keeps every image in its split when others are added; it does not balance the classes.
     Without PATH/test, PATH/val is the test set. Subfolders with images are the classes, in sorted
     order of the train set; classes that only the test set has come after them. `auto` labels a set
-    that has no image directly in its folder and at least two subfolders with images. Images are
-    read as canvases of a side, or height and width, `canvas`, by default 8/7 of the views' (256 for
-    224): their largest central box of that shape, or with `fit: squash` all of them. `max_pixels`:
-    how many pixels an image may have, whatever memory and time it takes; by default as many as
-    decode below 200 MB: 100 million of a JPEG, 25 million of other formats.
+    that has no image directly in its folder and at least two subfolders with images.
     """
 
     def __init__(
         self,
         path: str,
-        canvas: Canvas | None = None,
-        channels: Literal[1, 3] = 3,
         train: str = "train",
         test: str = "test",
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         labels: Literal["auto", "folders", "none"] = "auto",
-        fit: Fit = "crop",
-        max_pixels: Annotated[int, Field(ge=1)] | None = None,
+        **reading: Any,
     ) -> None:
-        self.channels: int = channels
+        super().__init__(**reading)
         self._path = path
-        self._canvas = canvas
         self._train = train
         self._test = test
         self._test_fraction = test_fraction
-        self._labels, self._fit, self._max_pixels = labels, fit, max_pixels
+        self._labels = labels
         self._scanned: dict[Path, list[bytes]] = {}
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         root = folder_at(self._path, "give the folder that holds the images")
-        canvas = self._canvas or canvas_for(size or 224)
+        reading = self.reading(size)
         wants_test = checked(name) == "test"
         with os_errors_as(root):
             has_train = (root / self._train).is_dir()
         if not has_train:
-            return self._hashed(root, wants_test, canvas)
+            return self._hashed(root, wants_test, reading)
         train = self._scan(root / self._train, root)
         classes = self._classes(root / self._train, train)
         if not wants_test:
-            return self._images(root / self._train, train, classes, canvas)
+            return self._images(root / self._train, train, classes, reading)
         folder = self._test_folder(root)
         test = self._scan(folder, root)
         found = self._classes(folder, test, classes) if classes else ()
-        return self._images(folder, test, found, canvas)
+        return self._images(folder, test, found, reading)
 
-    def _hashed(self, root: Path, wants_test: bool, canvas: Size) -> Images:
+    def _hashed(self, root: Path, wants_test: bool, reading: Reading) -> Images:
         paths = self._scan(root, root)
         mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
         if not mask_N.any():
@@ -115,7 +119,7 @@ class Folder:
                 f"none of its {len(paths)} images is in the {'test' if wants_test else 'train'} set"
             )
             raise DataError(f"{printable(root)}: {which}; add images, or change test_fraction")
-        return self._images(root, paths, self._classes(root, paths), canvas, mask_N)
+        return self._images(root, paths, self._classes(root, paths), reading, mask_N)
 
     def _test_folder(self, root: Path) -> Path:
         folder = root / self._test
@@ -152,7 +156,7 @@ class Folder:
         folder: Path,
         paths: list[bytes],
         classes: tuple[bytes, ...],
-        canvas: Size,
+        reading: Reading,
         mask_N: np.ndarray | None = None,
     ) -> Images:
         labels_N = np.empty(len(paths), np.int64)
@@ -165,14 +169,7 @@ class Folder:
             paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
         known = Annotations(torch.from_numpy(labels_N), names) if classes else NOTHING
-        how: dict[str, Any] = {"fit": self._fit, "max_pixels": self._max_pixels}
-        return FileImages(folder, paths, canvas, self.channels, known, **how)
-
-
-def canvas_for(size: Size) -> tuple[int, int]:
-    """8/7 of the views' size: what 256 is to 224, the papers' test-time resize and crop."""
-    height, width = sides(size)
-    return round(height * 8 / 7), round(width * 8 / 7)
+        return self.settled(FileImages(folder, paths, reading, known))
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:

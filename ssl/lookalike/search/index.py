@@ -25,7 +25,7 @@ from lookalike.data.images import Fit
 from lookalike.errors import BackboneError, DataError, NewerError, RunError, printable
 from lookalike.evaluation.features import embedder
 from lookalike.folder import read_manifest, recover, write_folder
-from lookalike.geometry import Distance
+from lookalike.geometry import Distance, PixelFormat
 from lookalike.models import Backbone
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, load_model
@@ -95,7 +95,7 @@ class SearchIndex:
         try:
             how: dict[str, Any] = {
                 "size": self.canvas,
-                "channels": channels,
+                "form": PixelFormat(channels),
                 "whole": self.fit == "squash",
             }
             canvases = [decode(contents(path), path, **how) for path in paths]

@@ -12,6 +12,7 @@ import torch
 from lookalike.data.decode import BadImage, Opened, contents
 from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
+from lookalike.geometry import PixelFormat
 from lookalike.log import note, say
 from lookalike.report import page, tiles
 from lookalike.search.index import SearchIndex
@@ -120,7 +121,7 @@ def line_of_json(index: SearchIndex, answer: Answer) -> str:
 def look(path: str) -> tiles.Tile | str:
     """What the model sees of an image file, small; or why it cannot be shown."""
     try:
-        opened = Opened(contents(path), path, 3)
+        opened = Opened(contents(path), path, PixelFormat())
         side = min(SIDE, opened.height, opened.width)
         return tiles.enlarged(opened.canvas(torch.empty(3, side, side, dtype=torch.uint8)))
     except BadImage as error:

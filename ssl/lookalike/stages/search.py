@@ -16,15 +16,17 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.data.decode import BadImage
-from lookalike.data.images import FileImages, Images, file_states, subset
+from lookalike.data.images import FileImages, Images, Reading, file_states, subset
 from lookalike.data.index import SUFFIXES, scan
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
-from lookalike.data.sources import Source, canvas_for, folder_at
+from lookalike.data.reading import canvas_for
+from lookalike.data.sources import Source, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.evaluation.features import embedded_in_order, embedder
 from lookalike.experiment import load_recipe
 from lookalike.folder import recover, refuse_unwritable
+from lookalike.geometry import PixelFormat
 from lookalike.log import note, progress
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
@@ -68,7 +70,8 @@ def in_folder(folder: Path, architecture: Architecture) -> Found:
             f"{b' '.join(SUFFIXES).decode()}"
         )
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
-    images = FileImages(root, paths, canvas_for(architecture.size), architecture.channels)
+    reading = Reading(canvas_for(architecture.size), PixelFormat(architecture.channels))
+    images = FileImages(root, paths, reading)
     return Found([images], [os.fsdecode(path) for path in paths], states, root)
 
 

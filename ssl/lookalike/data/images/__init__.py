@@ -13,6 +13,7 @@ from lookalike.data.images.contract import (
     Images,
     Pairs,
     QueryGallery,
+    Reading,
 )
 from lookalike.data.images.encoded import EncodedImages, Subset
 from lookalike.data.images.files import FileImages, file_states
@@ -26,6 +27,7 @@ __all__ = [
     "Images",
     "Pairs",
     "QueryGallery",
+    "Reading",
     "file_states",
     "subset",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lookalike.data.images.contract import NOTHING, Annotated, Annotations
+from lookalike.geometry import PixelFormat
 
 
 class DecodedImage:
@@ -48,6 +49,7 @@ class ArrayImages(Annotated):
         self.annotations = annotations
         _, channels, height, width = images_MCHW.shape
         self.shape = (channels, height, width)
+        self.form = PixelFormat(channels)
 
     def __len__(self) -> int:
         return len(self._rows_N)

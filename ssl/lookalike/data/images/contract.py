@@ -7,8 +7,20 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lookalike.geometry import PixelFormat
+from lookalike.recipe import Size
+
 Fit = Literal["crop", "squash"]
 """How an image becomes a canvas: its central box of that shape, or all of it, out of shape."""
+
+
+class Reading(NamedTuple):
+    """How image files become canvases of `size` in `form`; `max_pixels`: see `Opened`."""
+
+    size: Size
+    form: PixelFormat
+    fit: Fit = "crop"
+    max_pixels: int | None = None
 
 
 class OpenedImage(Protocol):
@@ -114,7 +126,7 @@ class Annotated:
 
 
 class Images(Protocol):
-    """N images uint8 of one `shape` (C, H, W), read by number; all can be pickled for loader
+    """N images of one `shape` (C, H, W) and `form`, read by number; all can be pickled for loader
     workers.
 
     `labels`, `classes`, `cameras`, `roles` and `pairs` are those of `annotations`. `fingerprint` is
@@ -135,6 +147,8 @@ class Images(Protocol):
     def pairs(self) -> Pairs | None: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def form(self) -> PixelFormat: ...
     @property
     def fingerprint(self) -> str: ...
     def __len__(self) -> int: ...

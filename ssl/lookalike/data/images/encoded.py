@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lookalike.data.decode import Opened
-from lookalike.data.images.contract import Annotated, Fit
+from lookalike.data.images.contract import Annotated, Fit, Reading
+from lookalike.geometry import PixelFormat, sides
 
 
 class EncodedImages(Annotated, ABC):
@@ -23,8 +24,14 @@ class EncodedImages(Annotated, ABC):
     """
 
     shape: tuple[int, int, int]
+    form: PixelFormat = PixelFormat()
     fit: Fit = "crop"
     max_pixels: int | None = None
+
+    def read_by(self, reading: Reading) -> None:
+        """Sets shape, form, fit and limit."""
+        self.shape, self.form = (reading.form.channels, *sides(reading.size)), reading.form
+        self.fit, self.max_pixels = reading.fit, reading.max_pixels
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -41,7 +48,7 @@ class EncodedImages(Annotated, ABC):
 
     def open(self, i: int) -> Opened:
         """The image with its header judged. Raises BadImage."""
-        return Opened(self.contents(i), self.name(i), self.shape[0], self.max_pixels)
+        return Opened(self.contents(i), self.name(i), self.form, self.max_pixels)
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
         """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadImage."""
@@ -56,7 +63,8 @@ class Subset(EncodedImages):
         self._images = images
         self._ids_N = ids_N
         self.annotations = images.annotations.of(ids_N)
-        self.shape, self.fit, self.max_pixels = images.shape, images.fit, images.max_pixels
+        self.shape, self.form = images.shape, images.form
+        self.fit, self.max_pixels = images.fit, images.max_pixels
 
     def __len__(self) -> int:
         return len(self._ids_N)

@@ -12,11 +12,9 @@ from functools import cached_property, partial
 import numpy as np
 
 from lookalike.data.decode import BadImage, contents
-from lookalike.data.images.contract import NOTHING, Annotations, Fit
+from lookalike.data.images.contract import NOTHING, Annotations, Reading
 from lookalike.data.images.encoded import EncodedImages, PackedNames
 from lookalike.folder import without_waiting
-from lookalike.geometry import sides
-from lookalike.recipe import Size
 
 # Seconds an answer about a file: a local disk takes a few microseconds, a server far away a
 # millisecond. On a local disk threads only get in each other's way.
@@ -38,19 +36,16 @@ class FileImages(EncodedImages):
         self,
         root: str | os.PathLike[str],
         paths: Iterable[bytes | str],
-        size: Size,
-        channels: int,
+        reading: Reading,
         annotations: Annotations = NOTHING,
         *,
         within: str | os.PathLike[str] | None = None,
-        fit: Fit = "crop",
-        max_pixels: int | None = None,
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
         self._paths = PackedNames([os.fsencode(path) for path in paths])
         self.annotations = annotations
-        self.shape, self.fit, self.max_pixels = (channels, *sides(size)), fit, max_pixels
+        self.read_by(reading)
 
     def __len__(self) -> int:
         return len(self._paths)

@@ -15,14 +15,13 @@ import numpy as np
 
 from lookalike.data import remote
 from lookalike.data.decode import MAX_BYTES, BadImage
+from lookalike.data.images.contract import Reading
 from lookalike.data.images.encoded import EncodedImages, PackedNames
 from lookalike.data.index import chosen
 from lookalike.data.listing import Shard
 from lookalike.data.order import Windows
 from lookalike.data.samples import Samples
 from lookalike.errors import DataError
-from lookalike.geometry import sides
-from lookalike.recipe import Size
 
 _OPEN = 64
 
@@ -38,8 +37,7 @@ class ShardImages(EncodedImages):
         self,
         shards: Sequence[Shard],
         found: Sequence[Samples],
-        size: Size,
-        channels: int,
+        reading: Reading,
         files: remote.Files,
     ) -> None:
         self.shards = list(shards)
@@ -54,7 +52,7 @@ class ShardImages(EncodedImages):
             for k in range(1, 5)
         ]
         self._offsets_N, self._sizes_N, self._crcs_N, self.numbers_N = columns
-        self.shape = (channels, *sides(size))
+        self.read_by(reading)
         self.windows: Windows | None = None
         self._open: OrderedDict[int, _Open] = OrderedDict()
 

@@ -15,12 +15,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from lookalike.data.images import Annotations, FileImages, Fit, Images, Pairs, QueryGallery
+from lookalike.data.images import Annotations, FileImages, Fit, Images, Pairs, QueryGallery, Reading
 from lookalike.data.index import below, os_errors_as
+from lookalike.data.inventory import Inventory
 from lookalike.data.outside import lines, opened
+from lookalike.data.reading import Canvas, canvas_for
 from lookalike.data.repeats import normal
-from lookalike.data.sources import Canvas, Split, canvas_for, checked, folder_at
+from lookalike.data.sources import Split, checked, folder_at
 from lookalike.errors import DataError, printable
+from lookalike.geometry import PixelFormat
 from lookalike.recipe import Size
 
 Key = int | str
@@ -96,7 +99,7 @@ class Listing:
         self.parts[part].append(Row(relative, key, camera))
         return relative
 
-    def images(self, layout: Layout, wanted: Split, canvas: Size) -> Images:
+    def images(self, layout: Layout, wanted: Split, reading: Reading) -> Images:
         """The train or the test set: part by part, each by its paths, so that the order of the
         lists is of no matter.
 
@@ -128,11 +131,9 @@ class Listing:
         return FileImages(
             self.root,
             [row.path for row in rows],
-            canvas,
-            Published.channels,
+            reading,
             known,
             within=self.root,
-            fit=layout.fit,
         )
 
     def _compare(self, layout: Layout, parts: Mapping[str, list[Row]]) -> None:
@@ -175,6 +176,7 @@ class Published(ABC):
 
     def __init__(self, path: str, canvas: Canvas | None = None) -> None:
         self._path, self._canvas = path, canvas
+        self.inventory = Inventory()
         self._known: Listing | None = None
 
     @abstractmethod
@@ -185,7 +187,9 @@ class Published(ABC):
         wanted = checked(name)
         root = folder_at(self._path, self.layout.remedy)
         self._known = self._known or self.listing(root)
-        return self._known.images(self.layout, wanted, self._canvas or canvas_for(size or 224))
+        canvas = self._canvas or canvas_for(size or 224)
+        reading = Reading(canvas, PixelFormat(self.channels), self.layout.fit)
+        return self._known.images(self.layout, wanted, reading)
 
 
 class Divided(Published):

@@ -19,7 +19,7 @@ from lookalike.data.published import (
     read,
     whole,
 )
-from lookalike.data.sources import Canvas
+from lookalike.data.reading import Canvas
 from lookalike.errors import DataError, printable
 
 PERSONS = "give the folder that holds the persons' folders, as Aaron_Eckhart/Aaron_Eckhart_0001.jpg"
