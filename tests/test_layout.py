@@ -47,11 +47,15 @@ WALLS = {
     "scipy": ["data/published/loadmat.py", "metric/estimators/*.py"],
     "filelock": ["data/cache.py", "folder/locks.py"],
     "platformdirs": ["data/cache.py"],
-    "PIL": ["data/decode.py", "data/pixels.py", "report/tiles.py"],
+    "PIL": ["data/decode.py", "data/pixels.py", "data/decoders/pillow.py", "report/tiles.py"],
     "jinja2": ["report/page.py"],
     "fsspec": ["data/remote.py"],
     "pyarrow": ["data/parquet.py"],
     "faiss": ["scoring/ivf.py"],
+    "imagecodecs": ["data/decoders/codecs.py"],
+    "tifffile": ["data/decoders/tiffs.py"],
+    "pi_heif": ["data/decoders/heic.py"],
+    "pydicom": ["data/decoders/dicoms.py"],
 }
 MEDIAN_LINES, MOST_LINES = 8, 60
 MOST_LOOSE, MOST_FLOORS = 12, 11

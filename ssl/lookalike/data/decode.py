@@ -1,21 +1,21 @@
-"""The bytes of one image, of unknown worth -> uint8 pixels or crops of them, or else BadImage with
+"""The bytes of one image, of unknown worth -> its pixels or crops of them, or else BadImage with
 the reason.
 
-The header's sides are judged before a pixel is decoded (headers/); what is decoded then, and how,
-says pixels.py.
+What a file is say its first bytes, whatever its name. The header's sides are judged before a pixel
+is decoded (headers/); what is decoded then, and how, say pixels.py and decoders/.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from lookalike.data import headers
-from lookalike.data.pixels import pixels_of
+from lookalike.data.decoders import allowed, pixels_in
 from lookalike.errors import printable
 from lookalike.folder import read_regular
 from lookalike.geometry import PixelFormat, central, sides
@@ -50,28 +50,49 @@ class Opened:
     """An encoded image whose header was judged; `height` and `width` upright, in pixels. Holds no
     pixel.
 
-    Of `form`: one channel is ITU-R 601 luma, three are RGB. `max_pixels`: how many are allowed, of
-    any format; by default as many as decode below 200 MB: 100 million of a JPEG, 64 million of one
-    that is not shrunk, 25 million of others, fewer of some kinds (headers/). Every method raises
-    BadImage, with `name` as its path, when the bytes are no whole image within the limits.
+    Its values in `form`, raw where that has a range; where it has none, integers of another depth
+    are scaled so that white stays white: of a container of 10, 12 or 16 bits, or the MAXVAL of a
+    PGM, the largest value; 16 bits to 8 by the high byte. Floats stay as they are; 32-bit and
+    signed integers count as 16-bit ones. One channel is ITU-R 601 luma, three are RGB, other
+    numbers must be the file's own; transparency lies on `form.alpha`, or is the last channel. Of
+    several pages the first counts; of a DICOM file of several frames only `frame` that is asked
+    for, from 0.
+
+    `max_pixels`: how many are allowed, of any format; by default as many as decode below 200 MB:
+    100 million of a JPEG, 64 million of one that is not shrunk, 25 million of others, fewer of some
+    kinds and of deep forms (headers/). Every method raises BadImage, with `name` as its path, when
+    the bytes are no whole image within the limits, or not one of that form.
     """
 
     def __init__(
-        self, data: bytes, name: str, form: PixelFormat, max_pixels: int | None = None
+        self,
+        data: bytes,
+        name: str,
+        form: PixelFormat,
+        max_pixels: int | None = None,
+        frame: int | None = None,
     ) -> None:
-        self._data, self._name, self._form, self._max_pixels = data, name, form, max_pixels
-        self._header = _judged(name, lambda: _look(data, max_pixels))
+        self._name, self._form, self._max_pixels = name, form, max_pixels
+        self._frame = frame
+        self._header = _judged(name, lambda: _look(data, form, max_pixels))
+        span = self._header.span if self._header.kind in ("PNG", "ICO") else None
+        self._data = data[slice(*span)] if span else data
         sides = self._header.height, self._header.width
         self.height, self.width = sides[::-1] if self._header.turn >= 5 else sides
 
     def pixels(self, shrink: int = 1) -> Tensor:
-        """uint8 (C, H, W), upright; a JPEG at 1/`shrink` (2, 4 or 8) of its sides, rounded up, if
-        so asked.
+        """(C, H, W) of the form, upright; an 8-bit JPEG at 1/`shrink` (2, 4 or 8) of its sides,
+        rounded up, if so asked.
         """
         return _judged(
             self._name,
-            lambda: pixels_of(
-                self._data, self._header, self._form.channels, shrink, self._max_pixels is None
+            lambda: pixels_in(
+                self._data,
+                self._header,
+                self._form,
+                shrink,
+                self._max_pixels is None,
+                self._frame,
             ),
         )
 
@@ -99,7 +120,7 @@ def decode(
     whole: bool = False,
     max_pixels: int | None = None,
 ) -> Tensor:
-    """Image uint8 (C, *size): its canvas (see Opened), or (C, H, W) where `size` is None.
+    """Image (C, *size) of `form`: its canvas (see Opened), or (C, H, W) where `size` is None.
 
     Raises BadImage as Opened does.
     """
@@ -153,8 +174,34 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:200]
 
 
-def _look(data: bytes, max_pixels: int | None) -> headers.Header:
+def _look(data: bytes, form: PixelFormat, max_pixels: int | None) -> headers.Header:
     """The header, within the limits."""
-    header = headers.read(data)
+    header = allowed(headers.read(data), form)
     headers.check(header, max_pixels)
     return header
+
+
+class Look(NamedTuple):
+    """What the values of an image file are: how many a pixel has, transparency among them; bits of
+    each that matter; floats or not, signed or not.
+    """
+
+    channels: int
+    bits: int
+    floating: bool
+    signed: bool
+
+
+def look(data: bytes) -> Look:
+    """By the header alone. 64 KiB of a file are enough, of most formats; else, as for what is no
+    image, raises BadImage, whose path is empty: a TIFF may have its tags at its end.
+    """
+    found = _judged("", lambda: headers.look(data))
+    return Look(found.channels, found.bits, found.floating, found.signed)
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins so is of a format that is read, by its first bytes alone: 4096, or
+    all of it. Says nothing of whether it is whole.
+    """
+    return headers.is_image(head)

@@ -1,5 +1,5 @@
-"""The bytes of one image whose header was judged -> its pixels, uint8 (C, H, W), upright; and
-pixels -> bytes.
+"""The bytes of one image whose header was judged -> its pixels, uint8 (C, H, W), upright, by Pillow
+and torchvision; and pixels -> bytes.
 
 Of an animation or a multi-page file the first frame is taken. Greys deeper than 8 bits keep their
 high byte (Pillow's own conversion saturates), transparency lies on white, EXIF orientation is
@@ -23,14 +23,30 @@ from typing import IO, Any
 import numpy as np
 import torch
 import torchvision  # noqa: F401 (its decoders are operators of torch)
-from PIL import Image, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
 from lookalike.data import headers
+from lookalike.data.headers.heif import still
+from lookalike.data.headers.ico import icon
 from lookalike.data.headers.jpeg import READ_AT_ONCE, file_of
+from lookalike.data.orientation import upright
 
-# Imported by name: Pillow would otherwise load all its forty formats to find these two.
-RARER_FORMATS = (TiffImagePlugin, WebPImagePlugin)
+# Imported by name: Pillow would otherwise load all its forty formats to find these.
+RARER_FORMATS = (
+    AvifImagePlugin,
+    IcoImagePlugin,
+    Jpeg2KImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 _GREY, _RGB, _RGBA = 1, 3, 4  # torchvision.io.ImageReadMode
 _STRIP = 1 << 18  # pixels that are converted at a time
@@ -54,10 +70,10 @@ def pixels_of(
     With `limited` more pixels, or bytes that Pillow would take, than are allowed raise ValueError.
     What else is wrong raises whatever the decoders raise.
     """
-    return _upright(_decoded(data, header, channels, shrink, limited), header.turn)
+    return upright(decoded(data, header, channels, shrink, limited), header.turn)
 
 
-def _decoded(
+def decoded(
     data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool
 ) -> Tensor:
     """uint8 (C, H, W) as stored."""
@@ -68,7 +84,7 @@ def _decoded(
         image_CHW = _by_torchvision(data, header, channels)
         if image_CHW is not None and image_CHW.shape[1:] == (header.height, header.width):
             return image_CHW
-    with _allowing(header.width * header.height):
+    with allowing(header.width * header.height):
         return _by_pillow(data, header, channels, shrink, limited)
 
 
@@ -82,7 +98,7 @@ def saved(image_CHW: Tensor, form: str, **options: Any) -> bytes:
 
 
 @contextmanager
-def _allowing(pixels: int) -> Iterator[None]:
+def allowing(pixels: int) -> Iterator[None]:
     """Pillow refuses more than twice its MAX_IMAGE_PIXELS; what our own check let pass may be more,
     for this while.
 
@@ -100,6 +116,13 @@ def _allowing(pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
+def _file_of(data: bytes, header: headers.Header) -> IO[bytes]:
+    """The file for Pillow, with nothing in it that was not judged."""
+    if header.kind == "AVIF":
+        return io.BytesIO(still(data))
+    return io.BytesIO(icon(data, header)) if header.kind == "ICO" else file_of(data, header)
+
+
 def _open(file: IO[bytes], kind: str) -> Image.Image:
     """Pillow opens only the format that the first bytes name."""
     opened = Image.open(file, formats=[kind])
@@ -109,41 +132,6 @@ def _open(file: IO[bytes], kind: str) -> Image.Image:
     if kind == "JPEG":
         opened.decodermaxblock = READ_AT_ONCE
     return opened
-
-
-def _upright(x_CHW: Tensor, turn: int) -> Tensor:
-    """Undoes an EXIF orientation (CIPA DC-008, section 4.6.4 A: Orientation); a large image in
-    place.
-    """
-    if turn >= 5:
-        x_CHW = x_CHW.transpose(1, 2)
-    sides = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(turn, ())
-    if x_CHW.numel() <= 12 * _STRIP:
-        return x_CHW.flip(sides) if sides else x_CHW
-    for side in sides:
-        _mirror(x_CHW, side)
-    return x_CHW
-
-
-def _mirror(x_CHW: Tensor, side: int) -> None:
-    """Reverses that dimension in place, some rows of memory at a time."""
-    outer = max((1, 2), key=x_CHW.stride)
-    rows_first = x_CHW.movedim(outer, 0)
-    step = max(1, _STRIP // max(1, rows_first[0].numel()))
-    if side != outer:
-        for start in range(0, len(rows_first), step):
-            rows = rows_first[start : start + step]
-            rows.copy_(rows.flip(2))
-        return
-    for start in range(0, len(rows_first) // 2, step):
-        end = min(start + step, len(rows_first) // 2)
-        head, tail = (
-            rows_first[start:end],
-            rows_first[len(rows_first) - end : len(rows_first) - start],
-        )
-        kept = head.flip(0)
-        head.copy_(tail.flip(0))
-        tail.copy_(kept)
 
 
 def _by_torchvision(data: bytes, header: headers.Header, channels: int) -> Tensor | None:
@@ -170,7 +158,14 @@ def _by_pillow(
     data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool
 ) -> Tensor:
     """uint8 (C, H, W) as stored."""
-    opened = _open(file_of(data, header), header.kind)
+    return _pixels(loaded(data, header, channels, shrink, limited), channels)
+
+
+def loaded(
+    data: bytes, header: headers.Header, channels: int, shrink: int, limited: bool
+) -> Image.Image:
+    """The image that Pillow makes of it."""
+    opened = _open(_file_of(data, header), header.kind)
     if sorted(opened.size) != sorted((header.width, header.height)):
         raise ValueError(
             f"{opened.width} x {opened.height} pixels beside {header.width} x {header.height}: "
@@ -183,7 +178,12 @@ def _by_pillow(
     if limited:
         _check_room(opened, header)
     opened.load()
-    return _pixels(opened, channels)
+    return opened
+
+
+def deep(mode: str) -> bool:
+    """Whether its greys have more than 8 bits."""
+    return mode in ("I", "F") or mode.startswith("I;16")
 
 
 def _check_room(opened: Image.Image, header: headers.Header) -> None:
@@ -214,7 +214,7 @@ def _pixels(opened: Image.Image, channels: int) -> Tensor:
         whole = rows.stop - rows.start >= opened.height
         return opened if whole else opened.crop((0, rows.start, opened.width, rows.stop))
 
-    if opened.mode not in ("I", "F") and not opened.mode.startswith("I;16"):
+    if not deep(opened.mode):
         return _in_strips(opened.height, opened.width, channels, strip)
     spans = _spans(opened.height, opened.width)
     ends = [
@@ -249,18 +249,16 @@ def _spans(height: int, width: int) -> list[slice]:
 
 
 def _eight_bits(grey_HW: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Grey uint8: the high byte of 16-bit integers; floats as 0..1 where none is above 1, else as
-    0..255.
+    """Grey uint8: the high byte of 16-bit integers.
 
     `low` and `high` are of the whole image. Raises ValueError when they lie outside these.
     """
-    white = 65535 if grey_HW.dtype.kind in "iu" else 255
-    if not (low >= 0 and high <= white):  # so written, NaN is refused too
-        raise ValueError(f"grey values {low} to {high}, outside 0 to {white}")
-    eight_HW = (
-        grey_HW >> 8 if grey_HW.dtype.kind in "iu" else np.rint(grey_HW * (255 if high <= 1 else 1))
-    )
-    return np.asarray(eight_HW, dtype=np.uint8)
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"grey values {low} to {high}, outside 0 to 65535: data.range says what becomes black "
+            "and white, and data.depth: float32 holds them"
+        )
+    return np.asarray(grey_HW >> 8, dtype=np.uint8)
 
 
 def _on_white(opened: Image.Image) -> Image.Image:

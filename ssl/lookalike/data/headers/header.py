@@ -1,23 +1,12 @@
 """What the first bytes of an image file may say, and the limits that this is held against.
 
 `limit` follows from what Pillow 13 and torchvision 0.29 hold while they decode: their own image, at
-1, 2 or 4 bytes a pixel, then the copy that is handed on, of 3; below MEMORY together. `make fuzz`
-and tests/data/test_bombs.py measure it.
+1, 2 or 4 bytes a pixel, then the copy that is handed on, of 3; below MEMORY together. What the
+decoders of the other formats hold says `taken`. `make fuzz`, tests/data/test_bombs.py and
+tests/data/test_format_bombs.py measure it.
 """
 
-from dataclasses import dataclass, field
-
-MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"BM", "BMP"),
-)
+from dataclasses import dataclass, field, replace
 
 # bytes that decoding may hold: 200 MB less what is read in and loaded for the first time
 MEMORY = 175_000_000
@@ -60,6 +49,18 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """How the values of a TIFF lie: its photometric interpretation, compression and kind of
+    transparency (TIFF 6.0: PhotometricInterpretation, Compression, ExtraSamples), an orientation.
+    """
+
+    photometric: int
+    compression: int
+    premultiplied: bool
+    turn: int
+
+
+@dataclass(frozen=True)
 class Header:
     """`width` and `height` in pixels as stored, upright by `turn`, an EXIF orientation (1 where
     decoders turn it).
@@ -67,8 +68,16 @@ class Header:
     `limit`: the pixels that are allowed unless the user says otherwise, `whole`: those that are
     when nothing is shrunk (of a JPEG, and with torchvision), `form`: what they are allowed for.
     `plain`: torchvision may decode it: a JPEG of 8-bit grey or three colours, or a WebP of one
-    frame. `alpha`: a WebP with transparency. `held`: bytes a pixel that a JPEG's decoder holds,
-    shrunk or not.
+    frame. `held`: bytes a pixel that a JPEG's decoder holds, shrunk or not.
+
+    `channels`: values a pixel, transparency among them; palettes, inks and differences of colour
+    count as the colours that they stand for. `alpha`: the last of them is transparency. `bits`: of
+    each that matter, `floating` and `signed`: what they are. `white`: the value that is white,
+    where it is not the largest of so many bits; signed and 32-bit integers count as 16-bit ones,
+    whose white is 65535. `eight`: Pillow gives its 8 bits, or the high ones, and drops no channel;
+    `pillow`: it gives all bits of them. `taken`: bytes a pixel that the decoder of all bits holds,
+    its result included. `frames`: of a format in which each is an image of its own. `tiff`: how its
+    values lie; `span`: the bytes of the file that are the image.
     """
 
     kind: str
@@ -81,7 +90,29 @@ class Header:
     plain: bool = False
     alpha: bool = False
     held: float = 0.0
+    channels: int = 3
+    bits: int = 8
+    floating: bool = False
+    signed: bool = False
+    white: float | None = None
+    eight: bool = True
+    pillow: bool = True
+    taken: float = 8.0
+    frames: int = 1
     jpeg: Segments | None = field(default=None, repr=False)
+    tiff: Samples | None = field(default=None, repr=False)
+    span: tuple[int, int] | None = None
+
+    @property
+    def full(self) -> float | None:
+        """The value that is white; None where the file's type has none."""
+        if self.white is not None:
+            return self.white
+        if self.floating:
+            return 1.0
+        if self.signed or self.bits > 16:
+            return 65535.0 if self.bits >= 16 else None
+        return float((1 << self.bits) - 1)
 
 
 def check(header: Header, max_pixels: int | None) -> None:
@@ -100,6 +131,14 @@ def check(header: Header, max_pixels: int | None) -> None:
         raise too_large(
             width, height, header.form, header.limit if max_pixels is None else max_pixels
         )
+
+
+def within(header: Header, limit: int) -> Header:
+    """Of so many pixels at most."""
+    if limit >= header.limit:
+        return header
+    form = header.form.removeprefix("such a ")
+    return replace(header, limit=limit, form=f"such a {form}, decoded with all its bits")
 
 
 def too_large(width: int, height: int, form: str, limit: int) -> ValueError:

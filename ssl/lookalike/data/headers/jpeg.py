@@ -81,7 +81,27 @@ def read(data: bytes) -> Header:
         turn=tags.turn(found.exif, found.xmp),
         plain=plain,
         jpeg=found,
+        channels=1 if parts == 1 else 3,
+        bits=found.bits,
+        eight=found.bits <= 8,
+        pillow=found.bits <= 8,
+        taken=8.0 if found.bits <= 8 else 2 * parts + 4 * parts,
     )
+
+
+def look(data: bytes) -> Header:
+    """Of the first bytes of a file alone: what its frame says. Raises ValueError where that does
+    not lie in them.
+    """
+    found, at = Segments(), 2
+    for _ in range(_MOST_SEGMENTS):
+        marker, start, end = _next(data, at)
+        if marker in _FRAMES:
+            _see_frame(data, start, end, marker, found)
+            channels = 1 if len(found.sampling) == 1 else 3
+            return Header("JPEG", found.width, found.height, channels=channels, bits=found.bits)
+        at = end
+    raise ValueError(f"more than {_MOST_SEGMENTS} segments before its frame")
 
 
 def file_of(data: bytes, header: Header) -> IO[bytes]:

@@ -3,10 +3,10 @@
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lookalike.data.headers import tags
 from lookalike.data.headers.header import (
-    MAGIC,
     MAX_PIXELS_WHOLE,
     MOST_CHUNKS,
     MOST_EXIF,
@@ -16,6 +16,7 @@ from lookalike.data.headers.header import (
 
 _MOST_ZIPPED = 64
 _MOST_SAMPLE_BYTES = 100_000_000  # of a PNG unpacked: 8.5 ns each at worst
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the colour types of PNG
 
 
@@ -24,11 +25,12 @@ def read(data: bytes) -> Header:
     bits pass.
     """
     told: list[tuple[bytes, memoryview]] = []
-    zipped = headers = moving = 0
-    for name, body in _chunks(data):
+    zipped = headers = moving = keyed = 0
+    for name, body in chunks(data):
         zipped += name in (b"zTXt", b"iTXt", b"iCCP")
         headers += name == b"IHDR"
         moving += name == b"fcTL"
+        keyed |= name == b"tRNS"
         if zipped > _MOST_ZIPPED or headers > 1:
             raise ValueError(f"{max(zipped, headers)} chunks {name!r}, more than an image has")
         if name in (b"eXIf", b"tEXt", b"zTXt", b"iTXt") and moving < 2:
@@ -41,11 +43,20 @@ def read(data: bytes) -> Header:
         min(MAX_PIXELS_WHOLE, int(_MOST_SAMPLE_BYTES * width / row)) if row else MAX_PIXELS_WHOLE
     )
     form = f"PNG of {bits} bits" if limit < MAX_PIXELS_WHOLE else ""
-    return Header("PNG", width, height, limit=limit, form=form, turn=_turn(told))
+    found = Header("PNG", width, height, limit=limit, form=form, turn=_turn(told))
+    channels, alpha = _CHANNELS.get(colours, 4) + 2 * (colours == 3), colours in (4, 6)
+    channels += keyed and not alpha
+    # Of 16 bits the decoder's values and its copy of the file, else Pillow's image and its copy.
+    taken = 2.0 * channels + (2 * len(data) / max(1, width * height) if bits == 16 else 4)
+    deep = bits == 16
+    pillow = not deep or (colours == 0 and not keyed)
+    found = replace(found, channels=channels, alpha=alpha or bool(keyed), bits=16 if deep else 8)
+    return replace(found, pillow=pillow, taken=taken)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    view, start = memoryview(data), len(MAGIC[1][0])
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Name and body of each. Raises ValueError where a critical one is damaged."""
+    view, start = memoryview(data), len(_SIGNATURE)
     for _ in range(MOST_CHUNKS):
         if start + 12 > len(data):
             return

@@ -92,6 +92,20 @@ def directory(
     return found
 
 
+def listed(data: bytes, place: Layout, at: int) -> set[int]:
+    """The numbers of all tags of the directory. Raises ValueError when it does not lie in these
+    bytes.
+    """
+    count, entry = ("Q", "HHQ8s") if place.big else ("H", "HHL4s")
+    start, step = at + struct.calcsize("<" + count), struct.calcsize("<" + entry)
+    entries = struct.unpack_from(place.order + count, data, at)[0] if start <= len(data) else 0
+    if not entries or entries > _MOST_ENTRIES or start + step * entries > len(data):
+        raise ValueError("its directory lies elsewhere")
+    return {
+        struct.unpack_from(place.order + "H", data, start + step * i)[0] for i in range(entries)
+    }
+
+
 def number(data: bytes, place: Layout, tag: Tag | None) -> float | None:
     """The first value of the tag; None when there is none, or bytes and text."""
     if tag is None or tag.kind not in _LETTERS:

@@ -56,4 +56,5 @@ def _limited(header: Header) -> Header:
     """
     taken = 4 + 5 * header.alpha if header.plain else 16
     limit = min(MAX_PIXELS_WHOLE, MEMORY // max(taken, 4 + COPY))
-    return replace(header, limit=limit, form="WebP" if header.plain else "animated or odd WebP")
+    form, channels = "WebP" if header.plain else "animated or odd WebP", 3 + header.alpha
+    return replace(header, limit=limit, form=form, channels=channels, taken=taken + 4)
