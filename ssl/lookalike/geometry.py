@@ -13,8 +13,11 @@ Depth = Literal["uint8", "uint16", "float32"]
 Alpha = Literal["white", "black", "keep"]
 """What transparency lies on, or that it stays a channel of its own."""
 
+MOST_CHANNELS = 512
+
 _TYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 _WHITE = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+_WORDS = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
 
 
 class PixelFormat(NamedTuple):
@@ -40,6 +43,20 @@ class PixelFormat(NamedTuple):
         """The values that become 0 and 1."""
         return (0.0, _WHITE[self.depth]) if self.range is None else self.range
 
+    @property
+    def plain(self) -> bool:
+        """Whether pixels are bytes of which 0 is black and 255 white."""
+        return self.depth == "uint8" and self.range is None
+
+    @property
+    def words(self) -> str:
+        """For people, what of a file becomes 0 and 1."""
+        low, high = (int(end) if float(end).is_integer() else end for end in self.ends)
+        return f"{_WORDS[self.depth]} values {low} … {high} become 0 … 1"
+
+
+BYTES = PixelFormat()
+"""Bytes, 0 black and 255 white: what pixels are where nothing else is said."""
 
 Distance = Literal["cosine", "euclidean"]
 """How two embeddings are compared: by their angle, or by the length of their difference."""

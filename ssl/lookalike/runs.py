@@ -7,18 +7,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lookalike import comm
-from lookalike.checkpoint import hold_run, open_run
+from lookalike.checkpoint import earlier_recipe, hold_run, open_run
 from lookalike.data.images import Images
+from lookalike.data.reading import fit_to, refuse_other
 from lookalike.data.sources import Source
 from lookalike.data.sources import Split as Name
 from lookalike.doctor import agree
 from lookalike.errors import DataError, Error
 from lookalike.experiment import Experiment, Training
+from lookalike.geometry import PixelFormat
 from lookalike.metric.classes import Split, split_classes
 from lookalike.models import Architecture, make_backbone
 from lookalike.process import fault
-from lookalike.recipe import Size, Spec
+from lookalike.recipe import Size, Spec, digest
 
 
 class Run:
@@ -36,8 +40,10 @@ class Run:
         accept_changes: bool = False,
         ranks: int = 0,
     ) -> None:
-        self.experiment, self.accept_changes = experiment, accept_changes
         self._out = None if out is None else Path(out)
+        self.experiment, self.accept_changes = self._as_measured(experiment), accept_changes
+        self._data = self.experiment.data
+        self._form: PixelFormat | None = None  # of a model that came from elsewhere
         self.joins, self.ranks = not ranks, ranks or comm.world_size()
         self._sources: dict[int, Source] = {}
         self._images: dict[tuple[int, Name, Size | None], Images] = {}
@@ -66,28 +72,86 @@ class Run:
         return self._out
 
     @cached_property
-    def architecture(self) -> Architecture:
+    def _named(self) -> Architecture:
         """What the recipe's backbone is; of a folder, what the folder says."""
         named = self.experiment.backbone
         return make_backbone(named).architecture if named.folder else named
 
     @property
+    def architecture(self) -> Architecture:
+        """The same, with depth, range and alpha of the train images where it is made for them."""
+        asked = self.asked
+        return self._named if asked.folder else asked
+
+    @property
+    def asked(self) -> Architecture:
+        """The recipe's backbone section with depth, range and alpha of the train images; of a
+        folder, which says them, the section as it is.
+        """
+        named = self.experiment.backbone
+        return named if named.folder else named.reading(self.images("train").form)
+
+    @property
     def unfetched(self) -> Architecture:
         """The same, with weights of its own where published ones would have to be fetched."""
-        return replace(self.experiment.backbone, pretrained=False)
+        return replace(self.asked, pretrained=False)
+
+    def like(self, what: nn.Module | str | Path) -> Architecture:
+        """What a timm name or a module takes on; of a folder or a backbone, which know what they
+        take, no image is looked at.
+        """
+        there = not isinstance(what, nn.Module) and Path(what).exists()
+        return self.experiment.backbone if there or hasattr(what, "architecture") else self.asked
 
     def images(self, name: Name, size: Size | None = None, *, of: Spec | None = None) -> Images:
         """The train or test images for views of `size`, by default the backbone's; `of` another
-        source than the recipe's.
+        source than the recipe's. Files are read as the backbone of a folder takes them.
         """
-        spec, size = of or self.experiment.data, size or self.architecture.size
-        source = self._sources.get(id(spec))
-        if source is None:
-            source = self._sources[id(spec)] = spec.build()
-        key = (id(spec), name, size)
+        spec, size = of or self._data, size or self._named.size
+        source, key = self._source(spec), (id(spec), name, size)
         if key not in self._images:
-            self._images[key] = source.split(name, size)
+            images = source.split(name, size)
+            if wanted := self._wanted(spec):
+                refuse_other(images.form, wanted)
+            self._images[key] = images
         return self._images[key]
+
+    def read_as(self, architecture: Architecture) -> None:
+        """Images are from now on what a model of this architecture takes. Raises DataError where
+        the recipe wants others.
+        """
+        if self._form == architecture.form:
+            return
+        self._form = architecture.form
+        for source in self._sources.values():
+            fit_to(source, self._form)
+        if any(images.form[1:] != self._form[1:] for images in self._images.values()):
+            self._images.clear()
+            self._classes.clear()
+
+    def _source(self, spec: Spec) -> Source:
+        if id(spec) not in self._sources:
+            source = spec.build()
+            if wanted := self._wanted(spec):
+                fit_to(source, wanted)
+            self._sources[id(spec)] = source
+        return self._sources[id(spec)]
+
+    def _wanted(self, spec: Spec) -> PixelFormat | None:
+        """The form that a model wants images in; None where they decide."""
+        if self._form or self.experiment.backbone.folder:
+            return self._form or self._named.form
+        return None if spec is self._data else self.images("train").form
+
+    def _as_measured(self, experiment: Experiment) -> Experiment:
+        """The recipe with what the run in the folder measured for the same data."""
+        args = experiment.data.args
+        if self._out is None or not isinstance(args.get("range"), dict) or args.get("measured"):
+            return experiment
+        earlier = earlier_recipe(self._out, experiment)
+        if earlier is None or digest(earlier, "data") != digest(experiment, "data"):
+            return experiment
+        return _measured(experiment, earlier.data.args.get("measured"))
 
     def labelled(self, size: Size | None = None) -> tuple[Images, Images]:
         """Train and test images. Raises DataError unless both have labels."""
@@ -124,5 +188,20 @@ class Run:
         hold_run(self.out, self.experiment, self.accept_changes)
 
     def claim(self) -> Path:
-        """Makes the run folder, or goes on in it; no other run may write there. Raises RunError."""
+        """Makes the run folder, or goes on in it; no other run may write there. Raises RunError.
+
+        What was measured of the images is from now on in the recipe.
+        """
+        known = getattr(self._sources.get(id(self._data)), "measured", None)
+        self.experiment = _measured(self.experiment, known)
         return open_run(self.out, self.experiment, self.accept_changes)
+
+
+def _measured(experiment: Experiment, known: tuple[float, float] | None) -> Experiment:
+    """The recipe with what its data measured, if anything."""
+    spec = experiment.data
+    if known is None or spec.args.get("measured") == known:
+        return experiment
+    made = replace(experiment, data=replace(spec, args={**spec.args, "measured": known}))
+    object.__setattr__(made, "name", experiment.name)
+    return made

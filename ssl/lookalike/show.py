@@ -36,7 +36,8 @@ def describe(run: Run, planned: Plan) -> list[str]:
 
 def _data(images: Images) -> str:
     shape = "×".join(map(str, images.shape))
-    return f"data        {len(images)} images of {shape}, {len(images.classes)} classes"
+    raw = "" if images.form.plain else f", {images.form.words}"
+    return f"data        {len(images)} images of {shape}{raw}, {len(images.classes)} classes"
 
 
 def _shapes(backbone: Backbone) -> list[str]:

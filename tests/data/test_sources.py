@@ -289,7 +289,7 @@ def test_order_does_not_follow_the_file_system(tmp_path, monkeypatch):
     assert names(whole(tmp_path)) == expected
 
 
-def test_no_image_is_opened_when_indexing(tmp_path, monkeypatch):
+def test_no_image_is_opened_when_indexing_to_a_depth_that_is_said(tmp_path, monkeypatch):
     fill(tmp_path, *TREE)
 
     def forbidden(*_, **__):
@@ -301,7 +301,7 @@ def test_no_image_is_opened_when_indexing(tmp_path, monkeypatch):
     original = open
     monkeypatch.setattr("lookalike.data.images.encoded.Opened", forbidden)
     monkeypatch.setattr("builtins.open", guarded)
-    assert len(whole(tmp_path)) == len(TREE)
+    assert len(whole(tmp_path, depth="uint8")) == len(TREE)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_array_images_read_one_or_many():
     with pytest.raises(ValueError, match="8 labels for 9 images"):
         ArrayImages(images.read_many(range(9)), Annotations(torch.zeros(8)))
     with pytest.raises(ValueError, match="uint8"):
-        ArrayImages(torch.zeros(2, 3, 4, 5))
+        ArrayImages(torch.zeros(2, 3, 4, 5, dtype=torch.int32))
 
 
 def test_array_fingerprint_is_of_bytes_and_labels():

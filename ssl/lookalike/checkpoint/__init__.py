@@ -16,6 +16,7 @@ from lookalike.checkpoint.compare import (
 )
 from lookalike.checkpoint.run import (
     changes,
+    earlier_recipe,
     hold_run,
     keep_run,
     open_run,
@@ -35,6 +36,7 @@ __all__ = [
     "Saver",
     "changes",
     "differences",
+    "earlier_recipe",
     "hold_run",
     "keep_run",
     "newest_manifest",

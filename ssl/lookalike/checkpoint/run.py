@@ -20,6 +20,7 @@ RECIPE = "recipe.yaml"
 _LARGEST = 16 * 2**20
 
 T = TypeVar("T")
+R = TypeVar("R", bound=Recipe)
 
 
 def open_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> Path:
@@ -149,7 +150,15 @@ def changes(out: Path, recipe: Recipe) -> list[str]:
         return []
 
 
-def _earlier(path: Path, like: Recipe) -> Recipe:
+def earlier_recipe(out: Path, like: R) -> R | None:
+    """The recipe of the run in `out`; None where there is none, or none that can be read."""
+    try:
+        return _earlier(out / RECIPE, like)
+    except (OSError, ValueError, RecipeError):
+        return None
+
+
+def _earlier(path: Path, like: R) -> R:
     """The recipe that a run was begun with, by this or an earlier release, with defaults for what
     has been added since.
     """

@@ -133,8 +133,9 @@ def decode(
 def cut(
     image_CHW: Tensor, box: Sequence[int], out_CHW: Tensor, interpolation: str = "bicubic"
 ) -> Tensor:
-    """Resizes box (top, left, height, width; pixels) of a uint8 image into `out_CHW`, antialiased;
-    returns that.
+    """Resizes box (top, left, height, width; pixels) of an image into `out_CHW` of the same type,
+    antialiased; returns that. Deeper pixels than bytes go through float32, in which 16 bits are
+    exact, and are rounded into their type.
 
     torch's kernel for bytes: of 375 × 375 pixels to 256 × 256 in 0.29 ms, where Pillow's takes
     1.70.
@@ -142,10 +143,12 @@ def cut(
     top, left, height, width = box
     piece_1CHW = image_CHW[None, :, top : top + height, left : left + width]
     if piece_1CHW.shape[1:] != out_CHW.shape:
-        sides = out_CHW.shape[1:]
+        sides, deep = out_CHW.shape[1:], piece_1CHW.dtype != torch.uint8
         piece_1CHW = torch.nn.functional.interpolate(
-            piece_1CHW, sides, mode=interpolation, antialias=True
+            piece_1CHW.float() if deep else piece_1CHW, sides, mode=interpolation, antialias=True
         )
+        if out_CHW.dtype == torch.uint16:
+            piece_1CHW = piece_1CHW.round_().clamp_(0, 65535)
     return out_CHW.copy_(piece_1CHW[0])
 
 

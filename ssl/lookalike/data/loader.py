@@ -32,9 +32,9 @@ _AHEAD = 2
 class Batch(NamedTuple):
     """One rank's part of a micro-batch: host ids_B, its images, what was bad.
 
-    `pixels`: uint8 canvases (B, C, H, W), or where the host crops a list with one (B, C, S, S) for
-    each view. They lie in a slot that a worker writes again: valid until the next but one batch is
-    asked for. Copy what must last.
+    `pixels`: canvases (B, C, H, W) of the images' form, or where the host crops a list with one
+    (B, C, S, S) for each view. They lie in a slot that a worker writes again: valid until the next
+    but one batch is asked for. Copy what must last.
     """
 
     epoch: int
@@ -50,9 +50,16 @@ class Key(NamedTuple):
     ids: list[int]
 
 
-# Fills the parts of one batch, uint8 (B, C, H, W) each, and says what the batch is to be told
-# beside them.
+# Fills the parts of one batch, (B, C, H, W) each, and says what the batch is to be told beside
+# them.
 Fill = Callable[[Key, list[Tensor]], Any]
+
+
+class Parts(NamedTuple):
+    """Shapes (C, H, W) of one sample's parts, and their type."""
+
+    shapes: Sequence[tuple[int, int, int]]
+    dtype: torch.dtype
 
 
 def batches(
@@ -80,7 +87,7 @@ def batches(
         Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches
     )
     with contextlib.closing(
-        _stream(partial(_fill, reader), reader.shapes, keys, workers, pin)
+        _stream(partial(_fill, reader), Parts(reader.shapes, reader.dtype), keys, workers, pin)
     ) as stream:
         for key, parts, bad in stream:
             pixels = parts[0] if host_crops is None else parts
@@ -90,14 +97,15 @@ def batches(
 def in_order(
     images: Images, batch: int, workers: int = 0, pin: bool = False
 ) -> Generator[tuple[list[int], Tensor], None, None]:
-    """(ids, uint8 canvas_BCHW) of all images in order; those that cannot be read are left out.
+    """(ids, canvas_BCHW) of all images in order; those that cannot be read are left out.
 
     A canvas is valid until the next but one is asked for.
     """
     starts = range(0, len(images), batch)
     keys = (Key(0, list(range(start, min(start + batch, len(images))))) for start in starts)
+    canvas = Parts([images.shape], images.form.dtype)
     with contextlib.closing(
-        _stream(partial(_fill_readable, images), [images.shape], keys, workers, pin)
+        _stream(partial(_fill_readable, images), canvas, keys, workers, pin)
     ) as stream:
         yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
 
@@ -121,15 +129,15 @@ def _fill_readable(images: Images, key: Key, parts: list[Tensor]) -> list[int]:
 
 
 def _stream(
-    fill: Fill, shapes: Sequence[tuple[int, int, int]], keys: Iterator[Key], workers: int, pin: bool
+    fill: Fill, one: Parts, keys: Iterator[Key], workers: int, pin: bool
 ) -> Generator[tuple[Key, list[Tensor], Any], None, None]:
     """(key, its filled parts, what `fill` returned) for each key, in order."""
     if not workers:
         for key in keys:
             # Fresh memory each time; pinned memory torch keeps and gives out again.
             parts = [
-                torch.empty(len(key.ids), *shape, dtype=torch.uint8, pin_memory=pin)
-                for shape in shapes
+                torch.empty(len(key.ids), *shape, dtype=one.dtype, pin_memory=pin)
+                for shape in one.shapes
             ]
             yield key, parts, fill(key, parts)
         return
@@ -137,7 +145,7 @@ def _stream(
     if first is None:
         return
     # Under way are `workers` × _AHEAD batches; one is the consumer's, and the one before it.
-    slots = Slots(workers * _AHEAD + 2, len(first.ids), shapes)
+    slots = Slots(workers * _AHEAD + 2, len(first.ids), *one)
     sent = _Sent(itertools.chain([first], keys), slots.count)
     loader = one_by_one(
         _Worker(fill, slots), sampler=sent, num_workers=workers, prefetch_factor=_AHEAD

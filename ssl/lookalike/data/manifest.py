@@ -75,7 +75,7 @@ class Manifest(FileSource):
             known = known._replace(roles=_roles(file, table, mask_N))
         self._look_for_repeats(file, table, paths, sets_N)
         paths = chosen(paths, mask_N)
-        return self.settled(FileImages(root, paths, self.reading(size), known, within=root))
+        return self.settled(FileImages(root, paths, self.reading(size), known, within=root), name)
 
     def _sets(self, file: Path, table: Table, paths: list[bytes]) -> np.ndarray:
         """In which set each row is, int8 (N,)."""

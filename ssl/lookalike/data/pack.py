@@ -90,6 +90,8 @@ def pack(source: Source, target: Path, how: Packing, workers: int) -> None:
     Raises DataError when the folder holds the shards of other images or options.
     """
     sets = dict(_sets(source))
+    for images in sets.values():
+        _refuse_squeezed(images, how)
     _tell_lost(sets)
     plan = {
         "format": FORMAT,
@@ -127,6 +129,20 @@ def _sets(source: Source) -> Iterator[tuple[Split, Images]]:
         warnings.warn(f"no test set is packed: {error}", stacklevel=2)
         return
     yield "test", test
+
+
+def _refuse_squeezed(images: Images, how: Packing) -> None:
+    """Raises DataError where bits or channels would be lost: JPEG, WebP and what is resized have 8
+    bits, of one channel or three. Files that are kept lose nothing, and are kept.
+    """
+    form = images.form
+    if how.kept and isinstance(images, EncodedImages):
+        return
+    if form.depth != "uint8" or form.channels not in (1, 3):
+        remedy = "keep the files: leave --format and --resize out"
+        remedy = remedy if isinstance(images, EncodedImages) else "give them as files"
+        what = f"{form.channels} channels of {form.depth}, and a packed image has 8 bits of 1 or 3"
+        raise DataError(f"pack: {what}: {remedy}")
 
 
 def _tell_lost(sets: dict[Split, Images]) -> None:

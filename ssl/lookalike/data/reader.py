@@ -1,4 +1,4 @@
-"""Samples -> uint8 rows in place: a canvas of each image, or one crop for each of its views.
+"""Samples -> rows of raw pixels in place: a canvas of each image, or a crop for each of its views.
 
 An image that cannot be read is replaced by another that (seed, sample) chooses; its crops follow
 the sample's own draws. So a row is a pure function of (seed, epoch, sample), whoever reads it.
@@ -56,17 +56,19 @@ class Reader:
     """Reads samples of `images` into given tensors: canvases, or with `cuts` one crop for each
     view.
 
-    `shapes` are those of one sample's parts, (C, H, W) each.
+    `shapes` are those of one sample's parts, (C, H, W) each, of `dtype`.
     """
 
     def __init__(self, images: Images, seed: int, host_crops: HostCrops | None = None) -> None:
         self.images, self.seed, self.host_crops = images, seed, host_crops
+        self.dtype = images.form.dtype
         channels = images.shape[0]
         sizes = [] if host_crops is None else host_crops.policy.sizes(host_crops.size)
         self.shapes = [(channels, height, width) for height, width in sizes] or [images.shape]
 
     def fill(self, epoch: int, ids: Sequence[int], parts: Sequence[Tensor]) -> list[Bad]:
-        """Writes the rows of `ids` into `parts`, each uint8 (B, C, H, W); returns what was bad.
+        """Writes the rows of `ids` into `parts`, each (B, C, H, W) of `dtype`; returns what was
+        bad.
 
         Raises DataError when a sample's image and 99 replacements cannot be read.
         """

@@ -108,6 +108,18 @@ def read(url: str, limit: int = 1 << 28) -> bytes | None:
     return found
 
 
+def part(url: str, start: int, size: int) -> bytes:
+    """Some bytes of an object, by a request for no others."""
+    fs, path = store_of(url)
+
+    def work() -> bytes:
+        data: bytes = fs.cat_file(path, start=start, end=start + size)
+        return data
+
+    found = with_retries(url, work)
+    return found[start : start + size] if len(found) > size else found  # of a server without parts
+
+
 class Files:
     """Shards as local files, fetched when first asked for; the least recently used go when
     `cache_gb` is full.

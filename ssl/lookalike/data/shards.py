@@ -76,7 +76,7 @@ class Shards(FileSource):
                 f"{remote.redacted(self._path)}: {what}: check the path, or set test or "
                 "test_fraction"
             )
-        return self.settled(self._finished(images, classes))
+        return self.settled(self._finished(images, classes), name)
 
     def _finished(self, images: ShardImages, classes: tuple[str, ...]) -> ShardImages:
         has_N = images.numbers_N != NO_LABEL

@@ -17,14 +17,20 @@ _SHARED = Path("/dev/shm")
 
 class Slots:
     """`count` slots of shared memory, each for up to `rows` samples of parts of these shapes (C, H,
-    W).
+    W), of `dtype`.
 
     Raises RunError when the machine has not so much shared memory.
     """
 
-    def __init__(self, count: int, rows: int, shapes: Sequence[tuple[int, int, int]]) -> None:
-        self.count, self.rows, self.shapes = count, rows, shapes
-        self._per_row = [math.prod(shape) for shape in shapes]
+    def __init__(
+        self,
+        count: int,
+        rows: int,
+        shapes: Sequence[tuple[int, int, int]],
+        dtype: torch.dtype = torch.uint8,
+    ) -> None:
+        self.count, self.rows, self.shapes, self.dtype = count, rows, shapes, dtype
+        self._per_row = [dtype.itemsize * math.prod(shape) for shape in shapes]
         size = rows * sum(self._per_row)
         _check_room(count * size)
         # Shared from the start: share_memory_() would write all of it once, and hold it twice
@@ -34,7 +40,7 @@ class Slots:
         self._pinned = False
 
     def parts(self, slot: int, rows: int) -> list[Tensor]:
-        """The slot's first `rows` samples: uint8 (rows, C, H, W) of each part."""
+        """The slot's first `rows` samples: (rows, C, H, W) of each part."""
         if rows > self.rows:
             raise ValueError(
                 f"{rows} samples for a slot of {self.rows}: a plan's first micro-batch is its "
@@ -42,7 +48,7 @@ class Slots:
             )
         regions = torch.split(self._bytes_SN[slot], [self.rows * n for n in self._per_row])
         pairs = zip(regions, self.shapes, strict=True)
-        return [region.view(self.rows, *shape)[:rows] for region, shape in pairs]
+        return [region.view(self.dtype).view(self.rows, *shape)[:rows] for region, shape in pairs]
 
     def pin(self) -> None:
         """Locks the pages, so that copies to the GPU need not wait; after the workers were

@@ -95,6 +95,9 @@ class Folder(FileSource):
         self._scanned: dict[Path, list[bytes]] = {}
 
     def split(self, name: Split, size: Size | None = None) -> Images:
+        return self.settled(self._split(name, size), name)
+
+    def _split(self, name: Split, size: Size | None) -> FileImages:
         root = folder_at(self._path, "give the folder that holds the images")
         reading = self.reading(size)
         wants_test = checked(name) == "test"
@@ -111,7 +114,7 @@ class Folder(FileSource):
         found = self._classes(folder, test, classes) if classes else ()
         return self._images(folder, test, found, reading)
 
-    def _hashed(self, root: Path, wants_test: bool, reading: Reading) -> Images:
+    def _hashed(self, root: Path, wants_test: bool, reading: Reading) -> FileImages:
         paths = self._scan(root, root)
         mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
         if not mask_N.any():
@@ -158,7 +161,7 @@ class Folder(FileSource):
         classes: tuple[bytes, ...],
         reading: Reading,
         mask_N: np.ndarray | None = None,
-    ) -> Images:
+    ) -> FileImages:
         labels_N = np.empty(len(paths), np.int64)
         index = {name: label for label, name in enumerate(classes)}
         below = top_folders(paths) if classes else {}
@@ -169,7 +172,7 @@ class Folder(FileSource):
             paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
         names = tuple(os.fsdecode(name) for name in classes)
         known = Annotations(torch.from_numpy(labels_N), names) if classes else NOTHING
-        return self.settled(FileImages(folder, paths, reading, known))
+        return FileImages(folder, paths, reading, known)
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:

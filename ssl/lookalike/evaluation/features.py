@@ -19,6 +19,7 @@ from lookalike.data.loader import in_order
 from lookalike.data.passport import passport
 from lookalike.errors import Error, RunError
 from lookalike.folder import write_file
+from lookalike.geometry import BYTES, PixelFormat
 from lookalike.log import note
 from lookalike.models import Architecture
 from lookalike.views import normalise, resize_crop, scale
@@ -44,28 +45,29 @@ class Features(NamedTuple):
 
 
 def embedder(model: nn.Module, architecture: Architecture) -> Embed:
-    """uint8 canvas (B, C, H, W) -> features (B, D): the test-time view, normalised, through `model`
+    """Raw canvas (B, C, H, W) -> features (B, D): the test-time view, normalised, through `model`
     in eval mode.
     """
     mean, std = architecture.normalisation()
+    form = architecture.form
     model.eval()
 
     def function(canvas_BCHW: Tensor) -> Tensor:
-        x_BCHW = resize_crop(scale(canvas_BCHW), architecture.size, architecture.crop)
+        x_BCHW = resize_crop(scale(canvas_BCHW, form), architecture.size, architecture.crop)
         h_BD: Tensor = model(normalise(x_BCHW, mean, std))
         return h_BD
 
     return function
 
 
-def pixels(canvas_BCHW: Tensor) -> Tensor:
+def pixels(canvas_BCHW: Tensor, form: PixelFormat = BYTES) -> Tensor:
     """The raw image as a feature, (B, C·H·W) in 0 … 1: the baseline that every backbone has to
     beat.
 
     A canvas whose longer side is above `PIXELS` is brought down to that, antialiased: at 224 pixels
     a classifier would have 196,608 dimensions to fit.
     """
-    x_BCHW = scale(canvas_BCHW)
+    x_BCHW = scale(canvas_BCHW, form)
     share = PIXELS / max(x_BCHW.shape[2:])
     if share < 1:
         height, width = (max(1, round(side * share)) for side in x_BCHW.shape[2:])
@@ -109,8 +111,8 @@ def extract(
 
 
 def cache_key(images: Images) -> tuple[str, ...]:
-    """What features depend on: images by their `passport`, shape, fit, and order and labels, which
-    it need not tell.
+    """What features depend on: images by their `passport`, shape, form, fit, and order and labels,
+    which it need not tell.
     """
     digest = hashlib.sha256()
     for i in range(len(images)):
@@ -120,7 +122,9 @@ def cache_key(images: Images) -> tuple[str, ...]:
     marks = passport(images)
     known = (str(marks[name]) for name in ("data", "content", "times") if name in marks)
     how = f"{getattr(images, 'fit', '')} {getattr(images, 'max_pixels', None)}"
-    return *known, str(images.shape), how, digest.hexdigest()
+    usual = PixelFormat(images.form.channels)
+    form = () if images.form == usual else (repr(images.form),)
+    return *known, str(images.shape), how, *form, digest.hexdigest()
 
 
 def cached(folder: Path | None, key: tuple[str, ...], make: Callable[[], Features]) -> Features:

@@ -4,20 +4,22 @@ described by its architecture.
 
 import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import timm
 import torch
+from pydantic import Field as Bounded
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lookalike.errors import BackboneError, printable
-from lookalike.geometry import Distance, sides
+from lookalike.geometry import BYTES, MOST_CHANNELS, Alpha, Depth, Distance, PixelFormat, sides
 from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
-from lookalike.recipe import Share, Size
+from lookalike.recipe import Share, Size, recorded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What may stand in `args`, and so in an untrusted config.json, must not reach a file or the
@@ -39,8 +41,10 @@ _FORBIDDEN = (
 # the class token beside GeM of the patches, twice as wide.
 Pool = Literal["token", "avg", "max", "gem", "cls_gem"]
 _OURS = ("gem", "cls_gem")
+_RECORDED = ("depth", "range", "alpha")
 # Images become canvases of 8/7 of this, and no canvas is larger than 4096.
 LARGEST_SIDE = 3584
+Channels = Annotated[int, Bounded(ge=1, le=MOST_CHANNELS)]
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,14 @@ class Architecture:
     `size`: the side of the square it sees, or height and width. `crop`: the share of an image's
     shorter side that the test-time view shows (timm's crop_pct); `mean` and `std`: of each channel,
     for images in [0, 1]; `args`: more keyword arguments of the timm model.
+
+    Depth, range and alpha, which no recipe gives here, say how a raw file becomes its input; see
+    PixelFormat.
     """
 
     name: str = ""
     size: Size = 224
-    channels: Literal[1, 3] = 3
+    channels: Channels = 3
     stem: Literal["timm", "cifar"] = "timm"
     pool: Pool | None = None
     mean: tuple[float, ...] | None = None
@@ -64,6 +71,9 @@ class Architecture:
     pretrained: bool = False
     args: dict[str, Any] = field(default_factory=dict)
     folder: str | None = None
+    depth: Depth = recorded("uint8")
+    range: tuple[float, float] | None = recorded(None)
+    alpha: Alpha = recorded("white")
 
     def __post_init__(self) -> None:
         if bool(self.name) == bool(self.folder):
@@ -75,6 +85,8 @@ class Architecture:
                 raise ValueError(f"{label} has {len(values)} values for {self.channels} channels")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be positive")
+        if self.range is not None and not -math.inf < self.range[0] < self.range[1] < math.inf:
+            raise ValueError(f"range {list(self.range)}: two finite numbers, the smaller first")
         if max(sides(self.size)) > LARGEST_SIDE:
             raise ValueError(f"size {self.size}: at most {LARGEST_SIDE} pixels a side: lower it")
         self._check_args()
@@ -111,6 +123,20 @@ class Architecture:
         return Backbone(self)
 
     @property
+    def form(self) -> PixelFormat:
+        """How a raw file becomes its input."""
+        return PixelFormat(self.channels, self.depth, self.range, self.alpha)
+
+    def reading(self, form: PixelFormat) -> Self:
+        """The same, of files whose pixels are kept so; its channels are its own."""
+        return replace(self, depth=form.depth, range=form.range, alpha=form.alpha)
+
+    def recorded(self) -> dict[str, Any]:
+        """Of depth, range and alpha those that are not as they were before there was a choice."""
+        found = self.form._asdict()
+        return {k: found[k] for k in _RECORDED if found[k] != getattr(BYTES, k)}
+
+    @property
     def timm_name(self) -> str:
         """The name under which timm makes this architecture."""
         return f"{self.name}_cifar" if self.stem == "cifar" else self.name
@@ -125,11 +151,12 @@ class Architecture:
         return args
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, for images in [0, 1]: ImageNet's, or .5 for
-        grey.
+        """Mean and standard deviation of each channel, for images in [0, 1]: ImageNet's of three,
+        else .5.
         """
-        mean = self.mean or (IMAGENET_MEAN if self.channels == 3 else (0.5,))
-        return mean, self.std or (IMAGENET_STD if self.channels == 3 else (0.5,))
+        half = (0.5,) * self.channels
+        mean = self.mean or (IMAGENET_MEAN if self.channels == 3 else half)
+        return mean, self.std or (IMAGENET_STD if self.channels == 3 else half)
 
     def config(self, dim: int) -> dict[str, Any]:
         """`config.json` of a folder with such a backbone of `dim` features: timm's, and ours."""
@@ -149,7 +176,8 @@ class Architecture:
             "custom_load": False,
             "fixed_input_size": bool(published.fixed_input_size),
         }
-        ours = {k: v for k, v in asdict(self).items() if k not in ("folder", "pretrained")}
+        left = ("folder", "pretrained", *_RECORDED)
+        ours = {k: v for k, v in asdict(self).items() if k not in left} | self.recorded()
         return {
             "architecture": self.timm_name,
             "num_classes": 0,
@@ -176,7 +204,7 @@ class Own(Architecture):
     def config(self, dim: int) -> dict[str, Any]:
         """`config.json` of its folder."""
         mean, std = self.normalisation()
-        ours = {"size": self.size, "channels": self.channels, "crop": self.crop}
+        ours = {"size": self.size, "channels": self.channels, "crop": self.crop} | self.recorded()
         return {
             "class": self.name,
             "num_features": dim,
@@ -236,21 +264,26 @@ class Backbone(nn.Module):
         module: nn.Module,
         *,
         size: Size,
-        channels: Literal[1, 3] = 3,
+        channels: int = 3,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         crop: Share = 1.0,
+        depth: Depth = "uint8",
+        range: tuple[float, float] | None = None,
+        alpha: Alpha = "white",
     ) -> "Backbone":
         """A network of one's own, from (B, `channels`, *`size`) to (B, D), as a backbone.
 
-        `mean`, `std`: of each channel, by default ImageNet's, or .5 for grey. A method
-        `group_matcher` as timm's models have one says which layers there are; without it all of it
-        is one block. Raises BackboneError where it cannot take such images or gives no (B, D), or
-        not `module.dim` of them.
+        `mean`, `std`: of each channel, by default ImageNet's of three, else .5. `depth`, `range`,
+        `alpha`: how raw files become its input, see PixelFormat; a training records those of its
+        images. A method `group_matcher` as timm's models have one says which layers there are;
+        without it all of it is one block. Raises BackboneError where it cannot take such images or
+        gives no (B, D), or not `module.dim` of them.
         """
         name = f"{type(module).__module__}.{type(module).__qualname__}"
         try:
-            architecture = Own(name, size, channels, mean=mean, std=std, crop=crop)
+            raw: dict[str, Any] = {"depth": depth, "range": range, "alpha": alpha}
+            architecture = Own(name, size, channels, mean=mean, std=std, crop=crop, **raw)
         except ValueError as error:
             raise BackboneError(f"backbone: {printable(name[:200])}: {error}") from error
         was = module.training

@@ -16,7 +16,7 @@ import torch
 
 from lookalike.errors import printable
 from lookalike.folder import read_regular, recover, verify, write_folder
-from lookalike.geometry import sides
+from lookalike.geometry import PixelFormat, sides
 from lookalike.models import Architecture, Own
 from lookalike.recipe import is_one_of
 
@@ -104,6 +104,8 @@ def weights_digest(model: Any) -> str:
     digest = hashlib.sha256(repr(model.architecture).encode())
     if model.distance == "euclidean":
         digest.update(b"not unit")
+    if raw := model.architecture.recorded():
+        digest.update(repr(raw).encode())
     for name, tensor in model.state_dict().items():
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(name.encode() + raw.numpy().tobytes())
@@ -125,6 +127,7 @@ def facts(architecture: Architecture, dim: int, about: Mapping[str, Any]) -> dic
             "crop": architecture.crop,
             "mean": mean,
             "std": std,
+            **architecture.recorded(),
         },
     }
     versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
@@ -151,9 +154,16 @@ def text(card: Mapping[str, Any]) -> str:
         f"Takes {image['channels']}-channel images of {' × '.join(map(str, sides(image['size'])))} "
         "pixels "
         f"in 0 … 1, normalised by mean {list(image['mean'])} and std {list(image['std'])}; "
-        f"gives {card['features']} features.\n\n"
+        f"gives {card['features']} features. A file's {_raw(image)}.\n\n"
     )
     return head + _loading(card) + _scores(card.get("scores", {})) + _origin(card)
+
+
+def _raw(image: Mapping[str, Any]) -> str:
+    """What of a file becomes 0 and 1, and what becomes of transparency."""
+    form = PixelFormat(**{k: image[k] for k in PixelFormat._fields if k in image})
+    on = "stays a channel" if form.alpha == "keep" else f"lies on {form.alpha}"
+    return form.words if form.alpha == "white" else f"{form.words}, transparency {on}"
 
 
 def _title(method: Any) -> str:

@@ -25,8 +25,9 @@ from lookalike.recipe import Size
 _ARCHITECTURE, _OWN = TypeAdapter(Architecture), TypeAdapter(Own)
 # Far beyond any model's: size, widths, depths and rates add up to some thousands.
 _TAKES = ("size", "channels", "mean", "std", "crop")
+_RAW = ("depth", "range", "alpha")
 _LARGEST_CONFIG, _LARGEST_SUM = 2**20, 50_000
-_MOST_VALUES, _MOST_FILES = 1_000, 100
+_MOST_VALUES, _MOST_FILES = 2_000, 100
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
@@ -152,7 +153,7 @@ def _wrapped(module: nn.Module, like: Architecture | None) -> Backbone:
             f"backbone: {type(module).__qualname__} is not timm's: say what it takes by "
             "Backbone.of(module, size=…, channels=…)"
         )
-    seen = {name: getattr(like, name) for name in _TAKES}
+    seen = {name: getattr(like, name) for name in (*_TAKES, *_RAW)}
     return Backbone.of(module, **seen)
 
 
@@ -205,9 +206,9 @@ def _read_architecture(path: Path) -> Architecture:
     try:
         config = json.loads(read_regular(path, _LARGEST_CONFIG))
         ours = config["lookalike"]
-        _refuse_excess(ours)
+        _refuse_excess(_without_range(ours))
         if "class" in config:
-            if set(ours) != set(_TAKES):
+            if set(ours) - set(_RAW) != set(_TAKES):
                 raise ValueError(f"a module's keys are {', '.join(_TAKES)}")
             own = {**ours, "name": config["class"]}
             return _OWN.validate_json(json.dumps(own), strict=True)
@@ -229,6 +230,11 @@ def _reason(error: Exception) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = "".join(f"{printable(str(part)[:60])}: " for part in first["loc"])
     return place + printable(first["msg"].removeprefix("Value error, ")[:300])
+
+
+def _without_range(ours: Any) -> Any:
+    """Values of pixels size nothing, and 65,535 is an ordinary one."""
+    return {k: v for k, v in ours.items() if k != "range"} if isinstance(ours, dict) else ours
 
 
 def _refuse_excess(ours: Any) -> None:

@@ -41,6 +41,7 @@ from lookalike.recipe.values import (
     Spec,
     Width,
     Widths,
+    recorded,
 )
 from lookalike.recipe.yaml12 import read
 
@@ -73,5 +74,6 @@ __all__ = [
     "meaning",
     "page",
     "read",
+    "recorded",
     "schema",
 ]

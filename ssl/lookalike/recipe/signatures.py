@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from pydantic.errors import PydanticSchemaGenerationError
 
-from lookalike.recipe.values import Resume, Since
+from lookalike.recipe.values import Resume, Since, not_given
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def keys_of(make: Any, given: set[str], nested: Mapping[str, Any]) -> dict[str, 
     Not those `given`; `nested` are annotations by name, for constructors that have none.
     """
     keys: dict[str, Parameter] = {}
-    hidden = set(given)
+    hidden = given | not_given(make)
     for parameters, hints, passed in _signatures(make):
         for parameter in parameters:
             name = parameter.name

@@ -5,7 +5,7 @@ JSON data.
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
@@ -51,6 +51,21 @@ class Since:
 SINCE_0_2, MOVED_0_2 = Since("0.2.0"), Since("0.2.0", moved=True)
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_RECORDED = "recorded"
+
+
+def recorded(default: Any) -> Any:
+    """A field of a dataclass that no recipe gives: found out, and kept with what was made. Not part
+    of the repr, which digests of earlier releases are of.
+    """
+    return field(default=default, repr=False, metadata={_RECORDED: True})
+
+
+def not_given(make: Any) -> frozenset[str]:
+    """The names of a dataclass's fields that are `recorded`."""
+    if not is_dataclass(make):
+        return frozenset()
+    return frozenset(known.name for known in fields(make) if known.metadata.get(_RECORDED))
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,9 @@ def plain_of(value: Any) -> Any:
         return {"name": value.name, **plain_of(value.args)}
     if is_dataclass(value) and not isinstance(value, type):
         return {
-            key: plain_of(getattr(value, key)) for key in inspect.signature(type(value)).parameters
+            key: plain_of(getattr(value, key))
+            for key in inspect.signature(type(value)).parameters
+            if key not in not_given(type(value))
         }
     if isinstance(value, Mapping):
         return {key: plain_of(part) for key, part in value.items()}

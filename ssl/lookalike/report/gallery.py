@@ -45,7 +45,7 @@ class Section(NamedTuple):
 
 
 Read = Callable[[int], Tensor | None]
-"""Image uint8 (C, H, W) by number; None where it cannot be read any more."""
+"""Image uint8 (1 or 3, H, W) by number; None where it cannot be read any more."""
 
 
 def document(title: str, summary: Summary, sections: Sequence[Section], read: Read) -> bytes:

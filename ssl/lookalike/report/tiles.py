@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal, TypeAlias
 
+import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+
+from lookalike.geometry import PixelFormat
+from lookalike.views import scale
 
 Tile: TypeAlias = Image.Image
 Mark = Literal["query", "right", "wrong", "junk"]
@@ -24,6 +28,19 @@ _STROKES: dict[Mark, list[list[tuple[int, int]]]] = {
     "wrong": [[(7, 7), (20, 20)], [(20, 7), (7, 20)]],
     "junk": [[(5, 13), (22, 13)]],
 }
+
+
+def visible(image_CHW: Tensor, form: PixelFormat) -> Tensor:
+    """What people can see of raw pixels, uint8 (1 or 3, H, W): the first three channels, or the
+    first alone, by the range of the set.
+    """
+    return shown(image_CHW if form.plain else scale(image_CHW, form))
+
+
+def shown(image_CHW: Tensor) -> Tensor:
+    """The same of bytes, or of floats in [0, 1]."""
+    few_CHW = image_CHW[: 3 if len(image_CHW) >= 3 else 1]
+    return few_CHW if few_CHW.dtype == torch.uint8 else (few_CHW * 255).round().to(torch.uint8)
 
 
 def rgb(image_CHW: Tensor) -> Tile:

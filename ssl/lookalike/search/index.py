@@ -25,7 +25,7 @@ from lookalike.data.images import Fit
 from lookalike.errors import BackboneError, DataError, NewerError, RunError, printable
 from lookalike.evaluation.features import embedder
 from lookalike.folder import read_manifest, recover, write_folder
-from lookalike.geometry import Distance, PixelFormat
+from lookalike.geometry import Distance
 from lookalike.models import Backbone
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, load_model
@@ -91,11 +91,11 @@ class SearchIndex:
         """Image files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no
         image.
         """
-        channels, device = self.model.architecture.channels, comm.device()
+        device = comm.device()
         try:
             how: dict[str, Any] = {
                 "size": self.canvas,
-                "form": PixelFormat(channels),
+                "form": self.model.architecture.form,
                 "whole": self.fit == "squash",
             }
             canvases = [decode(contents(path), path, **how) for path in paths]

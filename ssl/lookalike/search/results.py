@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import torch
 from lookalike.data.decode import BadImage, Opened, contents
 from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
-from lookalike.geometry import PixelFormat
+from lookalike.geometry import BYTES, PixelFormat
 from lookalike.log import note, say
 from lookalike.report import page, tiles
 from lookalike.search.index import SearchIndex
@@ -118,21 +119,28 @@ def line_of_json(index: SearchIndex, answer: Answer) -> str:
     )
 
 
-def look(path: str) -> tiles.Tile | str:
+def look(path: str, form: PixelFormat = BYTES) -> tiles.Tile | str:
     """What the model sees of an image file, small; or why it cannot be shown."""
     try:
-        opened = Opened(contents(path), path, PixelFormat())
+        opened = Opened(contents(path), path, form)
         side = min(SIDE, opened.height, opened.width)
-        return tiles.enlarged(opened.canvas(torch.empty(3, side, side, dtype=torch.uint8)))
+        canvas_CHW = opened.canvas(torch.empty(form.channels, side, side, dtype=form.dtype))
+        return tiles.enlarged(tiles.visible(canvas_CHW, form))
     except BadImage as error:
         return error.reason
 
 
+def look_as(index: SearchIndex) -> Callable[[str], tiles.Tile | str]:
+    """`look` by the form that the model takes; a grey one is shown the images' colours."""
+    form = index.model.architecture.form
+    return partial(look, form=BYTES if form.plain and form.channels == 1 else form)
+
+
 def sheet(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
     """A PNG, a row an answer: the query, then the nearest; grey where an image cannot be shown."""
-    grey, rows = tiles.plain(SIDE, "#c8c8c8"), []
+    grey, rows, see = tiles.plain(SIDE, "#c8c8c8"), [], look_as(index)
     for answer in answers:
-        looks = [look(path) for path in (answer.query, *map(index.path, answer.rows))]
+        looks = [see(path) for path in (answer.query, *map(index.path, answer.rows))]
         rows.append([grey if isinstance(seen, str) else seen for seen in looks])
     return tiles.grid(rows)
 
@@ -141,4 +149,5 @@ def document(index: SearchIndex, answers: Sequence[Answer]) -> bytes:
     """One HTML page of the queries and their nearest."""
     what = "cosine similarity" if index.distance == "cosine" else "Euclidean distance"
     title = f"The nearest of {len(index)} images, by {what}"
-    return page.render("search.html", title=title, answers=answers, path=index.path, look=look)
+    see = look_as(index)
+    return page.render("search.html", title=title, answers=answers, path=index.path, look=see)

@@ -26,7 +26,7 @@ from lookalike.models.card import read as read_card
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, open_model
 from lookalike.recipe import Size
-from lookalike.report import examples, page, tables
+from lookalike.report import examples, page, tables, tiles
 from lookalike.report import gallery as galleries
 from lookalike.runs import Run
 
@@ -61,7 +61,7 @@ def evaluate(
     run = Run(recipe, out)
     if run.folder:
         visit_run(run.folder)
-    opened = open_model(model, recipe.backbone)
+    opened = open_model(model, run.like(model))
     planned = job(run, opened.architecture, _own_embedding(model, run.folder))
     return do(planned, opened, name, target)
 
@@ -73,6 +73,7 @@ def job(run: Run, architecture: Architecture, embedding: Path | None = None) -> 
     held out now.
     """
     settings = run.experiment.section(Evaluate)
+    run.read_as(architecture)
     images = scored(run, architecture.size, embedding)
     return Job(run, settings, images, _fitting(images, settings, run.name, architecture.channels))
 
@@ -281,7 +282,7 @@ def _drawn(
 
     def read(i: int) -> Tensor | None:
         try:
-            return images.read(i)
+            return tiles.visible(images.read(i), images.form)
         except BadImage:
             return None
 

@@ -130,6 +130,7 @@ def to_onnx(model: Backbone | Embedding, opset: int) -> bytes:
         "mean": mean,
         "std": std,
         "crop": model.architecture.crop,
+        **model.architecture.recorded(),
     }
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(proto)

@@ -48,7 +48,7 @@ def do(job: Job) -> Path:
     about: dict[str, Any] = {"recipe": digests(recipe, "backbone"), "method": "published weights"}
     if not card.is_done(target, about):
         if comm.rank() == 0:
-            backbone = make_backbone(recipe.backbone)
+            backbone = make_backbone(job.run.asked)
             facts = card.facts(backbone.architecture, backbone.dim, written(about))
             card.write_model(target, folder_files(backbone), facts)
             say(f"fetch: backbone in {target}")

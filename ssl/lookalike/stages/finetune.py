@@ -69,7 +69,7 @@ def finetune(
     run = Run(recipe, out, accept_changes=accept_changes)
     run.join()
     run.hold()
-    planned = job(run, open_backbone(backbone, recipe.backbone))
+    planned = job(run, open_backbone(backbone, run.like(backbone)))
     comm.barrier()
     run.claim()
     return do(planned)
@@ -87,6 +87,7 @@ def job(run: Run, backbone: Backbone) -> Job:
             f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another "
             "backbone"
         )
+    run.read_as(opened.architecture)
     divided = run.classes(opened.architecture.size)
     decided: dict[str, Any] = {
         "run": run,

@@ -30,7 +30,14 @@ from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation.features import embedder, extract
 from lookalike.experiment import Experiment, Pretrain, views_problem
 from lookalike.log import say
-from lookalike.models import Backbone, card, folder_files, make_backbone, open_backbone
+from lookalike.models import (
+    Architecture,
+    Backbone,
+    card,
+    folder_files,
+    make_backbone,
+    open_backbone,
+)
 from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.nn.method import Method
 from lookalike.recipe import digests
@@ -91,7 +98,7 @@ def pretrain(
     run = Run(recipe, out, accept_changes=accept_changes)
     run.join(method=method_name(recipe.section(Pretrain), method))
     run.hold()
-    opened = None if backbone is None else open_backbone(backbone, recipe.backbone)
+    opened = None if backbone is None else open_backbone(backbone, run.like(backbone))
     planned = job(run, method, opened)
     comm.barrier()
     run.claim()
@@ -115,6 +122,7 @@ def job(run: Run, method: Maker | None = None, backbone: Backbone | None = None)
     about: dict[str, Any] = {"recipe": known, "method": method_name(settings, method)}
     if backbone is not None:
         about["architecture"] = backbone.architecture.timm_name
+        tell_form(run, backbone)
     labelled = getattr(method or settings.method.make, "needs_labels", False)
     made_of = learned_from(run.images("train"), labelled)
     done = run.folder and finished(run.folder / "backbone", about, made_of, run.accept_changes)
@@ -122,8 +130,18 @@ def job(run: Run, method: Maker | None = None, backbone: Backbone | None = None)
     must_match = {**made_of, "batch": settings.batch, "method": own}
     if done:
         return Job(run, settings, about, made_of, None)
-    module = build_method(run.experiment, method, backbone)
+    module = build_method(run.experiment, method, backbone, run.asked)
     return Job(run, settings, about, made_of, prepare(run, settings, module, must_match))
+
+
+def tell_form(run: Run, backbone: Backbone) -> None:
+    """Lets images and a backbone that was handed over agree on depth and range: its own where it
+    has been told any, else those of the images.
+    """
+    if backbone.architecture.recorded():
+        run.read_as(backbone.architecture)
+    else:
+        backbone.architecture = backbone.architecture.reading(run.images("train").form)
 
 
 def prepare(run: Run, settings: Pretrain, module: Method, must_match: dict[str, Any]) -> Work:
@@ -266,15 +284,20 @@ def refuse_unlabelled(run: Run) -> None:
 
 
 def build_method(
-    recipe: Experiment, method: Maker | None = None, backbone: Backbone | None = None
+    recipe: Experiment,
+    method: Maker | None = None,
+    backbone: Backbone | None = None,
+    architecture: Architecture | None = None,
 ) -> Method:
-    """The recipe's method on its backbone, with weights that only the seed decides.
+    """The recipe's method on its backbone, with weights that only the seed decides; `architecture`:
+    the recipe's, told of its images.
 
     Raises RecipeError where its parts do not fit, RunError where a `method` of one's own is no
     Method.
     """
     torch.manual_seed(rng.seed(recipe.seed, "weights"))
-    backbone, chosen = backbone or make_backbone(recipe.backbone), recipe.section(Pretrain).method
+    backbone = backbone or make_backbone(architecture or recipe.backbone)
+    chosen = recipe.section(Pretrain).method
     try:
         made = method(backbone) if method else chosen.build(backbone)
     except ValueError as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike import views
 from lookalike.data.images import Images
 from lookalike.data.reader import HostCrops, Reader
 from lookalike.errors import printable
@@ -15,6 +16,7 @@ from lookalike.experiment import Experiment, Pretrain
 from lookalike.folder import refuse_unwritable, write_file
 from lookalike.recipe import Size
 from lookalike.report import page, tiles
+from lookalike.views import fused
 from lookalike.views.colour import OPERATIONS
 
 
@@ -45,12 +47,14 @@ def preview(shown: Shown, recipe: Experiment, ids_B: Tensor, epoch: int, target:
     pixels = read(Reader(train, seed, host_crops), epoch, ids_B) if host_crops else canvas_BCHW
     channels = canvas_BCHW.shape[1]
     plain = {"mean": [0.0] * channels, "std": [1.0] * channels}
-    views = policy(pixels, ids_B, seed=seed, epoch=epoch, size=size, **plain)
+    taken = views.taken(pixels, train.form)
+    made = policy(taken, ids_B, seed=seed, epoch=epoch, size=size, **plain)
     every = policy.each(ids_B, seed=seed, epoch=epoch, **sides(train, ids_B, host_crops))
     said = [[describe(view, b, channels) for view in every] for b in range(len(ids_B))]
     names = [f"{i} {printable(train.name(i))}" for i in ids_B.tolist()]
     rows = [
-        [tiles.enlarged(x) for x in (canvas_BCHW[b], *(to_bytes(v[b]) for v in views))]
+        [tiles.enlarged(tiles.visible(canvas_BCHW[b], train.form))]
+        + [tiles.enlarged(tiles.shown(view[b])) for view in made]
         for b in range(len(ids_B))
     ]
     title = f"{recipe.name}, epoch {epoch}, views cut on the {settings.crop_on}"
@@ -66,8 +70,8 @@ def preview(shown: Shown, recipe: Experiment, ids_B: Tensor, epoch: int, target:
 
 
 def read(reader: Reader, epoch: int, ids_B: Tensor) -> list[Tensor]:
-    """The parts of these samples, uint8 (B, C, H, W) each."""
-    parts = [torch.empty(len(ids_B), *shape, dtype=torch.uint8) for shape in reader.shapes]
+    """The parts of these samples, (B, C, H, W) each."""
+    parts = [torch.empty(len(ids_B), *shape, dtype=reader.dtype) for shape in reader.shapes]
     reader.fill(epoch, ids_B.tolist(), parts)
     return parts
 
@@ -95,9 +99,6 @@ def describe(drawn: dict[str, Tensor], b: int, channels: int) -> str:
     words += ["grey"] if drawn["grey"][b] and channels == 3 else []
     words += [f"blur σ {float(drawn['sigma'][b]):.2f}"] if drawn["blur"][b] else []
     words += ["solarize"] if drawn["solarize"][b] else []
+    if "drop" in drawn and drawn["drop"][b] and channels > 1:
+        words.append(f"no channel {int(fused.channel_of(drawn['channel'][b], channels))}")
     return ", ".join(words)
-
-
-def to_bytes(view_CHW: Tensor) -> Tensor:
-    """Floats in [0, 1] as uint8."""
-    return (view_CHW * 255).round().to(torch.uint8)

@@ -27,6 +27,7 @@ from lookalike.evaluation.features import (
 )
 from lookalike.experiment import Experiment, Probe
 from lookalike.folder import write_file
+from lookalike.geometry import PixelFormat
 from lookalike.log import note, say
 from lookalike.models import Architecture, Backbone, card, open_backbone
 from lookalike.models.card import weights_digest
@@ -60,7 +61,7 @@ def probe(
     run = Run(recipe, out)
     if run.folder:
         visit_run(run.folder)
-    opened = open_backbone(backbone, recipe.backbone)
+    opened = open_backbone(backbone, run.like(backbone))
     planned = job(run, opened.architecture)
     own = run.folder and run.folder / "backbone"
     if own and not isinstance(backbone, Backbone) and Path(backbone) == own:
@@ -72,6 +73,7 @@ def job(run: Run, architecture: Architecture) -> Job:
     """Decides what is probed, for views as this backbone takes them. Raises DataError without
     labels.
     """
+    run.read_as(architecture)
     return Job(run, run.experiment.section(Probe), run.labelled(architecture.size))
 
 
@@ -80,8 +82,9 @@ def do(job: Job, backbone: Backbone, name: str | None = None) -> dict[str, Any]:
     settings, folder = job.settings, job.run.folder
     keys = [cache_key(images) for images in job.sets]
     scores: dict[str, Any] = {}
-    for prefix, (digest, function) in _models(backbone, settings, job.run.seed).items():
-        keep = folder / "features" if folder and function is not pixels else None
+    form = job.sets[0].form
+    for prefix, (digest, function) in _models(backbone, settings, job.run.seed, form).items():
+        keep = folder / "features" if folder and prefix != PIXELS else None
         features = []
         for images, key in zip(job.sets, keys, strict=True):
             workers = workers_for(images, settings.workers)
@@ -145,8 +148,10 @@ def score(train: Features, test: Features, settings: Probe, seed: int) -> dict[s
     }
 
 
-def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[str, Embed]]:
-    """Prefix -> (a name that stands for the weights and the view, how to embed)."""
+def _models(
+    backbone: Backbone, settings: Probe, seed: int, form: PixelFormat
+) -> dict[str, tuple[str, Embed]]:
+    """Prefix -> (a name that stands for weights and view, how to embed images of `form`)."""
     named = {"": backbone}
     if settings.baselines:
         torch.manual_seed(rng.seed(seed, "weights"))
@@ -156,10 +161,12 @@ def _models(backbone: Backbone, settings: Probe, seed: int) -> dict[str, tuple[s
         prefix: (weights_digest(b), embedder(b.to(comm.device()), b.architecture))
         for prefix, b in named.items()
     }
-    return found | ({"pixels/": ("pixels", pixels)} if settings.baselines else {})
+    raw = {PIXELS: ("pixels", partial(pixels, form=form))}
+    return found | (raw if settings.baselines else {})
 
 
-ROWS = {"": "this backbone", "untrained/": "untrained backbone", "pixels/": "raw pixels"}
+PIXELS = "pixels/"
+ROWS = {"": "this backbone", "untrained/": "untrained backbone", PIXELS: "raw pixels"}
 
 
 def table(scores: dict[str, Any], k: int, name: str = "this backbone") -> str:

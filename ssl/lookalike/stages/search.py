@@ -20,17 +20,17 @@ from lookalike.data.images import FileImages, Images, Reading, file_states, subs
 from lookalike.data.index import SUFFIXES, scan
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
-from lookalike.data.reading import canvas_for
+from lookalike.data.reading import canvas_for, fit_to, refuse_other
 from lookalike.data.sources import Source, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.evaluation.features import embedded_in_order, embedder
 from lookalike.experiment import load_recipe
 from lookalike.folder import recover, refuse_unwritable
-from lookalike.geometry import PixelFormat
 from lookalike.log import note, progress
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import open_model
+from lookalike.runs import Run
 from lookalike.scoring.ivf import train_ivf
 from lookalike.search.index import (
     SEEN,
@@ -70,18 +70,23 @@ def in_folder(folder: Path, architecture: Architecture) -> Found:
             f"{b' '.join(SUFFIXES).decode()}"
         )
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
-    reading = Reading(canvas_for(architecture.size), PixelFormat(architecture.channels))
+    reading = Reading(canvas_for(architecture.size), architecture.form)
     images = FileImages(root, paths, reading)
     return Found([images], [os.fsdecode(path) for path in paths], states, root)
 
 
 def in_source(source: Source, architecture: Architecture) -> Found:
-    """Train and test images of a recipe's `data`; their state is that of their whole set."""
+    """Train and test images of a recipe's `data`, read as the model takes them; their state is
+    that of their whole set.
+    """
     if source.channels != architecture.channels:
         raise Error(
             f"data: images of {source.channels} channels, the model takes {architecture.channels}"
         )
+    fit_to(source, architecture.form)
     sets = [source.split(name, architecture.size) for name in ("train", "test")]
+    for images in sets:
+        refuse_other(images.form, architecture.form)
     names = [images.name(i) for images in sets for i in range(len(images))]
     return Found(
         sets, names, [state for images in sets for state in [set_state(images)] * len(images)], ""
@@ -148,8 +153,10 @@ def open_search(
     if place.is_dir():
         return search_index(index, partial(in_folder, place), model, approximate=approximate)
     recipe = load_recipe(source)
-    find = partial(in_source, recipe.data.build())
-    return search_index(index, find, model, like=recipe.backbone, approximate=approximate)
+    find, like = partial(in_source, recipe.data.build()), None
+    if model is not None:
+        like = Run(recipe).like(model)
+    return search_index(index, find, model, like=like, approximate=approximate)
 
 
 def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:

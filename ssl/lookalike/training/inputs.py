@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -16,5 +17,6 @@ def on_device(
     them, by an augmentation policy.
     """
     mean, std = architecture.normalisation()
-    size, device = architecture.size, comm.device()
-    return partial(views.make, policy, size=size, mean=mean, std=std, seed=seed, device=device)
+    known: dict[str, Any] = {"size": architecture.size, "form": architecture.form}
+    known |= {"mean": mean, "std": std, "seed": seed, "device": comm.device()}
+    return partial(views.make, policy, **known)

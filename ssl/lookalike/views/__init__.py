@@ -1,5 +1,5 @@
-"""From a uint8 canvas (B, C, H, W) to V normalised float views on the device; the one room for
-kornia.
+"""From a canvas (B, C, H, W) of raw pixels to V normalised float views on the device; the one room
+for kornia.
 
 Every parameter of every view is a pure function of (seed, epoch, sample, view): VIEWS lists the
 augmentation policies by name.
@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike import rng
-from lookalike.geometry import sides
-from lookalike.recipe import Count, Fraction, Positive, Share, Size
+from lookalike.geometry import BYTES, PixelFormat, sides
+from lookalike.recipe import SINCE_0_2, Count, Fraction, Positive, Share, Size
 from lookalike.views import fused
 from lookalike.views.fused import ViewFormat, channels_last
 from lookalike.views.resample import ATTEMPTS, Interpolation, crop_boxes, resize_crop
@@ -29,12 +29,13 @@ __all__ = [
     "normalise",
     "resize_crop",
     "scale",
+    "taken",
 ]
 
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 PerView = Fraction | tuple[Fraction, ...]
 # How many numbers each purpose takes; a purpose of one has no coordinate of its own for them.
-_ONCE = ("top", "left", "flip", "jitter", "grey", "blur", "sigma", "solarize")
+_ONCE = ("top", "left", "flip", "jitter", "grey", "blur", "sigma", "solarize", "drop", "channel")
 _MANY = {"area": ATTEMPTS, "aspect": ATTEMPTS, "order": 4, "factors": 4}
 
 
@@ -67,7 +68,9 @@ class Symmetric:
     solarization.
 
     `order`: of brightness, contrast, saturation and hue, drawn for each image (torchvision) or as
-    they are named; `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++
+    they are named; saturation, hue and `grey` are for images of three channels, the others for any
+    number; `channel_drop`: how often one channel, drawn anew for each view, is black at last, where
+    there are several; `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++
     compiler).
     """
 
@@ -87,9 +90,10 @@ class Symmetric:
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
     solarize: PerView = 0.0
     compile: bool = False
+    channel_drop: Annotated[PerView, SINCE_0_2] = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("grey", "blur", "solarize"):
+        for name in ("grey", "blur", "solarize", "channel_drop"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and len(value) != self.views:
                 raise ValueError(f"{name} has {len(value)} values for {self.views} views")
@@ -115,10 +119,10 @@ class Symmetric:
         std: Sequence[float],
         dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
-        """uint8 (B, C, H, W) on the device and int64 ids_B on the host -> V views (B, C, *size) of
-        `dtype`.
+        """uint8, or floats in [0, 1], (B, C, H, W) on the device and int64 ids_B on the host -> V
+        views (B, C, *size) of `dtype`.
 
-        Instead of one canvas V uint8 crops (B, C, *size) may come, already cut by `boxes`.
+        Instead of one canvas V crops (B, C, *size) may come, already cut by `boxes`.
         """
         first = images if isinstance(images, Tensor) else images[0]
         draws = self.draws(ids_B, seed, epoch, range(self.views), *first.shape[2:])
@@ -144,7 +148,8 @@ class Symmetric:
         """What is drawn for each sample of each view, (V, B, …) each, on the device of ids_B.
 
         box (4: top, left, height, width, of images of that height and width, numbers or (B,)),
-        flip, jitter, factors (4), order (4), grey, blur, sigma, solarize.
+        flip, jitter, factors (4), order (4), grey, blur, sigma, solarize; where channels are
+        dropped drop, channel (a share of their number).
         """
         u = _uniforms(ids_B, seed, epoch, views)
 
@@ -159,7 +164,8 @@ class Symmetric:
         )
         centre_4 = torch.tensor([1.0, 1.0, 1.0, 0.0], device=ids_B.device)
         low, high = self.blur_sigma
-        return {
+        dropped = {"drop": happens("drop", self.channel_drop), "channel": u["channel"]}
+        return (dropped if self.channel_drop else {}) | {
             "box": crop_boxes(
                 u["area"], u["aspect"], u["top"], u["left"], height, width, self.crop, self.aspect
             ),
@@ -276,8 +282,10 @@ class MultiCrop(Asymmetric):
             "blur": self.small_blur,
             "solarize": self.small_solarize,
         }
-        grey = self.grey if isinstance(self.grey, float | int) else self.grey[0]
-        return Symmetric(**{**shared, **own, "grey": grey})
+        for name in ("grey", "channel_drop"):
+            value = getattr(self, name)
+            own[name] = value if isinstance(value, float | int) else value[0]
+        return Symmetric(**{**shared, **own})
 
 
 VIEWS: dict[str, Any] = {"asymmetric": Asymmetric, "multi_crop": MultiCrop, "symmetric": Symmetric}
@@ -294,22 +302,41 @@ def make(
     std: Sequence[float],
     seed: int,
     device: torch.device,
+    form: PixelFormat = BYTES,
 ) -> list[Tensor]:
     """The views of a batch on `device`, by the policy: V of (B, C, *its sides), normalised.
 
-    `pixels`: canvases uint8 (B, C, H, W), or one (B, C, *its sides) for each view that the host has
-    cut; ids_B: int64, on the host.
+    `pixels`: canvases (B, C, H, W) of `form`, or one (B, C, *its sides) for each view that the host
+    has cut; ids_B: int64, on the host.
     """
     if isinstance(pixels, Tensor):
         there: Tensor | list[Tensor] = pixels.to(device)
     else:
         there = [crops.to(device) for crops in pixels]
-    return policy(there, ids_B, seed=seed, epoch=epoch, size=size, mean=mean, std=std)
+    known = {"size": size, "mean": mean, "std": std}
+    return policy(taken(there, form), ids_B, seed=seed, epoch=epoch, **known)
 
 
-def scale(canvas_BCHW: Tensor) -> Tensor:
-    """uint8 0 … 255 to float32 0 … 1."""
-    return canvas_BCHW.to(torch.float32) / 255
+def taken(pixels: Tensor | Sequence[Tensor], form: PixelFormat) -> Tensor | Sequence[Tensor]:
+    """Canvases or crops of `form` as policies take them: bytes as they are, else floats in
+    [0, 1].
+    """
+    if form.plain:
+        return pixels
+    if isinstance(pixels, Tensor):
+        return scale(pixels, form)
+    return [scale(crops, form) for crops in pixels]
+
+
+def scale(canvas_BCHW: Tensor, form: PixelFormat = BYTES) -> Tensor:
+    """Raw pixels of `form` to float32 0 … 1, what is outside its range clamped."""
+    if canvas_BCHW.dtype != form.dtype:
+        raise ValueError(f"pixels of {canvas_BCHW.dtype}, not of {form.depth}")
+    x_BCHW = canvas_BCHW.to(torch.float32)
+    if form.plain:
+        return x_BCHW / 255
+    low, high = form.ends
+    return ((x_BCHW - low) / (high - low)).clamp_(0, 1)
 
 
 def normalise(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -114,6 +114,12 @@ def _weighted(shifted: list[Tensor], taps_NK: Tensor) -> Tensor:
     return total
 
 
+def drop(x_NCHW: Tensor, channel_N: Tensor) -> Tensor:
+    """Sets one channel of each image to 0, int64 (N,), as kornia's RandomChannelDropout does."""
+    gone_NC = torch.arange(x_NCHW.shape[1], device=x_NCHW.device) == channel_N[:, None]
+    return x_NCHW.masked_fill_(gone_NC[:, :, None, None], 0)
+
+
 def solarize(x_NCHW: Tensor) -> Tensor:
     """Inverts what is as bright as THRESHOLD or brighter."""
     return x_NCHW.lerp_(1 - x_NCHW, x_NCHW.ge(THRESHOLD).to(x_NCHW.dtype))

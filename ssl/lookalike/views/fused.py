@@ -20,7 +20,10 @@ from lookalike.views import colour
 from lookalike.views.resample import Interpolation, crop_resize
 
 Draws = Mapping[str, Tensor]
-DRAWN = ("box", "flip", "jitter", "factors", "order", "grey", "blur", "sigma", "solarize")
+DRAWN = (
+    *("box", "flip", "jitter", "factors", "order", "grey", "blur", "sigma", "solarize"),
+    *("drop", "channel"),
+)
 # Elements of float32 that stay in a core's second cache from one operation to the next.
 _CACHED = 1 << 18
 _NEVER = 4  # the turn of the hue where there is no jitter
@@ -40,7 +43,7 @@ class ViewFormat(NamedTuple):
 def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
     """V views (B, C, *sides), normalised, channels-last, of `form.dtype`.
 
-    images: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V uint8
+    images: canvas (B, C, H, W), uint8 or floats in [0, 1], to be cut by the drawn boxes, or V such
     tensors (B, C, *sides) already cut. draws_VB: each (V, B, …), on the host.
     """
     first = images if isinstance(images, Tensor) else images[0]
@@ -77,12 +80,20 @@ def cached() -> int:
 
 def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
     """The draws of M = V · B views, row view · B + image, with the blends and the hue's turn that
-    follow.
+    follow; `channel` by number, and no drop of an only channel.
     """
     draws = {name: value.flatten(0, 1) for name, value in draws_VB.items()}
+    if "drop" in draws:
+        draws["channel"] = channel_of(draws["channel"], channels)
+        draws["drop"] = draws["drop"] & (channels > 1)
     draws["blends"] = colour.coefficients(draws["factors"], draws["order"], channels)
     draws["hue_turn"] = hue_turns(draws, channels)
     return draws
+
+
+def channel_of(share: Tensor, channels: int) -> Tensor:
+    """The number of a channel, int64, from a number in [0, 1); the product may round up."""
+    return (share * channels).long().clamp(max=channels - 1)
 
 
 def hue_turns(draws: Draws, channels: int) -> Tensor:
@@ -131,8 +142,7 @@ def cut(images: Tensor | Sequence[Tensor], rows: Tensor, chosen: Draws, form: Vi
         send(chosen["flip"], images.device),
         send(image, images.device),
     )
-    x = images.index_select(0, image)
-    x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+    x = in_unit(images.index_select(0, image))
     return crop_resize(x, box, form.sides, flip_B=flip, interpolation=form.interpolation)
 
 
@@ -153,7 +163,7 @@ def _native(
 def _ready(crops: Sequence[Tensor], rows: Tensor, flip: Tensor) -> Tensor:
     """What was cut on the host, flipped where drawn."""
     batch, device = len(crops[0]), crops[0].device
-    x = torch.stack([crops[row // batch][row % batch] for row in rows.tolist()]).float().div_(255)
+    x = in_unit(torch.stack([crops[row // batch][row % batch] for row in rows.tolist()]))
     mirrored = torch.nonzero(flip).flatten()
     if len(mirrored):
         mirrored = send(mirrored, device)
@@ -161,9 +171,14 @@ def _ready(crops: Sequence[Tensor], rows: Tensor, flip: Tensor) -> Tensor:
     return x
 
 
+def in_unit(x: Tensor) -> Tensor:
+    """Floats in [0, 1] of bytes; other floats are that already."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+
+
 def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
-    """Jitter of a group, then grey, blur and solarization of the images for which they were drawn;
-    in place.
+    """Jitter of a group, then grey, blur, solarization and the loss of a channel for the images for
+    which they were drawn; in place.
     """
     turn, device = int(chosen["hue_turn"][0]), x.device
     if turn != _NEVER:
@@ -180,7 +195,11 @@ def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
         x = _blurred(
             x, chosen["blur"], chosen["sigma"], colour.kernel_radius(sigma_max, min(x.shape[2:]))
         )
-    return _on(x, chosen["solarize"], colour.solarize)
+    x = _on(x, chosen["solarize"], colour.solarize)
+    if "drop" not in chosen:
+        return x
+    channel = send(chosen["channel"][chosen["drop"]], device)
+    return _on(x, chosen["drop"], lambda y: colour.drop(y, channel))
 
 
 def _blurred(x: Tensor, on: Tensor, sigma: Tensor, radius: int) -> Tensor:
@@ -241,7 +260,7 @@ def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor
     """(M, C, *sides): every operation on every view, with numbers that mean nothing where it was
     not drawn.
     """
-    x, n = images.float().div(255), len(draws["flip"])
+    x, n = in_unit(images), len(draws["flip"])
     if uncut:
         x = x.repeat(n // len(x), 1, 1, 1)
         x = crop_resize(
@@ -258,6 +277,8 @@ def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor
         x = colour.blend(x, torch.where(draws["grey"][:, None], on, off), mean=False)
     x = colour.blur(x, draws["taps"])
     x = torch.where(_wide(draws["solarize"]), colour.solarize(x.clone()), x)
+    if "drop" in draws:
+        x = colour.drop(x, torch.where(draws["drop"], draws["channel"], -1))
     mean_C11, std_C11 = (
         torch.tensor(v, device=x.device)[:, None, None] for v in (form.mean, form.std)
     )

@@ -31,7 +31,7 @@ class OpenedImage(Protocol):
     @property
     def width(self) -> int: ...
     def pixels(self, shrink: int = 1) -> Tensor:
-        """uint8 (C, H, W); some at 1/`shrink` (2, 4, 8) of the sides, which is cheaper. Raises
+        """Raw (C, H, W); some at 1/`shrink` (2, 4, 8) of the sides, which is cheaper. Raises
         BadImage.
         """
 
@@ -156,8 +156,8 @@ class Images(Protocol):
         """The file's path, or `digits/17`."""
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
-        """Image uint8 (C, H, W), in `out_CHW` if given. Raises BadImage when its file gives
-        none.
+        """Image (C, H, W) of `form.dtype`, in `out_CHW` if given. Raises BadImage when its file
+        gives none.
         """
 
     def open(self, i: int) -> OpenedImage:

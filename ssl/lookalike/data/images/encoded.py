@@ -15,6 +15,9 @@ from lookalike.data.decode import Opened
 from lookalike.data.images.contract import Annotated, Fit, Reading
 from lookalike.geometry import PixelFormat, sides
 
+LOOKS = 256
+"""Of so many images of a set, evenly spread, the headers are looked at for its depth."""
+
 
 class EncodedImages(Annotated, ABC):
     """Images kept as the bytes of image files, decoded to canvases of `shape`, by `fit`, when they
@@ -27,6 +30,11 @@ class EncodedImages(Annotated, ABC):
     form: PixelFormat = PixelFormat()
     fit: Fit = "crop"
     max_pixels: int | None = None
+
+    @property
+    def looks(self) -> int:
+        """How many headers of the set may be looked at before anything is read of it."""
+        return LOOKS
 
     def read_by(self, reading: Reading) -> None:
         """Sets shape, form, fit and limit."""
@@ -46,13 +54,17 @@ class EncodedImages(Annotated, ABC):
     def contents(self, i: int) -> bytes:
         """The encoded image as it is kept. Raises BadImage when it cannot be had."""
 
+    def head(self, i: int, size: int) -> bytes:
+        """Of these bytes the first `size`, or all. Raises BadImage when they cannot be had."""
+        return self.contents(i)[:size]
+
     def open(self, i: int) -> Opened:
         """The image with its header judged. Raises BadImage."""
         return Opened(self.contents(i), self.name(i), self.form, self.max_pixels)
 
     def read(self, i: int, out_CHW: Tensor | None = None) -> Tensor:
-        """Its canvas, uint8 (C, H, W), in `out_CHW` if given. Raises BadImage."""
-        out_CHW = torch.empty(self.shape, dtype=torch.uint8) if out_CHW is None else out_CHW
+        """Its canvas (C, H, W) of `form.dtype`, in `out_CHW` if given. Raises BadImage."""
+        out_CHW = torch.empty(self.shape, dtype=self.form.dtype) if out_CHW is None else out_CHW
         return self.open(i).canvas(out_CHW, whole=self.fit == "squash")
 
 
@@ -86,6 +98,9 @@ class Subset(EncodedImages):
 
     def contents(self, i: int) -> bytes:
         return self._images.contents(int(self._ids_N[i]))
+
+    def head(self, i: int, size: int) -> bytes:
+        return self._images.head(int(self._ids_N[i]), size)
 
 
 class PackedNames(Sequence[bytes]):

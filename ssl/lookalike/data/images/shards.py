@@ -16,7 +16,7 @@ import numpy as np
 from lookalike.data import remote
 from lookalike.data.decode import MAX_BYTES, BadImage
 from lookalike.data.images.contract import Reading
-from lookalike.data.images.encoded import EncodedImages, PackedNames
+from lookalike.data.images.encoded import LOOKS, EncodedImages, PackedNames
 from lookalike.data.index import chosen
 from lookalike.data.listing import Shard
 from lookalike.data.order import Windows
@@ -92,6 +92,23 @@ class ShardImages(EncodedImages):
         return (
             f"{remote.redacted(self.shards[self._shard_N[i]].place)}/{os.fsdecode(self._names[i])}"
         )
+
+    @property
+    def looks(self) -> int:
+        """Few where each is a request to a server."""
+        return 16 if any(remote.is_remote(shard.place) for shard in self.shards) else LOOKS
+
+    def head(self, i: int, size: int) -> bytes:
+        """Of a remote shard only these bytes are fetched."""
+        i = range(len(self))[i]
+        shard, offset = self.shards[self._shard_N[i]], int(self._offsets_N[i])
+        size = min(size, int(self._sizes_N[i]))
+        if remote.is_remote(shard.place):
+            return remote.part(shard.place, offset, size)
+        try:
+            return self._handle(int(self._shard_N[i])).read(size, offset)
+        except OSError as error:
+            raise BadImage(self.name(i), error.strerror or str(error)) from None
 
     def contents(self, i: int) -> bytes:
         i = range(len(self))[i]
