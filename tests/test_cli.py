@@ -20,6 +20,7 @@ from lookalike import cli
 from lookalike.errors import Error
 from lookalike.stages.pretrain import pretrain
 
+FOUND = "data: 1,797 images in 10 classes (train 1,438, test 359)\n"
 TRAINING_ONLY = ("pretrain.epochs=1", "probe=null", "finetune=null", "evaluate=null", "export=null")
 
 
@@ -283,7 +284,7 @@ def test_check_takes_what_run_takes_and_leaves_nothing(capsys, tmp_path):
         tmp_path / "new" / "run",
         "--accept-changes",
     )
-    assert call(capsys, *words) == (0, "", "")
+    assert call(capsys, *words) == (0, FOUND, "")
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
     refused(capsys, "--out DIR is missing", "check", recipe)
 
@@ -304,11 +305,11 @@ def test_check_judges_a_run_folder_as_run_does(capsys, tmp_path, trained):
     for out, epochs in ((trained, 1), (tmp_path / "empty", 2)):
         assert call(capsys, "check", recipe, f"pretrain.epochs={epochs}", "--out", out) == (
             0,
-            "",
+            FOUND,
             "",
         )
     words = ("check", recipe, "pretrain.epochs=3", "--accept-changes", "--out", trained)
-    assert call(capsys, *words) == (0, "", "")
+    assert call(capsys, *words) == (0, FOUND, "")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
@@ -353,7 +354,7 @@ def test_check_refuses_what_the_ranks_would_refuse(capsys, tmp_path, overrides, 
     if pattern:
         refused(capsys, pattern, *words)
     else:
-        assert call(capsys, *words) == (0, "", "")
+        assert call(capsys, *words) == (0, FOUND, "")
         refused(capsys, r"pretrain\.batch: 2 images for 3 ranks: raise it", *words, "--ranks", 3)
 
 

@@ -185,8 +185,8 @@ def check(
         int, typer.Option("--ranks", metavar="N", min=0, help="So many will be started.")
     ] = 0,
 ) -> None:
-    """Refuses what `run` with the same words would refuse before its first step, and does nothing
-    else.
+    """Refuses what `run` with the same words would refuse before its first step; says what images
+    it finds and what it leaves out, and does nothing else.
     """
     from lookalike.process.hostfile import read_hosts
 
@@ -197,7 +197,9 @@ def check(
     from lookalike.runs import Run
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
-    pipeline.check(Run(loaded, out, accept_changes=accept_changes, ranks=ranks))
+    checked = Run(loaded, out, accept_changes=accept_changes, ranks=ranks)
+    pipeline.check(checked)
+    print("\n".join(checked.told()))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from lookalike.checkpoint import refuse_other
 from lookalike.errors import RecipeError
 from lookalike.experiment import Experiment, Export
 from lookalike.folder import refuse_unwritable
-from lookalike.log import say
+from lookalike.log import note, say
 from lookalike.models import Backbone, load_backbone, make_backbone
 from lookalike.models.embedding import open_model
 from lookalike.process import fault
@@ -146,6 +146,7 @@ def results(folder: Path) -> str:
     onnx = any(folder.glob("export/*/model.onnx"))
     named = {
         "backbone": "pretrained, timm layout",
+        "data.json": "which images were found, and what was left out",
         "metrics.jsonl": "the training curve",
         "tensorboard": "the same for TensorBoard",
         "probe.json": "linear probe and kNN",
@@ -166,7 +167,10 @@ def draw(recipe: Experiment, out: Path, *, images: int = 8, epoch: int = 0) -> l
             f"{recipe.name}: pretrain: not there, so there are no views to show: add the section"
         )
     preview.refuse(out)
-    work = pretrain.job(Run(recipe)).work
+    run = Run(recipe)
+    work = pretrain.job(run).work
     assert work is not None
+    for line in run.told():
+        note(line)
     shown = preview.Shown(work.images, work.views, work.module.backbone.architecture.size)
     return preview.preview(shown, recipe, work.order.ids(epoch, 0)[:images], epoch, out)

@@ -2,6 +2,7 @@
 stages do, each in its `job`.
 """
 
+import json
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,19 +11,26 @@ from typing import Any
 from torch import nn
 
 from lookalike import comm
-from lookalike.checkpoint import earlier_recipe, hold_run, open_run
+from lookalike.checkpoint import earlier_recipe, hold_run, newest_manifest, open_run
+from lookalike.data.account import FILE, Account
 from lookalike.data.images import Images
+from lookalike.data.inventory import Inventory
 from lookalike.data.reading import fit_to, refuse_other
 from lookalike.data.sources import Source
 from lookalike.data.sources import Split as Name
 from lookalike.doctor import agree
 from lookalike.errors import DataError, Error
 from lookalike.experiment import Experiment, Training
+from lookalike.folder import write_file
 from lookalike.geometry import PixelFormat
+from lookalike.log import say
 from lookalike.metric.classes import Split, split_classes
 from lookalike.models import Architecture, make_backbone
+from lookalike.models.card import read as read_card
 from lookalike.process import fault
 from lookalike.recipe import Size, Spec, digest
+
+_SPLITS: tuple[Name, ...] = ("train", "test")
 
 
 class Run:
@@ -110,7 +118,8 @@ class Run:
         spec, size = of or self._data, size or self._named.size
         source, key = self._source(spec), (id(spec), name, size)
         if key not in self._images:
-            images = source.split(name, size)
+            keep = name == "train" and spec is self._data and not self.needs_test
+            images = self._whole(source, size) if keep else source.split(name, size)
             if wanted := self._wanted(spec):
                 refuse_other(images.form, wanted)
             self._images[key] = images
@@ -153,6 +162,50 @@ class Run:
             return experiment
         return _measured(experiment, earlier.data.args.get("measured"))
 
+    @property
+    def needs_test(self) -> bool:
+        """Whether a stage of the recipe asks for a test set of its `data`."""
+        recipe = self.experiment
+        scored = recipe.evaluate is not None and recipe.evaluate.data is None
+        watched = recipe.pretrain is not None and recipe.pretrain.knn_every_epochs > 0
+        return scored or watched or recipe.probe is not None or recipe.finetune is not None
+
+    def _whole(self, source: Source, size: Size | None) -> Images:
+        """The train set with what would be held out of it for nobody; without it in a run folder
+        that was begun so, by an earlier release or by a recipe that had a stage more.
+        """
+        if not getattr(source, "holds_out", False):
+            return source.split("train", size)
+        whole = source.split("all", size)
+        begun = begun_with(self.folder) if self.folder else None
+        if begun not in (None, len(whole)):
+            held = source.split("train", size)
+            return held if begun == len(held) else whole
+        return whole
+
+    def accounts(self) -> list[Account]:
+        """What the sources gave so far and left out, as the recipe names them."""
+        evaluate = self.experiment.evaluate
+        named = {"data": self._data, "evaluate.data": evaluate and evaluate.data}
+        found = []
+        for key, spec in named.items():
+            made = {
+                name: images for (of, name, _), images in self._images.items() if of == id(spec)
+            }
+            sets: dict[str, Images] = {name: made[name] for name in _SPLITS if name in made}
+            if sets:
+                source = self._sources[id(spec)]
+                idle = key == "data" and not self.needs_test
+                if idle and "train" in sets:
+                    sets = {"train": sets["train"], **_idle(source, len(sets["train"]))}
+                inventory = getattr(source, "inventory", Inventory())
+                found.append(Account(key, sets, inventory, idle))
+        return found
+
+    def told(self, file: Path | None = None) -> list[str]:
+        """The same in lines for people, a line a source; `file`: where the whole list lies."""
+        return [line for account in self.accounts() for line in account.lines(file)]
+
     def labelled(self, size: Size | None = None) -> tuple[Images, Images]:
         """Train and test images. Raises DataError unless both have labels."""
         train, test = self.images("train", size), self.images("test", size)
@@ -181,7 +234,13 @@ class Run:
         patience = [section.timeout for section in sections if isinstance(section, Training)]
         comm.start(seconds=max(patience, default=1800.0))
         self.ranks = comm.world_size()
-        agree(self.experiment, self.images, accept_changes=self.accept_changes, **words)
+        agree(self.experiment, self._asked, accept_changes=self.accept_changes, **words)
+
+    def _asked(self, name: Name) -> Images:
+        """The images of a split that a stage may ask for. Raises DataError for another."""
+        if name == "test" and not self.needs_test:
+            raise DataError("no stage asks for a test set")
+        return self.images(name)
 
     def hold(self) -> None:
         """Takes the lock of a run folder that is there, and clears it of what a kill left."""
@@ -190,11 +249,40 @@ class Run:
     def claim(self) -> Path:
         """Makes the run folder, or goes on in it; no other run may write there. Raises RunError.
 
-        What was measured of the images is from now on in the recipe.
+        Says what images were found, and writes what was left out into it; what was measured of the
+        images is from now on in the recipe.
         """
         known = getattr(self._sources.get(id(self._data)), "measured", None)
         self.experiment = _measured(self.experiment, known)
-        return open_run(self.out, self.experiment, self.accept_changes)
+        folder = open_run(self.out, self.experiment, self.accept_changes)
+        if comm.rank() == 0:
+            whole = {account.key: account.plain() for account in self.accounts()}
+            text = json.dumps(whole, indent=1, ensure_ascii=False)
+            write_file(folder / FILE, text.encode(errors="backslashreplace"))
+            for line in self.told(folder / FILE):
+                say(line)
+        return folder
+
+
+def _idle(source: Source, trained: int) -> dict[str, Images]:
+    """The test set that no stage asks for, where the source has one by name, so that it can be
+    said.
+    """
+    try:
+        if getattr(source, "names_test", False) and len(source.split("train")) == trained:
+            return {"test": source.split("test")}
+    except DataError:
+        pass
+    return {}
+
+
+def begun_with(out: Path) -> int | None:
+    """How many images the backbone in a run folder is made of, as its newest checkpoint or its card
+    says; None for a folder without.
+    """
+    about = newest_manifest(out / "checkpoints") or read_card(out / "backbone")
+    count = about.get("images", about.get("pictures"))  # as 0.1.0 had it
+    return count if isinstance(count, int) else None
 
 
 def _measured(experiment: Experiment, known: tuple[float, float] | None) -> Experiment:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import Folder, cache, index
+from lookalike.data import Folder, cache, index, walk
 
 NAMES = (
     "a/1.png",
@@ -30,7 +30,7 @@ def tree(tmp_path, monkeypatch) -> Path:
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(index, "WORTH_KEEPING", 0)
-    monkeypatch.setattr(index, "_SETTLED", -(2**62))
+    monkeypatch.setattr(walk, "SETTLED", -(2**62))
     root = tmp_path / "tree"
     for name in NAMES:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +63,11 @@ def listings(monkeypatch) -> list:
 
 
 def test_found_again_without_listing_a_folder(tree, monkeypatch):
-    first = index.scan(tree, tree)
+    first = index.scan(tree, tree).paths
     assert first == brute(tree)
     assert len(first) == 5
     seen = listings(monkeypatch)
-    assert index.scan(tree, tree) == first
+    assert index.scan(tree, tree).paths == first
     assert seen == []
 
 
@@ -97,7 +97,7 @@ def test_every_change_is_seen_though_times_are_put_back(tree, change):
         if path.exists():
             os.utime(path, ns=(stamp, stamp))
     wanted = [name for name in brute(tree) if not (tree / os.fsdecode(name)).is_symlink()]
-    assert index.scan(tree, tree) == wanted
+    assert index.scan(tree, tree).paths == wanted
 
 
 def test_where_a_link_leads_is_looked_at_each_time(tree, tmp_path):
@@ -107,16 +107,16 @@ def test_where_a_link_leads_is_looked_at_each_time(tree, tmp_path):
     (tree / "step").symlink_to("store")
     (tree / "a/link.png").symlink_to("../step/blob")
     (tree / "a/out.png").symlink_to(tmp_path / "secret.png")
-    assert b"a/link.png" in index.scan(tree, tree)
-    assert b"a/out.png" not in index.scan(tree, tree)
+    assert b"a/link.png" in index.scan(tree, tree).paths
+    assert b"a/out.png" not in index.scan(tree, tree).paths
     outside = tmp_path / "outside"
     (tree / "store").rename(outside)
     (tree / "store").symlink_to(outside)
-    assert b"a/link.png" not in index.scan(tree, tree)
+    assert b"a/link.png" not in index.scan(tree, tree).paths
 
 
 def test_a_folder_that_has_just_changed_is_listed_again(tree, monkeypatch):
-    monkeypatch.setattr(index, "_SETTLED", 2_000_000_000)
+    monkeypatch.setattr(walk, "SETTLED", 2_000_000_000)
     index.scan(tree, tree)
     seen = listings(monkeypatch)
     index.scan(tree, tree)
@@ -127,25 +127,25 @@ def test_a_folder_that_has_just_changed_is_listed_again(tree, monkeypatch):
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:200] + bytes([b[200] ^ 1]) + b[201:]]
 )
 def test_a_damaged_cache_is_made_anew(tree, damage, monkeypatch):
-    first = index.scan(tree, tree)
+    first = index.scan(tree, tree).paths
     (kept,) = cache.home().iterdir()
     good = kept.read_bytes()
     kept.write_bytes(damage(good))
-    assert index.scan(tree, tree) == first
+    assert index.scan(tree, tree).paths == first
     assert kept.read_bytes() == good
 
 
 def test_no_cache_can_be_written_and_all_goes_on(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "loose.bmp"))
-    assert index.scan(tree, tree) == index.scan(tree, tree) == brute(tree)
+    assert index.scan(tree, tree).paths == index.scan(tree, tree).paths == brute(tree)
 
 
 def test_two_folders_and_two_walls_do_not_share_what_is_kept(tree, tmp_path):
-    assert index.scan(tree / "a", tree) == [b"1.png", b"2.JPG"]
+    assert index.scan(tree / "a", tree).paths == [b"1.png", b"2.JPG"]
     (tree / "a/link.png").symlink_to("../b/deep/er/3.webp")
-    assert index.scan(tree / "a", tree) == [b"1.png", b"2.JPG", b"link.png"]
-    assert index.scan(tree / "a", tree / "a") == [b"1.png", b"2.JPG"]
-    assert index.scan(tree / "b", tree) == [b"deep/er/3.webp"]
+    assert index.scan(tree / "a", tree).paths == [b"1.png", b"2.JPG", b"link.png"]
+    assert index.scan(tree / "a", tree / "a").paths == [b"1.png", b"2.JPG"]
+    assert index.scan(tree / "b", tree).paths == [b"deep/er/3.webp"]
 
 
 def test_sealed_parts_come_back_or_nothing_does():

@@ -386,13 +386,16 @@ def test_links(tmp_path):
     (root / "a/loop.png").symlink_to("loop.png")
     (root / "a/folder.png").symlink_to(root / "b")
     (root / "again").symlink_to(root)
-    assert below(root, whole(root)) == ["a/1.png", "a/blob.png", "a/same.png", "b/2.png"]
+    inside = ["a/1.png", "a/blob.png", "a/same.png", "b/2.png"]
+    assert below(root, whole(root, links="inside")) == inside
+    assert below(root, whole(root)) == sorted([*inside, "a/outside.png", "a/up.png"])
     (tmp_path / "in-sibling").mkdir()
     fill(tmp_path, "in-sibling/x.png")
     (root / "a/prefix.png").symlink_to(tmp_path / "in-sibling/x.png")
-    assert len(whole(root)) == 4
     (tmp_path / "door").symlink_to(root)
-    assert len(whole(tmp_path / "door")) == 4
+    for door in (root, tmp_path / "door"):
+        assert len(whole(door, links="inside")) == 4
+        assert len(whole(door)) == 7
 
 
 def test_pipes_and_folders_named_like_images_are_skipped(tmp_path):
@@ -440,9 +443,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     assert "none: no such folder; give the folder" in complaint(Folder(str(tmp_path / "none")))
     assert "file.png: a file, not a folder; give" in complaint(Folder(str(tmp_path / "file.png")))
     message = complaint(Folder(str(tmp_path / "text")))
-    assert (
-        "no images in it or below; looked for .jpg .jpeg .png .webp .bmp .tif .tiff .gif" in message
-    )
+    assert "no images in it or below (left out 1: 1 × .txt (a.txt)); looked for .jpg" in message
 
 
 def test_a_locked_folder_is_named(tmp_path):

@@ -1,144 +1,102 @@
-"""The image files below a folder, found without opening one and remembered until a folder changes.
+"""The image files below a folder, remembered until a folder changes; and what the names in such a
+list are good for.
 
-A listing is kept with inode, mtime and ctime (nanoseconds) of every folder visited, and is valid
-while none of them differs: adding, removing or renaming a file changes its folder's. A folder that
-changed within two seconds of being listed might change once more in the same tick of its file
-system's clock (2 s on FAT), so what was found then is not kept. On a remote file system this holds
-if its clock is within two seconds of ours.
+A listing is kept with inode, mtime and ctime (nanoseconds) of every folder visited, with where
+every link led, and with the state of every file whose bytes were looked at and were no image's: it
+is valid while none of them differs. Adding, removing or renaming a file changes its folder's. What
+changed within two seconds of being seen might change once more in the same tick of its file
+system's clock (2 s on FAT), so it is not kept. On a remote file system this holds if its clock is
+within two seconds of ours.
 """
 
 import hashlib
 import itertools
 import os
-import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from lookalike.data import cache
-from lookalike.errors import DataError, printable
+from lookalike.data import cache, suffixes
+from lookalike.data.marks import Marks, holds
+from lookalike.data.places import below, os_errors_as
+from lookalike.data.walk import Walked, walk
 
-SUFFIXES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".tif", b".tiff", b".gif")
+__all__ = [
+    "SUFFIXES",
+    "WORTH_KEEPING",
+    "Scan",
+    "below",
+    "chosen",
+    "os_errors_as",
+    "scan",
+    "top_folders",
+    "unit",
+    "units",
+]
+
+SUFFIXES = suffixes.SUFFIXES
 
 # Fewer names are listed as fast as they are looked up.
 WORTH_KEEPING = 10_000
-_SETTLED = 2_000_000_000
+# What a kept listing holds, and by which rules it was made: another number is another key.
+_FORMAT = b"folder 2"
+_NUMBERS = 3
 
 
-def scan(folder: Path, within: Path) -> list[bytes]:
-    """Sorted relative paths ('/'-separated) of the image files below `folder`; no file is opened.
-
-    Hidden names and links to folders are skipped; a link to a file counts if its target is in
-    `within`. Raises DataError when a folder cannot be listed.
+class Scan(NamedTuple):
+    """What lies below a folder: relative paths ('/'-separated) of images, sorted, and of everything
+    else by the reason why it is left out.
     """
-    top, home = os.fsencode(folder), os.path.realpath(os.fsencode(within))
-    key = b"\0".join((b"folder", os.path.realpath(top), home))
-    known = _remembered(key, top, home)
-    return _walk(key, top, home) if known is None else known
+
+    paths: list[bytes]
+    left_out: dict[str, list[bytes]]
 
 
-def _walk(key: bytes, top: bytes, home: bytes) -> list[bytes]:
-    found: dict[bytes, list[bytes]] = {}
-    states, links, settled = [], [], True
-    waiting = [b""]
-    while waiting:
-        inner = waiting.pop()
-        here, names = top + b"/" + inner, []
-        with os_errors_as(os.fsdecode(here)):
-            # Before the listing: what changes while it is made shows next time.
-            states.append(_state(here))
-            settled = settled and time.time_ns() - states[-1][2] > _SETTLED
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name.startswith(b"."):
-                        continue
-                    if name.lower().endswith(SUFFIXES):
-                        if entry.is_file(follow_symlinks=False):
-                            names.append(name)
-                            continue
-                        if entry.is_symlink():
-                            links.append(inner + name)
-                            continue
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(inner + name + b"/")
-        names.sort()
-        found[inner] = names
-    inside = [link for link in links if _leads_inside(top, link, home)]
-    folders = sorted(found)
-    # Nearly sorted: folder by folder, and "a-b/" before "a/".
-    paths = sorted([inner + name for inner in folders for name in found[inner]] + inside)
-    if settled and len(paths) + len(found) >= WORTH_KEEPING:
-        state_F3 = np.array(
-            [state for _, state in sorted(zip(found, states, strict=True))], np.int64
-        )
-        outside = sorted(set(links).difference(inside))
-        lists = (folders, paths, sorted(inside), outside)
-        cache.store(key, [state_F3.tobytes(), *map(b"\0".join, lists)])
-    return paths
+def scan(folder: Path, within: Path | None = None) -> Scan:
+    """The images below `folder`, by their suffix or else by their first bytes, and what else is
+    there. Links are followed, every folder is visited once (see walk); those that leave `within`,
+    where it is given, are left out.
+
+    Raises DataError when a folder cannot be listed.
+    """
+    top, home = os.fsencode(folder), None
+    if within is not None:
+        home = os.path.realpath(os.fsencode(within))
+    rules = b" ".join(suffixes.LISTED)
+    key = b"\0".join((_FORMAT, rules, os.path.realpath(top), home or b""))
+    if (parts := cache.load(key)) and (kept := _parsed(parts)) and holds(top, home, kept.marks):
+        return Scan(kept.paths, kept.left_out)
+    found = walk(top, home)
+    size = len(found.paths) + len(found.marks.folders) + sum(map(len, found.left_out.values()))
+    if found.settled and size >= WORTH_KEEPING:
+        cache.store(key, _parts(found))
+    return Scan(found.paths, found.left_out)
 
 
-def _remembered(key: bytes, top: bytes, home: bytes) -> list[bytes] | None:
-    """The paths kept from an earlier scan, if no folder and no link has changed since."""
-    if (parts := cache.load(key)) is None:
-        return None
-    folders, paths, inside, outside = (part.split(b"\0") if part else [] for part in parts[1:])
-    states = np.frombuffer(parts[0], np.int64).reshape(-1, 3).tolist()
+def _parts(found: Walked) -> list[bytes]:
+    """What was found as the parts of a sealed file."""
+    numbers = [np.array(rows, "<i8").tobytes() for rows in found.marks.numbers]
+    reasons = [why.encode() for why in found.left_out]
+    lists = [*found.marks.names, found.paths, reasons, *found.left_out.values()]
+    return [*numbers, *(b"\0".join(names) for names in lists)]
+
+
+def _parsed(parts: list[bytes]) -> Walked | None:
+    """The inverse; None for parts that no `_parts` has made."""
+    numbers, lists = parts[:_NUMBERS], [part.split(b"\0") for part in parts[_NUMBERS:]]
     try:
-        # The folder itself is the empty name, which no list of names can hold alone.
-        fresh = all(
-            _state(top + b"/" + inner) == state
-            for inner, state in zip(folders or [b""], states, strict=True)
+        rows = [np.frombuffer(part, "<i8").reshape(-1, 3).tolist() for part in numbers]
+        # The folder itself is the empty name; no other list holds one.
+        folders, links, judged, paths, reasons, *others = (
+            names if n == 0 or names != [b""] else [] for n, names in enumerate(lists)
         )
-    except OSError:
+        left_out = {why.decode(): names for why, names in zip(reasons, others, strict=True)}
+    except ValueError:
         return None
-    links = all(_leads_inside(top, link, home) for link in inside)
-    links = links and not any(_leads_inside(top, link, home) for link in outside)
-    return paths if fresh and links else None
-
-
-def _state(folder: bytes) -> list[int]:
-    status = os.stat(folder)  # noqa: PTH116 (Path takes no bytes)
-    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _leads_inside(top: bytes, link: bytes, home: bytes) -> bool:
-    target = os.path.realpath(top + b"/" + link)
-    inside = target.startswith(home.rstrip(os.fsencode(os.sep)) + os.fsencode(os.sep))
-    return inside and os.path.isfile(target)  # noqa: PTH113 (Path takes no bytes)
-
-
-def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
-    """A path that the line `place` of somebody's list gives, relative to `root`.
-
-    Raises DataError for one that leaves it; where links lead is seen when the image is read.
-    """
-    if not path or path[0] == "/" or "\0" in path or (".." in path and ".." in path.split("/")):
-        what = "empty" if not path else "absolute" if path[0] == "/" else "one that leaves root"
-        raise DataError(
-            f"{place}: the path {printable(path)[:80]!r} is {what}: give it relative to "
-            f"{printable(root)}"
-        )
-    return os.fsencode(path)
-
-
-@contextmanager
-def os_errors_as(place: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns the system's refusal to list or read `place`, or to take such a name, into a
-    DataError.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if not isinstance(error, OSError) and "null byte" not in str(error):
-            raise
-        what = (getattr(error, "strerror", None) or str(error)).lower()
-        raise DataError(
-            f"{printable(place)}: {what}; check that it exists and that you may read it"
-        ) from error
+    return Walked(paths, left_out, Marks(folders, links, judged, *rows), True)
 
 
 def unit(name: bytes) -> float:

@@ -1,7 +1,16 @@
-"""What a data source was pointed at and did not take: by kind, with every name."""
+"""What a data source was pointed at and did not take: by kind, with every name. And the line, and
+the file, that say it.
+"""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+from lookalike.errors import printable
+
+MOST_NAMES = 100_000
+"""Of so many names a reason the list is whole; of more there is the number."""
+_SAID = 6
+_LONGEST = 60
 
 
 class LeftOut(NamedTuple):
@@ -15,20 +24,55 @@ class LeftOut(NamedTuple):
 class Inventory:
     """Names of what was left out, by the reason in a few words (`.txt`, `no label`, `link out of
     the folder`, …). A name that is left out twice for one reason, as by two splits, counts once.
+
+    `remarks`: what else has to be said of what was found, a line each.
     """
 
     def __init__(self) -> None:
-        self._names: dict[str, dict[str, None]] = {}
+        self._names: dict[str, list[str]] = {}
+        self._known: dict[str, set[int]] = {}
+        self.remarks: list[str] = []
 
     def leave_out(self, why: str, name: str) -> None:
         """Notes that `name` was left out, and why."""
-        self._names.setdefault(why, {})[name] = None
+        self.leave_out_all(why, (name,))
+
+    def leave_out_all(self, why: str, names: Iterable[str]) -> None:
+        """The same of many."""
+        known, kept = self._known.setdefault(why, set()), self._names.setdefault(why, [])
+        for name in names:
+            if (mark := hash(name)) not in known:
+                known.add(mark)
+                if len(kept) < MOST_NAMES:
+                    kept.append(name)
+
+    def remark(self, text: str) -> None:
+        """Notes a line to be said, once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
 
     def __iter__(self) -> Iterator[LeftOut]:
         """By count, the largest first."""
-        by_count = sorted(self._names.items(), key=lambda item: (-len(item[1]), item[0]))
-        return (LeftOut(why, len(names), next(iter(names))) for why, names in by_count)
+        found = (
+            LeftOut(why, len(self._known[why]), names[0])
+            for why, names in self._names.items()
+            if names
+        )
+        return iter(sorted(found, key=lambda one: (-one.number, one.why)))
 
     def names(self) -> dict[str, list[str]]:
-        """All of them, by reason."""
-        return {why: list(names) for why, names in self._names.items()}
+        """All of them, by reason, the first `MOST_NAMES` of each."""
+        return {why: list(names) for why, names in self._names.items() if names}
+
+    def said(self) -> str:
+        """`left out 3: 2 × .txt (readme.txt), 1 × hidden (.cache)`; nothing where nothing was."""
+        found = list(self)
+        told = [f"{number:,} × {printable(why)} ({_short(name)})" for why, number, name in found]
+        more = [f"{len(told) - _SAID} kinds more"] if len(told) > _SAID else []
+        total = sum(one.number for one in found)
+        return f"left out {total:,}: {', '.join(told[:_SAID] + more)}" if found else ""
+
+
+def _short(name: str) -> str:
+    text = printable(name)
+    return text if len(text) <= _LONGEST else f"…{text[-_LONGEST:]}"

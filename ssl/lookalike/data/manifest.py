@@ -41,6 +41,8 @@ class Manifest(FileSource):
     `strict` it is refused.
     """
 
+    holds_out = names_test = True
+
     def __init__(
         self,
         path: str,
@@ -61,7 +63,7 @@ class Manifest(FileSource):
             self._root or file.parent, "give the folder that the paths begin in with `root`"
         )
         paths = list(_paths(file, table, root))
-        sets_N = self._sets(file, table, paths)
+        sets_N = self._sets(file, table, paths, 0.0 if name == "all" else self._test_fraction)
         mask_N = sets_N == (repeats.TEST if wants_test else repeats.TRAIN)
         if not mask_N.any():
             which = f"none of its {len(paths)} rows is in the {name} set"
@@ -77,11 +79,13 @@ class Manifest(FileSource):
         paths = chosen(paths, mask_N)
         return self.settled(FileImages(root, paths, self.reading(size), known, within=root), name)
 
-    def _sets(self, file: Path, table: Table, paths: list[bytes]) -> np.ndarray:
-        """In which set each row is, int8 (N,)."""
+    def _sets(
+        self, file: Path, table: Table, paths: list[bytes], test_fraction: float
+    ) -> np.ndarray:
+        """In which set each row is, int8 (N,); a hash holds out `test_fraction`."""
         splits = table.columns.get("split")
         if splits is None:
-            is_test_N: np.ndarray = units(paths, file.resolve()) < self._test_fraction
+            is_test_N: np.ndarray = units(paths, file.resolve()) < test_fraction
             return is_test_N.astype(np.int8)
         for line, split in zip(table.lines, splits, strict=True):
             if split not in _SPLITS:

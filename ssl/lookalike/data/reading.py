@@ -18,7 +18,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 Canvas = Side | tuple[Side, Side]
 Channels = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "all"]
 
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -46,7 +46,8 @@ def _shown(value: Any) -> str:
 
 
 class FileSource:
-    """A source of image files. `inventory` says what it left out.
+    """A source of image files. `inventory` says what it left out; `holds_out`: see Source;
+    `names_test`: whether its test set costs little to find where no stage asks for it.
 
     Images are read as canvases of a side, or height and width, `canvas`, by default 8/7 of the
     views' (256 for 224): their largest central box of that shape, or with `fit: squash` all of
@@ -60,6 +61,8 @@ class FileSource:
     came to, which the run folder's recipe.yaml holds, so that nothing measures them again; `alpha`:
     what transparency lies on, or that it stays a channel.
     """
+
+    holds_out = names_test = False
 
     def __init__(
         self,

@@ -40,6 +40,8 @@ class Shards(FileSource):
     100 million of a JPEG, 25 million of other formats.
     """
 
+    holds_out = True
+
     def __init__(
         self,
         path: str,
@@ -67,7 +69,7 @@ class Shards(FileSource):
             before = self._listed("train")[0] if wanted == "test" else None
             classes = _numbers([*found, *map(self._samples, before or ())])
         images = ShardImages(shards, found, self.reading(size), self._files)
-        if listed is None:
+        if listed is None and name != "all":
             hashes_N = units(images.keys(), f"shards\0{self._path}")
             images.keep((hashes_N < self._test_fraction) == (wanted == "test"))
         if not len(images):

@@ -5,6 +5,7 @@ A source's constructor is the schema of its recipe section. It touches no file; 
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -13,22 +14,21 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data.images import (
-    NOTHING,
-    Annotations,
-    ArrayImages,
-    FileImages,
-    Images,
-    Reading,
-    subset,
-)
-from lookalike.data.index import SUFFIXES, chosen, os_errors_as, scan, top_folders, unit, units
+from lookalike.data.images import NOTHING, Annotations, ArrayImages, FileImages, Images, subset
+from lookalike.data.images.encoded import EncodedImages
+from lookalike.data.images.roots import ManyRoots
+from lookalike.data.index import unit, units
 from lookalike.data.inventory import Inventory
-from lookalike.data.reading import FileSource
+from lookalike.data.labelling import ClassFolder, Labels, Part, Rule
+from lookalike.data.places import folder_at
+from lookalike.data.reading import FileSource, Split
+from lookalike.data.roots import Keys, Links, Root, refuse_empty, refuse_twice
 from lookalike.errors import DataError, printable
-from lookalike.recipe import Size
+from lookalike.recipe import SINCE_0_2, Size
 
-Split = Literal["train", "test"]
+__all__ = ["Digits", "Folder", "Source", "Split", "checked", "folder_at", "stratified"]
+
+Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Source(Protocol):
@@ -41,7 +41,11 @@ class Source(Protocol):
         """What the splits that were made so far left out."""
 
     def split(self, name: Split, size: Size | None = None) -> Images:
-        """The train or the test set, for views of `size`. Raises DataError when there is none."""
+        """The train or the test set, for views of `size`. Raises DataError when there is none.
+
+        `all`: the train set with what would only be held out of it, for one who needs no test set;
+        asked for where the source says `holds_out`, as one that may divide one set by a hash does.
+        """
 
 
 class Digits:
@@ -72,107 +76,117 @@ class Folder(FileSource):
     relative path.
 
     The hash keeps every image in its split when others are added; it does not balance the classes.
-    Without PATH/test, PATH/val is the test set. Subfolders with images are the classes, in sorted
-    order of the train set; classes that only the test set has come after them. `auto` labels a set
-    that has no image directly in its folder and at least two subfolders with images.
+    Where no stage of the recipe asks for a test set it holds nothing out. The sets may be called
+    training, testing, val, valid or validation too, in any case; without PATH/test, or where only
+    PATH/val has class folders, that is the test set. `path` may also be a list of folders, whose
+    images are one set and whose classes are one where they have one name; or a .txt of a path a
+    line, relative to its folder or absolute, perhaps with a tab and a class behind it.
+
+    Files are images by their suffix, or else by their content. Subfolders with images are the
+    classes, in sorted order of the train set; classes that only the test set has come after them.
+    `labels`: `auto` takes at least two subfolders with images as classes, and leaves out images
+    beside them where those are few; `folders` refuses these; `class_folder`: which of an image's
+    folders is its class, the first, the last, or the whole path; `links`: those to files and
+    folders are followed, each folder once, or only where they stay inside PATH.
     """
+
+    holds_out = names_test = True
 
     def __init__(
         self,
-        path: str,
+        path: Paths,
         train: str = "train",
         test: str = "test",
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
-        labels: Literal["auto", "folders", "none"] = "auto",
+        labels: Labels = "auto",
+        class_folder: Annotated[ClassFolder, SINCE_0_2] = "first",
+        links: Annotated[Links, SINCE_0_2] = "follow",
         **reading: Any,
     ) -> None:
         super().__init__(**reading)
-        self._path = path
-        self._train = train
-        self._test = test
-        self._test_fraction = test_fraction
-        self._labels = labels
-        self._scanned: dict[Path, list[bytes]] = {}
+        self._given = [path] if isinstance(path, str) else list(path)
+        self._keys = Keys(train, test, Rule(labels, class_folder), links)
+        self._test_fraction, self._found = test_fraction, list[Root]()
 
     def split(self, name: Split, size: Size | None = None) -> Images:
-        return self.settled(self._split(name, size), name)
+        wants_test, share = checked(name) == "test", 0.0 if name == "all" else self._test_fraction
+        roots = self._roots()
+        trains = [(root, part) for root in roots for part in root.trains]
+        classes = self._united([part for _, part in trains], ())
+        parts = [
+            (root, part if root.is_divided else divided(part, root.place, share, wants_test))
+            for root, part in trains
+            if not (wants_test and root.is_divided)
+        ]
+        if wants_test:
+            parts += self._tests(roots, classes)
+            classes = self._united([part for _, part in parts], classes) if classes else ()
+        if not any(part.paths for _, part in parts):
+            count = sum(len(part.paths) for _, part in trains)
+            which = f"none of its {count} images is in the {checked(name)} set"
+            raise DataError(f"{self._place()}: {which}; add images, or change test_fraction")
+        return self.settled(self._images(parts, classes, self.reading(size)), name)
 
-    def _split(self, name: Split, size: Size | None) -> FileImages:
-        root = folder_at(self._path, "give the folder that holds the images")
-        reading = self.reading(size)
-        wants_test = checked(name) == "test"
-        with os_errors_as(root):
-            has_train = (root / self._train).is_dir()
-        if not has_train:
-            return self._hashed(root, wants_test, reading)
-        train = self._scan(root / self._train, root)
-        classes = self._classes(root / self._train, train)
-        if not wants_test:
-            return self._images(root / self._train, train, classes, reading)
-        folder = self._test_folder(root)
-        test = self._scan(folder, root)
-        found = self._classes(folder, test, classes) if classes else ()
-        return self._images(folder, test, found, reading)
+    def _roots(self) -> list[Root]:
+        """The folders and lists, found once. Raises DataError for one without images."""
+        if not self._found:
+            many = len(self._given) > 1
+            shown = [f"{given.rstrip('/')}/" if many else "" for given in self._given]
+            given = zip(self._given, shown, strict=True)
+            roots = [Root(path, before, self._keys, self.inventory) for path, before in given]
+            refuse_twice(roots)
+            for part in (part for root in roots for part in root.trains):
+                refuse_empty(part, self.inventory)
+            self._found = roots
+        return self._found
 
-    def _hashed(self, root: Path, wants_test: bool, reading: Reading) -> FileImages:
-        paths = self._scan(root, root)
-        mask_N = (units(paths, root.resolve()) < self._test_fraction) == wants_test
-        if not mask_N.any():
-            which = (
-                f"none of its {len(paths)} images is in the {'test' if wants_test else 'train'} set"
+    def _tests(self, roots: list[Root], classes: tuple[bytes, ...]) -> Iterator[tuple[Root, Part]]:
+        """The test sets that the roots name. Raises DataError where none has images."""
+        named = [root for root in roots if root.is_divided]
+        found = [(root, root.test(set(classes))) for root in named]
+        for root, part in found:
+            if part is not None:
+                refuse_empty(part, self.inventory)
+                yield root, part
+        if named and len(named) == len(roots) and all(part is None for _, part in found):
+            where = named[0].sets.root / self._keys.test
+            folder_at(where, "add it, or name the folder that holds the test set with `test`")
+
+    def _united(self, parts: list[Part], known: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The classes of all parts: those known, then others in sorted order; none where a part has
+        none, which is remarked where another has some.
+        """
+        words = {word for part in parts for word in part.words}
+        bare = [part for part in parts if part.numbers_N is None and part.paths]
+        if words and bare:
+            self.inventory.remark(
+                f"{printable(bare[0].root)}: no labels, so all go without: sort its images into "
+                "class folders, or leave it out"
             )
-            raise DataError(f"{printable(root)}: {which}; add images, or change test_fraction")
-        return self._images(root, paths, self._classes(root, paths), reading, mask_N)
-
-    def _test_folder(self, root: Path) -> Path:
-        folder = root / self._test
-        if self._test == "test" and not folder.exists() and (root / "val").is_dir():
-            return root / "val"
-        return folder_at(
-            folder, "add the folder, or name the one that holds the test set with `test`"
-        )
-
-    def _scan(self, folder: Path, root: Path) -> list[bytes]:
-        if folder not in self._scanned:
-            self._scanned[folder] = scan(folder, root)
-        if not self._scanned[folder]:
-            suffixes = b" ".join(SUFFIXES).decode()
-            raise DataError(f"{printable(folder)}: no images in it or below; looked for {suffixes}")
-        return self._scanned[folder]
-
-    def _classes(
-        self, folder: Path, paths: list[bytes], known: tuple[bytes, ...] = ()
-    ) -> tuple[bytes, ...]:
-        if self._labels == "none":
-            return ()
-        names = top_folders(paths)
-        if isinstance(names, dict):
-            labelled = known or len(names) >= 2 or self._labels == "folders"
-            return (*known, *sorted(names.keys() - set(known))) if labelled else ()
-        if self._labels == "folders":
-            place = printable(folder / os.fsdecode(names))
-            raise DataError(f"{place}: in no class folder; move it into one, or set labels to none")
-        return ()
+        return () if bare else (*known, *sorted(words - set(known)))
 
     def _images(
-        self,
-        folder: Path,
-        paths: list[bytes],
-        classes: tuple[bytes, ...],
-        reading: Reading,
-        mask_N: np.ndarray | None = None,
-    ) -> FileImages:
-        labels_N = np.empty(len(paths), np.int64)
-        index = {name: label for label, name in enumerate(classes)}
-        below = top_folders(paths) if classes else {}
-        named = below.items() if isinstance(below, dict) else []
-        for name, rows in named:
-            labels_N[rows.start : rows.stop] = index[name]
-        if mask_N is not None:
-            paths, labels_N = chosen(paths, mask_N), labels_N[mask_N]
-        names = tuple(os.fsdecode(name) for name in classes)
-        known = Annotations(torch.from_numpy(labels_N), names) if classes else NOTHING
-        return FileImages(folder, paths, reading, known)
+        self, parts: list[tuple[Root, Part]], classes: tuple[bytes, ...], reading: Any
+    ) -> EncodedImages:
+        """The images of the parts, one after the other."""
+        known = NOTHING
+        if classes:
+            index = {word: label for label, word in enumerate(classes)}
+            labels = [_labels(part, index) for _, part in parts]
+            names = tuple(os.fsdecode(word) for word in classes)
+            known = Annotations(torch.from_numpy(np.concatenate(labels)), names)
+        walls = [root.wall(part) for root, part in parts] if self._keys.links == "inside" else None
+        if len(parts) == 1:
+            wall, (_, part) = walls[0] if walls else None, parts[0]
+            return FileImages(part.root, part.paths, reading, known, within=wall)
+        return ManyRoots(
+            [(part.root, part.paths) for _, part in parts], reading, known, within=walls
+        )
+
+    def _place(self) -> str:
+        first = printable(self._roots()[0].place)
+        more = len(self._given) - 1
+        return f"{first} and {more} more" if more else first
 
 
 def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
@@ -187,18 +201,22 @@ def stratified(labels_N: Tensor, test_fraction: float) -> Tensor:
     return is_test_N
 
 
-def folder_at(path: str | Path, remedy: str) -> Path:
-    """The folder, `~` resolved. Raises DataError with the remedy when there is none."""
-    folder = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
-    with os_errors_as(folder):
-        if folder.is_dir():
-            return folder
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-    raise DataError(f"{printable(folder)}: {what}; {remedy}")
-
-
-def checked(name: Split) -> Split:
-    """The name of a split. Raises ValueError for any other."""
-    if name not in ("train", "test"):
+def checked(name: Split) -> Literal["train", "test"]:
+    """The name of a split, `train` for `all`. Raises ValueError for any other."""
+    if name not in ("train", "test", "all"):
         raise ValueError(f"a split is train or test, not {name!r}")
-    return name
+    return "test" if name == "test" else "train"
+
+
+def divided(part: Part, place: Path, share: float, wants_test: bool) -> Part:
+    """The images whose hash is below `share`, or the others."""
+    if share == 0:
+        return part.of(np.zeros(len(part.paths), bool)) if wants_test else part
+    mask_N = (units(part.paths, place.resolve()) < share) == wants_test
+    return part.of(mask_N)
+
+
+def _labels(part: Part, index: dict[bytes, int]) -> np.ndarray:
+    """The class of each image by its number in the whole set, int64 (N,)."""
+    numbers = np.array([index[word] for word in part.words], np.int64)
+    return numbers[part.numbers_N] if len(part.words) else np.empty(0, np.int64)

@@ -20,7 +20,7 @@ from lookalike.evaluation.features import Features, cache_key, cached, embedder,
 from lookalike.experiment import Evaluate, Experiment
 from lookalike.folder import refuse_unwritable, write_file
 from lookalike.geometry import Distance
-from lookalike.log import say
+from lookalike.log import note, say
 from lookalike.models import Architecture, Backbone
 from lookalike.models.card import read as read_card
 from lookalike.models.card import weights_digest
@@ -63,6 +63,8 @@ def evaluate(
         visit_run(run.folder)
     opened = open_model(model, run.like(model))
     planned = job(run, opened.architecture, _own_embedding(model, run.folder))
+    for line in run.told():
+        note(line)
     return do(planned, opened, name, target)
 
 

@@ -63,6 +63,8 @@ def probe(
         visit_run(run.folder)
     opened = open_backbone(backbone, run.like(backbone))
     planned = job(run, opened.architecture)
+    for each in run.told():
+        note(each)
     own = run.folder and run.folder / "backbone"
     if own and not isinstance(backbone, Backbone) and Path(backbone) == own:
         tell_other(own, planned.sets[0])

@@ -17,10 +17,11 @@ from torch import Tensor
 from lookalike import comm
 from lookalike.data.decode import BadImage
 from lookalike.data.images import FileImages, Images, Reading, file_states, subset
-from lookalike.data.index import SUFFIXES, scan
+from lookalike.data.inventory import Inventory
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
 from lookalike.data.reading import canvas_for, fit_to, refuse_other
+from lookalike.data.roots import images_below
 from lookalike.data.sources import Source, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.evaluation.features import embedded_in_order, embedder
@@ -63,12 +64,9 @@ def in_folder(folder: Path, architecture: Architecture) -> Found:
     there is none.
     """
     root = os.path.abspath(folder_at(folder, "give the folder that holds the images"))  # noqa: PTH100 (as it is named)
-    paths = scan(Path(root), Path(root))
-    if not paths:
-        raise DataError(
-            f"{printable(folder)}: no images in it or below; looked for "
-            f"{b' '.join(SUFFIXES).decode()}"
-        )
+    paths, inventory = images_below(Path(root))
+    if told := inventory.said():
+        note(f"{printable(folder)}: {told}")
     states = [f"{size} {mtime}" for size, mtime in file_states(root, paths)]
     reading = Reading(canvas_for(architecture.size), architecture.form)
     images = FileImages(root, paths, reading)
@@ -87,6 +85,8 @@ def in_source(source: Source, architecture: Architecture) -> Found:
     sets = [source.split(name, architecture.size) for name in ("train", "test")]
     for images in sets:
         refuse_other(images.form, architecture.form)
+    if told := getattr(source, "inventory", Inventory()).said():
+        note(f"data: {told}")
     names = [images.name(i) for images in sets for i in range(len(images))]
     return Found(
         sets, names, [state for images in sets for state in [set_state(images)] * len(images)], ""

@@ -53,7 +53,7 @@ class FileImages(EncodedImages):
     @cached_property
     def _digests(self) -> tuple[str, str]:
         paths = sorted(self._paths)
-        states = file_states(self._root, paths)
+        states = self._states(paths)
         lines = (b"%b\0%d\n" % (path, size) for path, (size, _) in zip(paths, states, strict=True))
         times = np.fromiter((mtime for _, mtime in states), np.int64, len(states))
         return hashlib.sha256(b"".join(lines)).hexdigest(), hashlib.sha256(
@@ -123,13 +123,18 @@ class FileImages(EncodedImages):
 
     def _inside(self, i: int) -> str:
         """The image's path. Raises BadImage where it is a link out of the folder."""
-        name = self.name(i)
-        if (
-            self._within
-            and os.path.commonpath((os.path.realpath(name), self._within)) != self._within
-        ):
-            raise BadImage(name, f"a link out of {self._within}")
+        name, wall = self.name(i), self._wall(i)
+        if wall and os.path.commonpath((os.path.realpath(name), wall)) != wall:
+            raise BadImage(name, f"a link out of {wall}")
         return name
+
+    def _states(self, paths: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Bytes and mtime of the files of these paths."""
+        return file_states(self._root, paths)
+
+    def _wall(self, i: int) -> str | None:
+        """The folder that no link may lead out of."""
+        return self._within
 
 
 def file_states(root: str, paths: Sequence[bytes]) -> list[tuple[int, int]]:

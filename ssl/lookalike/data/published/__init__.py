@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from lookalike.data.images import Annotations, FileImages, Fit, Images, Pairs, QueryGallery, Reading
-from lookalike.data.index import below, os_errors_as
+from lookalike.data.index import below, os_errors_as, scan
 from lookalike.data.inventory import Inventory
 from lookalike.data.outside import lines, opened
 from lookalike.data.reading import Canvas, canvas_for
@@ -182,6 +182,13 @@ class Published(ABC):
     @abstractmethod
     def listing(self, root: Path) -> Listing:
         """What the data set lists. Raises DataError where a list is missing or wrong."""
+
+    def found(self, folder: Path, root: Path) -> Iterator[str]:
+        """The paths of all images below a folder of `root`; what else is there is noted."""
+        paths, left_out = scan(folder, root)
+        for why, names in left_out.items():
+            self.inventory.leave_out_all(why, map(os.fsdecode, names))
+        return map(os.fsdecode, paths)
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         wanted = checked(name)

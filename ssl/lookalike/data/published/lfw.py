@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lookalike.data.index import scan
 from lookalike.data.published import (
     AGAIN,
     Layout,
@@ -65,11 +64,11 @@ class LFW(Published):
                 sides.append(compared[path])
             persons.update(names)
             listing.pairs.append(Pair(sides[0], sides[1], len(names) == 1, fold))
-        self._train(listing, persons)
+        self._train(listing, persons, set(compared.values()))
         return listing
 
-    def _train(self, listing: Listing, compared: set[str]) -> None:
-        paths = [os.fsdecode(path) for path in scan(listing.root, listing.root)]
+    def _train(self, listing: Listing, compared: set[str], pairs: set[bytes]) -> None:
+        paths = list(self.found(listing.root, listing.root))
         persons = set()
         for path in paths:
             name, *rest = path.split("/")
@@ -80,6 +79,8 @@ class LFW(Published):
             persons.add(name)
             if name not in compared:
                 listing.add("train", "", path, name, printable(listing.root))
+            elif os.fsencode(path) not in pairs:
+                self.inventory.leave_out("of a person who is in a pair", path)
         listing.counts |= {
             "images": len(paths),
             "classes": len(persons),

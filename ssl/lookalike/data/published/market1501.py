@@ -2,11 +2,9 @@
 camera.
 """
 
-import os
 import re
 from pathlib import Path
 
-from lookalike.data.index import scan
 from lookalike.data.published import Layout, Listing, Published
 from lookalike.data.sources import folder_at
 from lookalike.errors import DataError, printable
@@ -44,13 +42,15 @@ class Market1501(Published):
         listing = Listing(root, tuple(FOLDERS))
         for part, folder in FOLDERS.items():
             home = folder_at(root / folder, self.layout.remedy)
-            for path in map(os.fsdecode, scan(home, root)):
+            for path in self.found(home, root):
                 place = printable(home / path)
                 if not (known := NAME.match(path)):
                     what = "no identity and camera in its name, as in 0002_c1s1_000451_03.jpg"
                     raise DataError(f"{place}: {what}: move it away")
                 identity, camera = known.groups()
-                if identity != JUNK:
+                if identity == JUNK:
+                    self.inventory.leave_out("of no one (-1)", f"{folder}/{path}")
+                else:
                     listing.add(part, folder, path, identity, place, int(camera))
         return listing
 
