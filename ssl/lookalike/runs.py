@@ -206,6 +206,16 @@ class Run:
         """The same in lines for people, a line a source; `file`: where the whole list lies."""
         return [line for account in self.accounts() for line in account.lines(file)]
 
+    def fetch(self) -> None:
+        """Has the sources get what they read from elsewhere; `show` and `check` never do. Raises
+        DataError.
+        """
+        evaluated = self.experiment.evaluate
+        for spec in (self.experiment.data, evaluated.data if evaluated else None):
+            fetch = getattr(self._source(spec), "fetch", None) if spec else None
+            if fetch:
+                fetch()
+
     def labelled(self, size: Size | None = None) -> tuple[Images, Images]:
         """Train and test images. Raises DataError unless both have labels."""
         train, test = self.images("train", size), self.images("test", size)
@@ -234,6 +244,7 @@ class Run:
         patience = [section.timeout for section in sections if isinstance(section, Training)]
         comm.start(seconds=max(patience, default=1800.0))
         self.ranks = comm.world_size()
+        self.fetch()
         agree(self.experiment, self._asked, accept_changes=self.accept_changes, **words)
 
     def _asked(self, name: Name) -> Images:

@@ -127,7 +127,11 @@ def kinds() -> dict[str, tuple[bytes, Reader, type[Exception] | tuple[type[Excep
     }
     further = deep.images() | {"float.tif": found["float.tif"][0]}
     found |= {name: (data, all_bits, BadImage) for name, data in further.items()}
-    table = partial(lambda path: Manifest(str(path)).split("test"))
+
+    def table(path: Path) -> None:
+        (path.parent / "a.png").touch()  # a table none of whose rows has a file is refused for that
+        Manifest(str(path)).split("test")
+
     return found | {
         "tar": (mutants.tar(), in_file("a.tar", shard), DataError),
         "idx": (mutants.idx(), in_file("a", partial(read_idx, ndim=3, max_bytes=10**9)), DataError),

@@ -231,6 +231,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_trained(tmp_path
         "9.png,3,test",
     ]
     (tmp_path / "t.csv").write_text("\n".join(rows))
+    for i in range(10):
+        (tmp_path / f"{i}.png").touch()
     data = f"evaluate.data={{name: manifest, path: {tmp_path / 't.csv'}, channels: 1}}"
     with pytest.raises(
         Error, match="none of 2 queries has another image of its class in the gallery"

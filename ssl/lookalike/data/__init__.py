@@ -2,6 +2,7 @@
 order.
 """
 
+from lookalike.data.hf import Hf
 from lookalike.data.idx import Idx
 from lookalike.data.manifest import Manifest
 from lookalike.data.published.cars196 import Cars196
@@ -20,6 +21,7 @@ SOURCES: dict[str, type[Source]] = {
     "folder": Folder,
     "shards": Shards,
     "manifest": Manifest,
+    "hf": Hf,
     "cub": Cub,
     "cars196": Cars196,
     "sop": StanfordOnlineProducts,

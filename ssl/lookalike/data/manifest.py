@@ -1,10 +1,10 @@
-"""Images that a table lists: CSV or Parquet with a path and, where known, label, camera, split,
-query or gallery.
+"""Images that a table lists: CSV or Parquet with a path, or in Parquet the image itself, and where
+known label, camera, split, query or gallery.
 """
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,30 +15,37 @@ from pydantic import Field
 from torch import Tensor
 
 from lookalike.data import repeats
+from lookalike.data.classes import numbered, of_known
+from lookalike.data.columns import Columns
 from lookalike.data.images import Annotations, FileImages, Images, QueryGallery
-from lookalike.data.index import below, chosen, units
+from lookalike.data.images.parquet import ParquetImages
+from lookalike.data.index import chosen, units
 from lookalike.data.parquet import read_parquet
 from lookalike.data.reading import FileSource
+from lookalike.data.rooted import look_for, rooted
 from lookalike.data.sources import Split, checked, folder_at
+from lookalike.data.split_words import has_labels, sets_of
 from lookalike.data.tables import Table, read_csv
 from lookalike.errors import DataError, printable
-from lookalike.recipe import Size
+from lookalike.recipe import SINCE_0_2, Size
 
-_SPLITS = ("train", "test", "val")
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 class Manifest(FileSource):
-    """A CSV (with a header line, UTF-8) or Parquet file with columns path, and perhaps label,
-    camera, split, is_query, is_gallery.
+    """A table with a header line (CSV; or with semicolons, tabs or bars; UTF-8 or UTF-16) or
+    Parquet, with columns path, and perhaps label, camera, split, is_query, is_gallery.
 
-    Paths are relative to `root`, by default the file's folder, and may not leave it. `split` is
-    train, test or val (the test set where no row says test); without the column a hash of each path
-    splits. Labels and cameras are any words or numbers; their sorted values are the classes, and
-    the numbering of `cameras`. `is_query` and `is_gallery` (true, false, 1, 0) say which rows of
-    the test set ask and which are searched; of one alone the other is the opposite. Elsewhere they
-    are not read. An image listed in both sets, with two labels, or twice in one set, is said; with
-    `strict` it is refused.
+    Paths are relative to `root`, by default the file's folder, or absolute, and may not leave it.
+    A Parquet file may hold the images themselves, as Hugging Face's do. Columns are known by these
+    names, and path as file_name, filename, image, image_path, file, filepath or file_path, label as
+    class or target; `columns`: the names of those that are called otherwise. `split` is train, test
+    or val, or such a word as training or validation (val is the test set where no row says test);
+    without the column a hash of each path splits. Labels and cameras are any words or numbers;
+    their sorted values are the classes, and the numbering of `cameras`. `is_query` and `is_gallery`
+    (true, false, 1, 0) say which rows of the test set ask and which are searched; of one alone the
+    other is the opposite. Elsewhere they are not read. An image listed in both sets, with two
+    labels, or twice in one set, is said; with `strict` it is refused.
     """
 
     holds_out = names_test = True
@@ -49,54 +56,67 @@ class Manifest(FileSource):
         root: str | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         strict: bool = False,
+        columns: Annotated[Columns | None, SINCE_0_2] = None,
         **reading: Any,
     ) -> None:
         super().__init__(**reading)
         self._path, self._root, self._test_fraction = path, root, test_fraction
         self._strict, self._looked = strict, False
+        self._columns = columns or Columns()
 
     def split(self, name: Split, size: Size | None = None) -> Images:
-        wants_test = checked(name) == "test"
+        wants_test, share = checked(name) == "test", self._share(name)
         file = Path(os.path.expanduser(self._path))  # noqa: PTH111
-        table = (read_parquet if file.suffix == ".parquet" else read_csv)(file)
+        read = read_parquet if file.suffix.lower() == ".parquet" else read_csv
+        table = read(file, self._columns)
+        if table.image:
+            return self._embedded(file, table, name, size)
         root = folder_at(
             self._root or file.parent, "give the folder that the paths begin in with `root`"
         )
-        paths = list(_paths(file, table, root))
-        sets_N = self._sets(file, table, paths, 0.0 if name == "all" else self._test_fraction)
-        mask_N = sets_N == (repeats.TEST if wants_test else repeats.TRAIN)
-        if not mask_N.any():
-            which = f"none of its {len(paths)} rows is in the {name} set"
-            raise DataError(
-                f"{printable(file)}: {which}; add rows, or change split or test_fraction"
-            )
-        labels_N, classes = _numbered(file, table, "label")
-        cameras_N, _ = _numbered(file, table, "camera")
-        known = Annotations(labels_N, classes, cameras_N).of(torch.from_numpy(mask_N.nonzero()[0]))
-        if wants_test:
-            known = known._replace(roles=_roles(file, table, mask_N))
+        paths = rooted(printable(file), table.lines, table.columns["path"], root)
+        sets_N = self._sets(file, table, paths, share)
+        mask_N = self._mask(file, sets_N, wants_test)
+        known = _known(file, table, mask_N, wants_test)
+        if not self._looked:
+            look_for(printable(file), table.lines, paths, root)
         self._look_for_repeats(file, table, paths, sets_N)
         paths = chosen(paths, mask_N)
         return self.settled(FileImages(root, paths, self.reading(size), known, within=root), name)
 
+    def _embedded(self, file: Path, table: Table, name: Split, size: Size | None) -> Images:
+        """The images that lie in the rows of a Parquet file."""
+        wants_test, share = checked(name) == "test", self._share(name)
+        images = ParquetImages([file], table.image, self.reading(size))
+        mask_N = self._mask(file, self._sets(file, table, images.keys(), share), wants_test)
+        images.keep(mask_N, _known(file, table, mask_N, wants_test))
+        images.shuffle_by("auto")
+        return self.settled(images, name)
+
+    def _mask(self, file: Path, sets_N: np.ndarray, wants_test: bool) -> np.ndarray:
+        """Which rows are in the set. Raises DataError where none is."""
+        mask_N: np.ndarray = sets_N == (repeats.TEST if wants_test else repeats.TRAIN)
+        if not mask_N.any():
+            name = "test" if wants_test else "train"
+            which = f"none of its {len(mask_N)} rows is in the {name} set"
+            raise DataError(
+                f"{printable(file)}: {which}; add rows, or change split or test_fraction"
+            )
+        return mask_N
+
+    def _share(self, name: Split) -> float:
+        """How much of the rows a hash holds out."""
+        return 0.0 if name == "all" else self._test_fraction
+
     def _sets(
-        self, file: Path, table: Table, paths: list[bytes], test_fraction: float
+        self, file: Path, table: Table, paths: Sequence[bytes], test_fraction: float
     ) -> np.ndarray:
         """In which set each row is, int8 (N,); a hash holds out `test_fraction`."""
         splits = table.columns.get("split")
         if splits is None:
             is_test_N: np.ndarray = units(paths, file.resolve()) < test_fraction
             return is_test_N.astype(np.int8)
-        for line, split in zip(table.lines, splits, strict=True):
-            if split not in _SPLITS:
-                raise DataError(
-                    f"{printable(file)}:{line}: split {split[:40]!r} is none of "
-                    f"{', '.join(_SPLITS)}: fix it"
-                )
-        sets = {"train": repeats.TRAIN, "test" if "test" in splits else "val": repeats.TEST}
-        return np.fromiter(
-            (sets.get(split, repeats.NEITHER) for split in splits), np.int8, len(splits)
-        )
+        return sets_of(printable(file), table.lines, splits, self.inventory)
 
     def _look_for_repeats(
         self, file: Path, table: Table, paths: list[bytes], sets_N: np.ndarray
@@ -123,11 +143,34 @@ class Manifest(FileSource):
         self._looked = True
 
 
-def _paths(file: Path, table: Table, root: Path) -> Iterator[bytes]:
-    """The paths below `root`. Raises DataError for one that leaves it."""
-    name = printable(file)
-    for line, path in zip(table.lines, table.columns["path"], strict=True):
-        yield below(root, path, f"{name}:{line}")
+def _known(file: Path, table: Table, mask_N: np.ndarray, wants_test: bool) -> Annotations:
+    """What the table says of the rows of the mask."""
+    rows_K = torch.from_numpy(mask_N.nonzero()[0])
+    if table.classes:
+        some = table.where(mask_N)
+        words = some.columns["label"]
+        labels_K, classes = of_known(printable(file), some.lines, words, table.classes)
+    else:
+        labels_N, classes = _numbered(file, table, "label")
+        labels_K = None if labels_N is None else labels_N[rows_K]
+    cameras_N, _ = _numbered(file, table, "camera")
+    cameras_K = None if cameras_N is None else cameras_N[rows_K]
+    roles = _roles(file, table, mask_N) if wants_test else None
+    return Annotations(labels_K, classes, cameras_K, roles)
+
+
+def _numbered(file: Path, table: Table, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The column as numbers, int64 (N,), of its sorted values; -1 in parts without labels."""
+    words = table.columns.get(name)
+    if words is None:
+        return None, ()
+    splits = table.columns.get("split")
+    mask_N = np.ones(len(words), bool) if splits is None else has_labels(splits)
+    some = table if mask_N.all() else table.where(mask_N)
+    found_K, names = numbered(printable(file), some.lines, some.columns[name], name)
+    labels_N = torch.full((len(words),), -1)
+    labels_N[torch.from_numpy(mask_N)] = found_K
+    return labels_N, names
 
 
 def _roles(file: Path, table: Table, mask_N: np.ndarray) -> QueryGallery | None:
@@ -180,25 +223,3 @@ def _truths(file: Path, table: Table, name: str, mask_N: np.ndarray) -> Tensor |
             raise DataError(f"{printable(file)}:{table.lines[row]}: {what}: fix it")
         found.append(truth)
     return torch.tensor(found)
-
-
-def _numbered(file: Path, table: Table, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The column as numbers of its sorted values, int64 (N,); whole numbers are sorted as such."""
-    words = table.columns.get(name)
-    if words is None:
-        return None, ()
-    values = set(words)
-    if "" in values:
-        line = table.lines[words.index("")]
-        raise DataError(
-            f"{printable(file)}:{line}: {name} is empty: fill it, or leave the whole column out"
-        )
-    whole = all(
-        len(value) < 19 and value.removeprefix("-").isascii() and value.removeprefix("-").isdigit()
-        for value in values
-    )
-    names = sorted(values, key=lambda value: (int(value), value)) if whole else sorted(values)
-    index = {value: number for number, value in enumerate(names)}
-    return torch.from_numpy(
-        np.fromiter(map(index.__getitem__, words), np.int64, len(words))
-    ), tuple(names)

@@ -108,11 +108,11 @@ class FileSource:
             with suppress(DataError):  # there is no train set
                 self.split("train")
         if self._form is None:
-            self._form = self._found(images)
+            self._form = self._form_of(images)
         images.form = self._form
         return images
 
-    def _found(self, images: EncodedImages) -> PixelFormat:
+    def _form_of(self, images: EncodedImages) -> PixelFormat:
         """The form of these images."""
         form = self._said
         if self._depth == "auto":

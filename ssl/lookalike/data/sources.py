@@ -106,7 +106,7 @@ class Folder(FileSource):
         super().__init__(**reading)
         self._given = [path] if isinstance(path, str) else list(path)
         self._keys = Keys(train, test, Rule(labels, class_folder), links)
-        self._test_fraction, self._found = test_fraction, list[Root]()
+        self._test_fraction, self._below = test_fraction, list[Root]()
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         wants_test, share = checked(name) == "test", 0.0 if name == "all" else self._test_fraction
@@ -129,7 +129,7 @@ class Folder(FileSource):
 
     def _roots(self) -> list[Root]:
         """The folders and lists, found once. Raises DataError for one without images."""
-        if not self._found:
+        if not self._below:
             many = len(self._given) > 1
             shown = [f"{given.rstrip('/')}/" if many else "" for given in self._given]
             given = zip(self._given, shown, strict=True)
@@ -137,8 +137,8 @@ class Folder(FileSource):
             refuse_twice(roots)
             for part in (part for root in roots for part in root.trains):
                 refuse_empty(part, self.inventory)
-            self._found = roots
-        return self._found
+            self._below = roots
+        return self._below
 
     def _tests(self, roots: list[Root], classes: tuple[bytes, ...]) -> Iterator[tuple[Root, Part]]:
         """The test sets that the roots name. Raises DataError where none has images."""
