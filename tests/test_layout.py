@@ -52,6 +52,7 @@ WALLS = {
     "fsspec": ["data/remote.py"],
     "pyarrow": ["data/parquet.py", "data/footer.py", "data/rowgroups.py", "data/arrow.py"],
     "datasets": ["data/hf/hub.py"],
+    "av": ["data/clips.py"],
     "faiss": ["scoring/ivf.py"],
     "imagecodecs": ["data/decoders/codecs.py"],
     "tifffile": ["data/decoders/tiffs.py"],

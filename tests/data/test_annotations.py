@@ -24,7 +24,14 @@ def known() -> Annotations:
     pairs = Pairs(
         torch.tensor([[0, 5], [1, 2], [5, 3]]), torch.tensor([1, 0, 1]).bool(), torch.arange(3)
     )
-    return Annotations(torch.arange(COUNT) % 2, ("a", "b"), torch.arange(COUNT) * 10, roles, pairs)
+    return Annotations(
+        torch.arange(COUNT) % 2,
+        ("a", "b"),
+        torch.arange(COUNT) * 10,
+        roles,
+        pairs,
+        torch.arange(COUNT) // 2,
+    )
 
 
 def array(annotations):
@@ -59,6 +66,7 @@ def test_every_annotation_follows_the_rows_of_a_subset_of_a_subset(make):
         [0, 50, 30],
         [[True, False, False], [False, True, True]],
         [[[0, 1], [1, 2]], [True, True], [0, 2]],
+        [0, 2, 1],
     ]
     for name in Annotations._fields:
         assert getattr(some, name) is getattr(some.annotations, name)
@@ -69,7 +77,7 @@ def test_every_annotation_follows_the_rows_of_a_subset_of_a_subset(make):
 @pytest.mark.parametrize("make", [array, files])
 def test_of_what_says_nothing_a_subset_says_nothing(make):
     some = subset(make(Annotations()), [1, 0])
-    assert some.annotations == (None, (), None, None, None)
+    assert some.annotations == (None, (), None, None, None, None)
 
 
 def test_pairs_of_which_one_is_missing_go_and_none_that_stays_is_none():

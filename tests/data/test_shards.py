@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data import Shards, cache, samples
+from lookalike.data import Shards, cache, members, samples
 from lookalike.data.decode import BadImage, decode
 from lookalike.data.listing import braces
 from lookalike.data.order import order_of
@@ -116,7 +116,14 @@ def test_samples_are_groups_by_key_whatever_their_order(tmp_path):
     data = path.read_bytes()
     wanted = [b"jpg", b"webp", b"png"]
     assert [data[o : o + s] for o, s in zip(found.offsets_N, found.sizes_N, strict=True)] == wanted
-    assert found.ignored == {".seg.png": 1, ".txt": 1, "name without a key": 2}
+    assert found.ignored == {
+        ".seg.png": 1,
+        ".txt": 1,
+        "name without a key": 1,
+        "no suffix": 1,
+        "sample without an image": 1,
+    }
+    assert found.examples["no suffix"] == "noname"
 
 
 def test_what_is_dangerous_is_passed_over_and_counted_and_nothing_is_written(tmp_path):
@@ -133,20 +140,16 @@ def test_what_is_dangerous_is_passed_over_and_counted_and_nothing_is_written(tmp
     members += [(f"ok.{suffix}", bomb) for suffix in ("pkl", "pyd", "pth", "npy")]
     make(tmp_path / "in/t.tar", members)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.warns(UserWarning, match="passed over") as caught:
-        images = Shards(str(tmp_path / "in"), test_fraction=0).split("train")
+    source = Shards(str(tmp_path / "in"), test_fraction=0)
+    images = source.split("train")
     assert [images.name(i) for i in range(len(images))] == [f"{tmp_path}/in/t.tar/ok.png"]
-    (line,) = [str(warning.message) for warning in caught]
-    for part in (
-        "2 × link",
-        "3 × device",
-        "3 × name out of the shard",
-        "1 × .pkl",
-        "1 × .npy",
-        "never opened",
-    ):
-        assert part in line
-    assert "\n" not in line
+    left = {each.why: (each.number, each.example) for each in source.inventory}
+    assert left == {
+        "link": (2, f"{tmp_path}/in/t.tar/l.png"),
+        "device": (3, f"{tmp_path}/in/t.tar/c.png"),
+        "name out of the shard": (3, f"{tmp_path}/in/t.tar/../up.png"),
+        **{f".{s}": (1, f"{tmp_path}/in/t.tar/ok.{s}") for s in ("pkl", "pyd", "pth", "npy")},
+    }
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("owned").exists()
 
@@ -171,7 +174,7 @@ def test_of_two_members_of_one_name_the_first_counts(tmp_path):
     "text",
     [
         b"-1",
-        b"x",
+        b"x\ny",
         b"",
         b"1.5",
         b"9" * 30,
@@ -180,6 +183,7 @@ def test_of_two_members_of_one_name_the_first_counts(tmp_path):
         b"[" * 50_000,
         b'{"label": true}',
         b'{"label": -1}',
+        b"x" * 300,
     ],
 )
 def test_a_label_that_is_none_is_counted(tmp_path, text):
@@ -251,7 +255,7 @@ def test_compressed_shards_and_too_many_members_say_what_to_do(tmp_path, monkeyp
     (tmp_path / "z.tar").write_bytes(b"\x1f\x8b" + bytes(2000))
     with pytest.raises(DataError, match=r"byte 0: compressed: unpack it first"):
         read(tmp_path / "z.tar")
-    monkeypatch.setattr(samples, "_MOST", 5)
+    monkeypatch.setattr(members, "MOST", 5)
     with pytest.raises(DataError, match=r"more than 5 members: make smaller shards"):
         read(make(tmp_path / "t.tar", labelled(0, 3)))
 
@@ -421,14 +425,14 @@ def test_the_fingerprint_changes_with_the_images_and_not_with_the_place(two, tmp
     prints = [seen(two)]
     shutil.copytree(two, tmp_path / "copy")
     assert seen(tmp_path / "copy") == prints[0]
-    for members in (
+    for other in (
         [*labelled(10, 6), ("000016.png", image(17)), ("000016.cls", b"1")],  # replaced
         list(labelled(10, 6)),
         list(labelled(10, 8)),
         [*labelled(10, 6), ("000016.png", image(16)), ("000016.cls", b"2")],
         [*labelled(10, 6), ("000017.png", image(16)), ("000017.cls", b"1")],
     ):
-        make(two / "part-001.tar", members)
+        make(two / "part-001.tar", other)
         prints.append(seen(two))
     assert len(set(prints)) == 6
 

@@ -58,7 +58,8 @@ def complaint(source, split: str = "train") -> str:
 
 def test_sources_are_their_recipe_schema():
     published = ["cub", "cars196", "sop", "in_shop", "market1501", "duke_mtmc", "msmt17", "lfw"]
-    assert list(SOURCES) == ["digits", "idx", "folder", "shards", "manifest", "hf", *published]
+    wanted = ["digits", "idx", "folder", "shards", "video", "manifest", "hf", *published]
+    assert list(SOURCES) == wanted
     for source in SOURCES.values():
         assert source.__doc__
         parameters = list(inspect.signature(source).parameters.values())

@@ -14,12 +14,14 @@ from lookalike.data.published.msmt17 import MSMT17
 from lookalike.data.published.sop import StanfordOnlineProducts
 from lookalike.data.shards import Shards
 from lookalike.data.sources import Digits, Folder, Source
+from lookalike.data.video import Video
 
 SOURCES: dict[str, type[Source]] = {
     "digits": Digits,
     "idx": Idx,
     "folder": Folder,
     "shards": Shards,
+    "video": Video,
     "manifest": Manifest,
     "hf": Hf,
     "cub": Cub,

@@ -31,18 +31,20 @@ class Inventory:
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
         self._known: dict[str, set[int]] = {}
+        self._numbers: dict[str, int] = {}
         self.remarks: list[str] = []
 
-    def leave_out(self, why: str, name: str) -> None:
-        """Notes that `name` was left out, and why."""
-        self.leave_out_all(why, (name,))
+    def leave_out(self, why: str, name: str, number: int = 1) -> None:
+        """Notes that `name` was left out, and why; or `number` things, of which it is the first."""
+        self.leave_out_all(why, (name,), number)
 
-    def leave_out_all(self, why: str, names: Iterable[str]) -> None:
-        """The same of many."""
+    def leave_out_all(self, why: str, names: Iterable[str], number: int = 1) -> None:
+        """The same of many names."""
         known, kept = self._known.setdefault(why, set()), self._names.setdefault(why, [])
         for name in names:
             if (mark := hash(name)) not in known:
                 known.add(mark)
+                self._numbers[why] = self._numbers.get(why, 0) + number
                 if len(kept) < MOST_NAMES:
                     kept.append(name)
 
@@ -54,7 +56,7 @@ class Inventory:
     def __iter__(self) -> Iterator[LeftOut]:
         """By count, the largest first."""
         found = (
-            LeftOut(why, len(self._known[why]), names[0])
+            LeftOut(why, self._numbers[why], names[0])
             for why, names in self._names.items()
             if names
         )

@@ -9,9 +9,10 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lookalike.data import remote
+from lookalike.data.allfiles import LeaveOut, files_below
 from lookalike.data.index import os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import read_regular
@@ -20,6 +21,9 @@ LISTING = "index.json"
 FORMAT = 1
 _MOST_SHARDS = 1_000_000
 _LARGEST = 1 << 24
+_COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_SPLITS: dict[str, Literal["train", "val", "test"]] = {"train": "train", "training": "train"}
+_SPLITS |= {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 
 
 class Shard(NamedTuple):
@@ -34,7 +38,8 @@ class Shard(NamedTuple):
 
 def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | None:
     """Shards and classes of each split of a folder that `lookalike pack` finished, else None."""
-    if path.endswith(".tar") or glob.has_magic(path) or "{" in path:
+    is_shard = path.lower().endswith(".tar") or _COMPRESSED.search(path)
+    if is_shard or glob.has_magic(path) or "{" in path:
         return None
     home = path if remote.is_remote(path) else os.path.expanduser(path)  # noqa: PTH111
     place = f"{home.rstrip('/')}/{LISTING}"
@@ -110,22 +115,83 @@ def _plain(name: object) -> str:
     return name
 
 
-def expanded(path: str) -> list[Shard]:
-    """The shards that a folder, a glob or braces name. Raises DataError when there are none."""
+def expanded(path: str, leave_out: LeaveOut = lambda why, name: None) -> list[Shard]:
+    """The shards that a folder (or one below), a glob or braces name; other files of a folder are
+    left out. Raises DataError when there are none, and for compressed ones.
+    """
     home = path if remote.is_remote(path) else os.path.expanduser(path)  # noqa: PTH111
     places = braces(home)
     if not remote.is_remote(home):
         with os_errors_as(home):
-            if Path(home).is_dir():
-                places = [f"{glob.escape(home.rstrip('/'))}/*.tar"]
-            places = [
-                p
-                for place in places
-                for p in (sorted(glob.glob(place)) if glob.has_magic(place) else [place])  # noqa: PTH207
-            ]
+            places = (
+                _below(home.rstrip("/") or "/", leave_out)
+                if Path(home).is_dir()
+                else [
+                    p
+                    for place in places
+                    for p in (sorted(glob.glob(place)) if glob.has_magic(place) else [place])  # noqa: PTH207
+                ]
+            )
+    if packed := next((place for place in places if _COMPRESSED.search(place)), None):
+        raise DataError(
+            f"{remote.redacted(packed)}: compressed, which cannot be read at random: unpack it to "
+            "plain .tar (gunzip, unxz, unzstd), or move it out of the folder"
+        )
     if not places:
         raise DataError(f"{printable(path)}: no .tar files there: check the path")
     return [Shard(place) for place in places]
+
+
+def _below(folder: str, leave_out: LeaveOut) -> list[str]:
+    """The .tar files in a folder and below, sorted, and compressed ones too. What stands beside a
+    shard as a part of it (its index, img2dataset's table and statistics) is not left out.
+    """
+    names = [os.fsdecode(name) for name in files_below(folder, leave_out)]
+    tars = sorted(name for name in names if name.lower().endswith(".tar"))
+    parts = {part for name in tars for part in _parts(name)}
+    for name in names:
+        if not name.lower().endswith(".tar") and name not in parts:
+            if _COMPRESSED.search(name):
+                tars.append(name)
+            leave_out(Path(name).suffix.lower() or "no suffix", f"{folder}/{name}")
+    return [f"{folder}/{name}" for name in tars]
+
+
+def _parts(shard: str) -> list[str]:
+    stem = shard[: -len(".tar")]
+    return [f"{shard}.idx", f"{stem}.idx", f"{stem}.parquet", f"{stem}_stats.json", f"{stem}.json"]
+
+
+def split_of(name: str) -> Literal["train", "val", "test"] | None:
+    """Which set a folder of this name holds."""
+    # REPLACE by the sources' own once that is there.
+    return _SPLITS.get(name.lower())
+
+
+def split_folders(home: str, leave_out: LeaveOut) -> dict[str, str]:
+    """Folders in `home` that are named by a set, by that; empty where none is of the train set.
+    What stands beside is left out. Raises DataError where two mean one set.
+    """
+    with os_errors_as(home):
+        if not Path(home).is_dir():
+            return {}
+        beside = sorted(os.listdir(home))  # noqa: PTH208 (names of any bytes)
+        named = [(split_of(name), name) for name in beside if Path(home, name).is_dir()]
+    found: dict[str, str] = {}
+    for split, name in named:
+        if split and split in found:
+            both = f"{printable(found[split])} and {printable(name)} both hold the {split} set"
+            raise DataError(f"{printable(home)}: {both}: rename one, or give path and test")
+        if split:
+            found[split] = name
+    if "train" not in found:
+        return {}
+    if "test" in found:
+        found.pop("val", None)
+    for name in beside:
+        if name not in found.values() and not name.startswith("."):
+            leave_out("beside the train and test folders", f"{home.rstrip('/')}/{name}")
+    return {split: f"{home.rstrip('/')}/{name}" for split, name in found.items()}
 
 
 def braces(pattern: str) -> list[str]:

@@ -147,7 +147,7 @@ def _refuse_squeezed(images: Images, how: Packing) -> None:
 
 def _tell_lost(sets: dict[Split, Images]) -> None:
     """One line for what the images have and shards do not keep."""
-    kinds = ("cameras", "roles", "pairs")
+    kinds = ("cameras", "roles", "pairs", "groups")
     lost = [
         kind for kind in kinds if any(getattr(images, kind) is not None for images in sets.values())
     ]
@@ -323,7 +323,7 @@ def encode(images: Images, i: int, how: Packing) -> Packed:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name is no path of this machine)
             return Packed(suffix if suffix in _SUFFIXES else ".jpg", data)
     else:
-        image_CHW = images.read(i)
+        image_CHW = images.open(i).pixels()
     if how.resize and min(image_CHW.shape[1:]) > how.resize:
         image_CHW = tv.resize(image_CHW, [how.resize], InterpolationMode.BICUBIC, antialias=True)
     if how.form == "webp":

@@ -7,6 +7,7 @@ of the file.
 """
 
 import os
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -99,7 +100,7 @@ def _padded(size: int) -> int:
 
 def _header(block: bytes, at: int) -> tuple[bytes, int]:
     """Kind and size. Raises Damaged without the right checksum."""
-    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    total = _sum(block[:256]) + _sum(block[256:]) - _sum(block[148:156]) + 8 * ord(" ")
     # Some old writers summed signed bytes.
     signed = (
         total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
@@ -115,6 +116,13 @@ def _header(block: bytes, at: int) -> tuple[bytes, int]:
         )
         raise Damaged(at, what)
     return block[156:157], size
+
+
+def _sum(piece: bytes) -> int:
+    """The sum of at most 256 bytes, in a tenth of the time of `sum`: the first of Adler-32's two
+    sums is 1 more, modulo 65521 (RFC 1950).
+    """
+    return (zlib.adler32(piece) & 0xFFFF) - 1
 
 
 def _compressed(block: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Numbered images, labelled or not: in memory, in files, or some rows of other images."""
+"""Numbered images, labelled or not: in memory, in files, in clips, or some rows of other images."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,7 @@ from lookalike.data.images.contract import (
 )
 from lookalike.data.images.encoded import EncodedImages, Subset
 from lookalike.data.images.files import FileImages, file_states
+from lookalike.data.images.video import VideoImages
 
 __all__ = [
     "NOTHING",
@@ -40,6 +41,6 @@ def subset(images: Images, ids: Sequence[int] | Tensor) -> Images:
     ids_N = torch.as_tensor(ids, dtype=torch.int64)
     if isinstance(images, EncodedImages):
         return Subset(images, ids_N)
-    if isinstance(images, ArrayImages):
+    if isinstance(images, ArrayImages | VideoImages):
         return images.rows(ids_N)
-    raise TypeError(f"{type(images).__name__} is neither ArrayImages nor Encoded")
+    raise TypeError(f"{type(images).__name__} is none of ours")

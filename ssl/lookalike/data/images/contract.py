@@ -75,7 +75,8 @@ class Annotations(NamedTuple):
 
     `labels`: int64 (N,) into `classes`, which is empty where there are none; `cameras`: int64 (N,);
     `roles`: queries and gallery. Re-identification asks for cameras and roles, verification for
-    `pairs`.
+    `pairs`. `groups`: int64 (N,), images that belong together, as frames of a clip, and that no
+    split may part.
     """
 
     labels: Tensor | None = None
@@ -83,6 +84,7 @@ class Annotations(NamedTuple):
     cameras: Tensor | None = None
     roles: QueryGallery | None = None
     pairs: Pairs | None = None
+    groups: Tensor | None = None
 
     def of(self, ids_K: Tensor) -> "Annotations":
         """Those of these rows, int64; the classes stay as they are."""
@@ -92,6 +94,7 @@ class Annotations(NamedTuple):
             None if self.cameras is None else self.cameras[ids_K],
             None if self.roles is None else self.roles.of(ids_K),
             None if self.pairs is None else self.pairs.of(ids_K),
+            None if self.groups is None else self.groups[ids_K],
         )
 
 
@@ -124,13 +127,17 @@ class Annotated:
     def pairs(self) -> Pairs | None:
         return self.annotations.pairs
 
+    @property
+    def groups(self) -> Tensor | None:
+        return self.annotations.groups
+
 
 class Images(Protocol):
     """N images of one `shape` (C, H, W) and `form`, read by number; all can be pickled for loader
     workers.
 
-    `labels`, `classes`, `cameras`, `roles` and `pairs` are those of `annotations`. `fingerprint` is
-    a sha256 in hex that changes when the images do.
+    `labels`, `classes`, `cameras`, `roles`, `pairs` and `groups` are those of `annotations`.
+    `fingerprint` is a sha256 in hex that changes when the images do.
     """
 
     annotations: Annotations
@@ -145,6 +152,8 @@ class Images(Protocol):
     def roles(self) -> QueryGallery | None: ...
     @property
     def pairs(self) -> Pairs | None: ...
+    @property
+    def groups(self) -> Tensor | None: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
     @property
