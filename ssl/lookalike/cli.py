@@ -49,7 +49,9 @@ Out = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="FOLDER|NAME", help="A folder or timm name; default: the run's own."
+        "--model",
+        metavar="FOLDER|NAME|FILE",
+        help="A folder, a timm or Hub name, or weights; default: the run's own.",
     ),
 ]
 Accept = Annotated[

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ from lookalike.errors import RecipeError
 from lookalike.experiment import Experiment, Export
 from lookalike.folder import refuse_unwritable
 from lookalike.log import note, say
-from lookalike.models import Backbone, load_backbone, make_backbone
+from lookalike.models import Backbone, load_backbone
 from lookalike.models.embedding import open_model
+from lookalike.models.fitting import Taken
 from lookalike.process import fault
 from lookalike.runs import Run
 from lookalike.stages import evaluate, export, fetch, finetune, pretrain, preview, probe
@@ -32,6 +34,14 @@ class Plan(NamedTuple):
         """Those that are there."""
         return (job for job in self if job is not None)
 
+    @property
+    def taken(self) -> Taken | None:
+        """What of a file of weights the backbone begins with."""
+        if self.pretrain and self.pretrain.work:
+            backbone: Backbone = self.pretrain.work.module.backbone
+            return backbone.taken
+        return self.fetch.taken if self.fetch else None
+
 
 def plan(run: Run) -> Plan:
     """Decides what every stage will do. Raises what the first of them refuses; writes nothing.
@@ -42,6 +52,7 @@ def plan(run: Run) -> Plan:
     first = pretrain.job(run) if wanted.pretrain else None
     given = None if first else fetch.job(run)
     backbone = bare(run, first)
+    given = replace(given, taken=backbone.taken) if given else None
     architecture = backbone.architecture
     channels = run.images("train").shape[0]
     if architecture.channels != channels:
@@ -64,7 +75,7 @@ def bare(run: Run, first: pretrain.Job | None) -> Backbone:
     if first and first.work:
         module: Backbone = first.work.module.backbone
         return module
-    return make_backbone(run.unfetched)
+    return run.backbone(published=False)
 
 
 def check(run: Run) -> Plan:
@@ -82,7 +93,10 @@ def check(run: Run) -> Plan:
     with warnings.catch_warnings(action="ignore"):  # the run itself says what it goes on with
         refuse_other(run.out, run.experiment, run.accept_changes)
         refuse_unwritable(run.out)
-        return plan(run)
+        planned = plan(run)
+    if (taken := planned.taken) is not None:
+        say(f"weights: {taken.line()}")
+    return planned
 
 
 def run(recipe: Experiment, out: str | Path, *, accept_changes: bool = False) -> Path:
@@ -145,6 +159,7 @@ def results(folder: Path) -> str:
     """Where everything lies, one line each, of what is there."""
     onnx = any(folder.glob("export/*/model.onnx"))
     named = {
+        "weights.json": "what was taken from backbone.weights, and what was not",
         "backbone": "pretrained, timm layout",
         "data.json": "which images were found, and what was left out",
         "metrics.jsonl": "the training curve",

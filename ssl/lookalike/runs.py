@@ -25,7 +25,7 @@ from lookalike.folder import write_file
 from lookalike.geometry import PixelFormat
 from lookalike.log import say
 from lookalike.metric.classes import Split, split_classes
-from lookalike.models import Architecture, make_backbone
+from lookalike.models import Architecture, Backbone, make_architecture, make_backbone, weights_mark
 from lookalike.models.card import read as read_card
 from lookalike.process import fault
 from lookalike.recipe import Size, Spec, digest
@@ -37,7 +37,8 @@ class Run:
     """One recipe in one folder `out`. Sources are built once, each split is made once a size.
 
     `ranks`: how many a launcher will start, by default those of this process group, which the run
-    `joins`; `accept_changes`: go on even where the recipe or the images have changed.
+    `joins`; `accept_changes`: go on even where the recipe or the images have changed. It `fetches`
+    published weights only once it has joined: what is only shown or checked asks no network.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Run:
         self._data = self.experiment.data
         self._form: PixelFormat | None = None  # of a model that came from elsewhere
         self.joins, self.ranks = not ranks, ranks or comm.world_size()
+        self.fetches = False
         self._sources: dict[int, Source] = {}
         self._images: dict[tuple[int, Name, Size | None], Images] = {}
         self._classes: dict[Size | None, Split] = {}
@@ -81,15 +83,24 @@ class Run:
 
     @cached_property
     def _named(self) -> Architecture:
-        """What the recipe's backbone is; of a folder, what the folder says."""
-        named = self.experiment.backbone
-        return make_backbone(named).architecture if named.folder else named
+        """What the recipe's backbone is; of a folder or of a repository of the Hub, what that
+        says.
+        """
+        return make_architecture(self.experiment.backbone, fetch=self.fetches)
+
+    def backbone(self, *, published: bool) -> Backbone:
+        """The recipe's backbone. Published weights are fetched where they are wanted and the run
+        `fetches`; else it has fresh ones in their place.
+        """
+        wanted = self.asked if published else replace(self.asked, pretrained=False)
+        return make_backbone(wanted, fetch=self.fetches)
 
     @property
     def architecture(self) -> Architecture:
         """The same, with depth, range and alpha of the train images where it is made for them."""
-        asked = self.asked
-        return self._named if asked.folder else asked
+        named = self._named
+        asks = not self.experiment.backbone.folder
+        return named.reading(self.images("train").form) if asks else named
 
     @property
     def asked(self) -> Architecture:
@@ -99,17 +110,28 @@ class Run:
         named = self.experiment.backbone
         return named if named.folder else named.reading(self.images("train").form)
 
-    @property
-    def unfetched(self) -> Architecture:
-        """The same, with weights of its own where published ones would have to be fetched."""
-        return replace(self.asked, pretrained=False)
-
     def like(self, what: nn.Module | str | Path) -> Architecture:
         """What a timm name or a module takes on; of a folder or a backbone, which know what they
         take, no image is looked at.
         """
         there = not isinstance(what, nn.Module) and Path(what).exists()
         return self.experiment.backbone if there or hasattr(what, "architecture") else self.asked
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """`weights`: the file from which the backbone's weights come; {} where they come from none,
+        or none that is here yet.
+        """
+        return weights_mark(self.experiment.backbone, fetch=self.fetches)
+
+    def tell_weights(self, backbone: Backbone) -> None:
+        """Says what was taken from a file of weights, and writes every name to `weights.json`, on
+        the first rank.
+        """
+        if backbone.taken is not None and comm.rank() == 0:
+            say(f"weights: {backbone.taken.line()}")
+            told = json.dumps(backbone.taken.plain(), indent=2)
+            write_file(self.out / "weights.json", told.encode())
 
     def images(self, name: Name, size: Size | None = None, *, of: Spec | None = None) -> Images:
         """The train or test images for views of `size`, by default the backbone's; `of` another
@@ -240,11 +262,13 @@ class Run:
         compared too.
         """
         fault.refuse_unknown()
+        self.fetches = True
         sections = (self.experiment.pretrain, self.experiment.finetune)
         patience = [section.timeout for section in sections if isinstance(section, Training)]
         comm.start(seconds=max(patience, default=1800.0))
         self.ranks = comm.world_size()
         self.fetch()
+        words |= self.weights if self.experiment.backbone.weights else {}
         agree(self.experiment, self._asked, accept_changes=self.accept_changes, **words)
 
     def _asked(self, name: Name) -> Images:

@@ -27,6 +27,7 @@ def show(recipe: Experiment) -> str:
 def describe(run: Run, planned: Plan) -> list[str]:
     """The jobs of a plan, as lines."""
     lines = [_data(run.images("train")), *run.told(), *_shapes(bare(run, planned.pretrain))]
+    lines += [f"weights     {planned.taken.line()}"] if planned.taken else []
     if planned.pretrain and planned.pretrain.work:
         lines += _pretraining(planned.pretrain.settings, planned.pretrain.work)
     if planned.finetune:

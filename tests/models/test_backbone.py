@@ -372,7 +372,7 @@ def test_architecture_refuses(what):
 
 
 @pytest.mark.parametrize(
-    "name", ["hf-hub:timm/resnet18.a1_in1k", "local-dir:.", "http://example.org/x", "../x"]
+    "name", ["hf_hub:timm/resnet18.a1_in1k", "local-dir:.", "http://example.org/x", "../x"]
 )
 def test_a_name_never_reaches_a_file_or_the_network(name):
     with pytest.raises(ValueError, match=r"^timm has no model"):

@@ -125,7 +125,7 @@ def test_every_stage_has_scores_and_the_models_say_what_they_take(way):
 
 
 def test_percentiles_are_measured_once_and_stand_in_the_runs_recipe(way, monkeypatch):
-    kind, home, recipe, _ = way
+    kind, home, *_ = way
     told = load_recipe(home / "run" / "recipe.yaml").data.args["measured"]
     assert told == (None if kind == BANDS else range_of(home))
     monkeypatch.setattr(glimpse, "measured", lambda *_: pytest.fail("measured again"))
@@ -214,7 +214,7 @@ def test_another_range_than_the_models_is_refused_and_none_is_taken_from_it(way,
 
 
 def test_a_network_of_ones_own_is_told_what_its_images_are(way):
-    kind, home, recipe, _ = way
+    kind, home, *_ = way
 
     class Own(torch.nn.Module):
         dim = 4

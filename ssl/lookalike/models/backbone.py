@@ -7,7 +7,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
 import timm
 import torch
@@ -18,8 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lookalike.errors import BackboneError, printable
 from lookalike.geometry import BYTES, MOST_CHANNELS, Alpha, Depth, Distance, PixelFormat, sides
+from lookalike.models import hub
 from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
-from lookalike.recipe import Share, Size, recorded
+from lookalike.models.fitting import Taken, take_file
+from lookalike.recipe import SINCE_0_2, Share, Size, recorded
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What may stand in `args`, and so in an untrusted config.json, must not reach a file or the
@@ -37,6 +40,9 @@ _FORBIDDEN = (
     "global_pool",
 )
 
+# Where weights came from is no part of what the model is.
+_BEFORE = ("folder", "pretrained", "weights")
+
 # `token` the class token, `avg` and `max` timm's over the places, `gem` GeM over them, `cls_gem`
 # the class token beside GeM of the patches, twice as wide.
 Pool = Literal["token", "avg", "max", "gem", "cls_gem"]
@@ -51,6 +57,13 @@ Channels = Annotated[int, Bounded(ge=1, le=MOST_CHANNELS)]
 class Architecture:
     """What a backbone is before it has weights: a timm name, input size, channels, stem and
     pooling; or a folder.
+
+    `name`: timm's, or a repository of the Hugging Face Hub, hf-hub:user/model or timm/model, whose
+    config.json says architecture, arguments, pooling and normalisation, and size and crop where the
+    recipe leaves them at 224 and 1.0; `pretrained`: the weights that timm or the repository
+    publishes, from the Hub's cache or downloaded when a run begins; `weights`: those of a file,
+    .safetensors or of torch.save, of whatever training: its backbone is found, its heads are left
+    out.
 
     `size`: the side of the square it sees, or height and width. `crop`: the share of an image's
     shorter side that the test-time view shows (timm's crop_pct); `mean` and `std`: of each channel,
@@ -74,12 +87,16 @@ class Architecture:
     depth: Depth = recorded("uint8")
     range: tuple[float, float] | None = recorded(None)
     alpha: Alpha = recorded("white")
+    # Not in `repr`, by which earlier releases named a model.
+    weights: Annotated[str | None, SINCE_0_2] = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if bool(self.name) == bool(self.folder):
             raise ValueError("give either a timm `name` or a `folder` written by lookalike")
         if self.folder:
             self._check_alone()
+        if self.weights is not None and (self.pretrained or not self.weights):
+            raise ValueError("weights: name a file, or leave it out for pretrained: true")
         for label, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.channels:
                 raise ValueError(f"{label} has {len(values)} values for {self.channels} channels")
@@ -111,6 +128,11 @@ class Architecture:
 
     def _check_name(self) -> None:
         name = printable(self.name[:60])
+        if hub.is_hub(self.name):
+            hub.repository(self.name)
+            if self.stem != "timm":
+                raise ValueError("stem: the repository says which stem there is: delete it")
+            return
         if self.stem == "cifar" and self.name not in CIFAR_STEMS:
             raise ValueError(f"stem: cifar exists for {', '.join(CIFAR_STEMS)}, not for {name}")
         if not timm.is_model(self.name):
@@ -119,7 +141,10 @@ class Architecture:
             raise ValueError(f'timm has no model "{name}"{hint}')
 
     def build(self) -> "Backbone":
-        """The backbone with fresh weights. Raises BackboneError when it cannot be made."""
+        """The backbone, with fresh weights where neither `pretrained` nor `weights` names others.
+
+        Raises BackboneError when it cannot be made.
+        """
         return Backbone(self)
 
     @property
@@ -176,7 +201,7 @@ class Architecture:
             "custom_load": False,
             "fixed_input_size": bool(published.fixed_input_size),
         }
-        left = ("folder", "pretrained", *_RECORDED)
+        left = (*_BEFORE, *_RECORDED)
         ours = {k: v for k, v in asdict(self).items() if k not in left} | self.recorded()
         return {
             "architecture": self.timm_name,
@@ -253,7 +278,13 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.model = _create(architecture) if module is None else module
+        self.taken: Taken | None = None
+        if module is None:
+            module = _create(architecture)
+            if architecture.weights:
+                file = Path(architecture.weights)
+                self.taken = take_file(module, file, architecture.channels)
+        self.model = module
         self.gem = GeM() if architecture.pool in _OURS else None
         self.pieces = 1
         self.dim = self.dry_run() if dim is None else dim
@@ -299,7 +330,7 @@ class Backbone(nn.Module):
         """The same with new weights; None where only its owner can make it."""
         if isinstance(self.architecture, Own):
             return None
-        return Backbone(replace(self.architecture, pretrained=False))
+        return Backbone(replace(self.architecture, pretrained=False, weights=None))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)."""
@@ -350,11 +381,15 @@ class Backbone(nn.Module):
         channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         return h.flatten(1, 2) if channels_last else h.flatten(2).transpose(1, 2)
 
-    def dry_run(self) -> int:
-        """The width of the features of an image of zeros. Raises BackboneError when there are none,
-        or no (B, D).
+    def dry_run(self, size: Size | None = None) -> int:
+        """The width of the features of an image of zeros, of `size`, by default the architecture's.
+
+        Raises BackboneError when there are none, or no (B, D).
         """
-        shape = (1, self.architecture.channels, *sides(self.architecture.size))
+        if size and not isinstance(self.architecture, Own):
+            _check_patch(self.architecture.name, self.model, size)
+        size = size or self.architecture.size
+        shape = (1, self.architecture.channels, *sides(size))
         device = next((p.device for p in self.parameters()), None)
         was = self.training
         self.eval()
@@ -364,8 +399,9 @@ class Backbone(nn.Module):
         except (
             Exception
         ) as error:  # whatever timm's forward meets at this size is the recipe's doing
-            raise BackboneError(_cannot(self.architecture, error)) from error
-        self.train(was)
+            raise BackboneError(_cannot(self.architecture, error, size)) from error
+        finally:
+            self.train(was)
         if not isinstance(h, Tensor) or h.dim() != 2:
             found = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise BackboneError(
@@ -384,41 +420,78 @@ def _on_host(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
-def _cannot(architecture: Architecture, error: Exception) -> str:
+def _cannot(architecture: Architecture, error: Exception, size: Size) -> str:
     reason = printable((str(error).splitlines() or [type(error).__name__])[0][:300])
     args = printable(str(architecture.args))
     args = args if len(args) <= 300 else f"{args[:299]}…"
-    return f"backbone: {architecture.name} at size {architecture.size}, args {args}: {reason}"
+    return f"backbone: {architecture.name} at size {size}, args {args}: {reason}"
+
+
+def _cannot_pool(architecture: Architecture) -> str:
+    """What poolings timm has for a model that it does not make with the recipe's; nothing where it
+    is not for the pooling.
+    """
+    if architecture.pool is None or not _is_made(architecture, None):
+        return ""
+    works = [pool for pool in get_args(Pool) if _is_made(architecture, pool)]
+    return (
+        f"backbone.pool: {architecture.pool}: timm does not pool {architecture.name} so: take "
+        f"{' or '.join(works)}, or leave pool out"
+    )
+
+
+def _is_made(architecture: Architecture, pool: Pool | None) -> bool:
+    """Whether timm makes the model with this pooling; without memory."""
+    bare = replace(architecture, pool=pool, pretrained=False, weights=None)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            _check_pool(bare, timm.create_model(bare.timm_name, **bare.timm_args()))
+    except Exception:
+        return False
+    return True
 
 
 def _create(architecture: Architecture) -> nn.Module:
     if isinstance(architecture, Own):
         raise BackboneError(f"backbone: {architecture.name} is not timm's: pass the module itself")
+    if hub.is_hub(architecture.name):
+        raise BackboneError(f"backbone: {architecture.name}: ask make_backbone for it")
     register_cifar_stems()
+    ours = architecture.pretrained and architecture.stem == "timm"
+    overlay = hub.published(architecture.name) if ours else {}
     try:
         model: nn.Module = timm.create_model(
-            architecture.timm_name, pretrained=architecture.pretrained, **architecture.timm_args()
+            architecture.timm_name,
+            pretrained=architecture.pretrained,
+            pretrained_cfg_overlay=overlay or None,
+            **architecture.timm_args(),
         )
     except (
         Exception
     ) as error:  # timm raises whatever its constructors meet: all of it is the recipe's doing
-        raise BackboneError(_cannot(architecture, error)) from error
-    _check_patch(architecture, model)
+        text = _cannot_pool(architecture) or _cannot(architecture, error, architecture.size)
+        raise BackboneError(text) from error
+    _check_patch(architecture.name, model, architecture.size)
     _check_pool(architecture, model)
     return model
 
 
-def _check_patch(architecture: Architecture, model: nn.Module) -> None:
-    """A patch that does not divide the image would silently leave its edge unseen."""
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if not isinstance(patch, Sequence):
+def _check_patch(name: str, model: nn.Module, size: Size) -> None:
+    """A patch that does not divide the image would silently leave its edge unseen, but where the
+    model pads it or its patches overlap.
+    """
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if not isinstance(patch, Sequence) or getattr(embed, "dynamic_img_pad", False):
+        return
+    if tuple(getattr(getattr(embed, "proj", None), "stride", patch)) != tuple(patch):
         return
     for p in patch:
-        for side in sides(architecture.size):
+        for side in sides(size):
             if rest := side % p:
                 below, above = side - rest, side - rest + p
                 raise BackboneError(
-                    f"backbone: {architecture.name} cuts patches of {p} pixels, which do not "
+                    f"backbone: {name} cuts patches of {p} pixels, which do not "
                     "divide "
                     f"size {side}: take size {f'{below} or ' if below else ''}{above}, or "
                     "args.patch_size"

@@ -24,7 +24,7 @@ _PACKAGES = ("lookalike", "torch", "timm")
 _VERSIONS = ("python", *_PACKAGES)
 _LARGEST = 2**20
 # How a model came to be, as the stages write it, and what of it a README tells.
-_TOLD = ("method", "epochs", "recipe", "data")
+_TOLD = ("method", "weights", "epochs", "recipe", "data")
 _CARRIED = (
     *_TOLD,
     "backbone",

@@ -3,7 +3,8 @@ its file holds.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,25 @@ from lookalike.models.backbone import Architecture, Backbone
 # parameters that it makes and replaces, as classifiers.
 _BESIDE = 64 * 2**20
 _REPLACED = 200
+# The largest model of timm has 7 * 10^9 parameters.
+_LARGEST, _MOST = 2**35, 20_000
 
 
 class _Bound(TorchDispatchMode):
-    """Stops the construction of a model at a tensor, or a count of parameters, beyond what its
-    weights can explain.
+    """Stops the construction of a model at a tensor of more than `most` bytes, or beyond so many
+    parameters.
 
     timm's constructors may wrap or hide what stops them: `passed` says what it was.
     """
 
-    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+    def __init__(self, most: int, parameters: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes, self.left = _size(stored.values()) + _BESIDE, len(stored) + _REPLACED
-        self.passed = ""
+        self.bytes, self.left, self.passed = most, parameters, ""
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Tensor]) -> "_Bound":
+        """What weights can explain."""
+        return cls(_size(stored.values()) + _BESIDE, len(stored) + _REPLACED)
 
     def __enter__(self) -> "_Bound":
         self._handle = nn.modules.module.register_module_parameter_registration_hook(self._count)
@@ -59,20 +66,49 @@ class _Bound(TorchDispatchMode):
         raise MemoryError(what)
 
 
-def sketch(architecture: Architecture, stored: Mapping[str, Tensor], path: Path) -> Backbone:
+def sketch(
+    architecture: Architecture,
+    stored: Mapping[str, Tensor],
+    path: Path,
+    remedy: str = "export it again",
+) -> Backbone:
     """The backbone on torch's meta device, its width known, for the weights in `path`: dtypes and
-    shapes, no numbers.
+    shapes, no numbers. `remedy` ends a message.
 
     Where a model cannot be made there, it is made in memory, within the same bounds. The stream of
     random numbers stays where it was. Raises BackboneError where the model would hold more than the
     file does, or cannot be made.
     """
+    where = f"{printable(path)}: the weights do not fit config.json, which asks for"
+    refusal = (where, f"than they explain: {remedy}")
+    return _anywhere(architecture, partial(_Bound.of, stored), refusal)
+
+
+def refuse_large(architecture: Architecture, name: str) -> None:
+    """Raises BackboneError where an architecture that `name` describes, with no weights to explain
+    it, would hold more than any model of timm's.
+    """
+    refusal = (f"{printable(name)}: its config.json asks for", "than any model has: take another")
+    drawn = _anywhere(architecture, partial(_Bound, _LARGEST, _MOST), refusal)
+    if _size(drawn.parameters()) > _LARGEST:
+        raise BackboneError(f"{refusal[0]} larger weights {refusal[1]}")
+
+
+def plain_sketch(architecture: Architecture) -> Backbone:
+    """The same of an architecture that is trusted."""
+    return _anywhere(architecture, partial(_Bound, 2**62, 2**62), ("", ""))
+
+
+def _anywhere(
+    architecture: Architecture, bound: Callable[[], _Bound], refusal: tuple[str, str]
+) -> Backbone:
+    """On the meta device, or in memory where the model cannot be made there."""
     try:
-        return _sketch(architecture, stored, path, "meta")
+        return _sketch(architecture, bound(), refusal, "meta")
     except BackboneError as error:
         if not _knows_no_meta(error.__cause__):
             raise
-        return _sketch(architecture, stored, path, "cpu")
+        return _sketch(architecture, bound(), refusal, "cpu")
 
 
 def _knows_no_meta(error: BaseException | None) -> bool:
@@ -80,18 +116,18 @@ def _knows_no_meta(error: BaseException | None) -> bool:
 
 
 def _sketch(
-    architecture: Architecture, stored: Mapping[str, Tensor], path: Path, device: str
+    architecture: Architecture, bound: _Bound, refusal: tuple[str, str], device: str
 ) -> Backbone:
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device(device):
         warnings.simplefilter("ignore")  # the model itself will give them
-        backbone = _within(_Bound(stored), architecture, path)
+        backbone = _within(bound, architecture, refusal)
         if device == "meta":
             _without_recurrence(backbone)
         backbone.dim = backbone.dry_run()
     return backbone
 
 
-def _within(bound: _Bound, architecture: Architecture, path: Path) -> Backbone:
+def _within(bound: _Bound, architecture: Architecture, refusal: tuple[str, str]) -> Backbone:
     """The backbone, its width not yet known. Raises BackboneError where it passes the bound, or
     cannot be made.
     """
@@ -104,11 +140,7 @@ def _within(bound: _Bound, architecture: Architecture, path: Path) -> Backbone:
     if not bound.passed and _size(backbone.buffers()) > bound.bytes:
         bound.passed = "larger buffers"
     if bound.passed:
-        raise BackboneError(
-            f"{printable(path)}: the weights do not fit config.json, which asks for {bound.passed} "
-            "than they explain: "
-            "export it again"
-        )
+        raise BackboneError(f"{refusal[0]} {bound.passed} {refusal[1]}")
     return backbone
 
 

@@ -16,10 +16,11 @@ _LARGEST_HEADER = 4 * 2**20
 _MOST_TENSORS = 5_000
 
 
-def mapped(path: Path) -> dict[str, Tensor]:
+def mapped(path: Path, remedy: str = "export it again") -> dict[str, Tensor]:
     """The tensors of a file by name, of which only what is looked at is read.
 
-    Raises BackboneError where it is no safetensors file, or one of more tensors than any model has.
+    `remedy` ends a message. Raises BackboneError where it is no safetensors file, or one of more
+    tensors than any model has.
     """
     try:
         with path.open("rb") as file:
@@ -30,12 +31,12 @@ def mapped(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = printable(" ".join(str(error).split())[:200])
         raise BackboneError(
-            f"{printable(path)}: not a safetensors file ({reason}): export it again"
+            f"{printable(path)}: not a safetensors file ({reason}): {remedy}"
         ) from error
     if len(tensors) > _MOST_TENSORS:
         raise BackboneError(
             f"{printable(path)}: {len(tensors)} tensors, more than the {_MOST_TENSORS} allowed: "
-            "export it again"
+            f"{remedy}"
         )
     return tensors
 
@@ -59,6 +60,14 @@ def _misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iter
         yield from (f"{_named(name)}: {text}" for text in _differences(stored[name], tensor))
     for name in wanted:
         yield from (f"{_named(name)}: {text}" for text in _bad_numbers(name, stored[name]))
+
+
+def bad_numbers(stored: Mapping[str, Tensor]) -> str:
+    """The first of these tensors that holds what no weight may be, and what; empty where none
+    does.
+    """
+    found = (f"{_named(n)} {text}" for n, t in stored.items() for text in _bad_numbers(n, t))
+    return next(found, "")
 
 
 def _differences(stored: Tensor, wanted: Tensor) -> Iterator[str]:

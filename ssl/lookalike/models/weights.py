@@ -4,30 +4,31 @@ word for.
 Loading reads JSON and safetensors and checks every file's sha256: never a pickle.
 """
 
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import read_manifest, read_regular, verify
+from lookalike.models import hub
 from lookalike.models.backbone import Architecture, Backbone, Own, Pool
-from lookalike.models.sketch import sketch
+from lookalike.models.fitting import mark, take
+from lookalike.models.limits import LARGEST_CONFIG, reason, refuse_excess
+from lookalike.models.published import described, of_timm, stored_pooling
+from lookalike.models.sketch import refuse_large, sketch
 from lookalike.models.stored import mapped, misfit
-from lookalike.recipe import Size
+from lookalike.models.torchfile import tensors_of
 
 _ARCHITECTURE, _OWN = TypeAdapter(Architecture), TypeAdapter(Own)
-# Far beyond any model's: size, widths, depths and rates add up to some thousands.
 _TAKES = ("size", "channels", "mean", "std", "crop")
 _RAW = ("depth", "range", "alpha")
-_LARGEST_CONFIG, _LARGEST_SUM = 2**20, 50_000
-_MOST_VALUES, _MOST_FILES = 2_000, 100
+_MOST_FILES = 100
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
@@ -122,28 +123,95 @@ def _refuse_misfit(stored: Mapping[str, Tensor], module: nn.Module, path: Path) 
         )
 
 
-def make_backbone(architecture: Architecture) -> Backbone:
-    """What a recipe's `backbone` section asks for: fresh weights, or those of its folder."""
-    return load_backbone(architecture.folder) if architecture.folder else architecture.build()
+def make_backbone(architecture: Architecture, *, fetch: bool = True) -> Backbone:
+    """What a recipe's `backbone` section asks for: fresh weights, or those of its folder, its file
+    or its publisher; without `fetch` no network is asked, and a published model has fresh weights
+    where its own are not on this machine.
+    """
+    if architecture.folder:
+        return load_backbone(architecture.folder)
+    if hub.is_hub(architecture.name):
+        return _of_hub(architecture, fetch)
+    return replace(architecture, pretrained=architecture.pretrained and fetch).build()
+
+
+def make_architecture(architecture: Architecture, *, fetch: bool) -> Architecture:
+    """What that backbone will be, of a folder what it says, of a repository of the Hub what that
+    says. Errors and `fetch` are those of make_backbone.
+    """
+    if architecture.folder:
+        return load_backbone(architecture.folder).architecture
+    return described(architecture, fetch=fetch)
+
+
+def weights_mark(architecture: Architecture, *, fetch: bool) -> dict[str, str]:
+    """`weights`: what the file is known by from which a backbone's weights come; {} where they come
+    from none that is on this machine, after it was fetched where that is asked for.
+    """
+    if not (architecture.weights or (architecture.pretrained and hub.is_hub(architecture.name))):
+        return {}
+    found = described(architecture, fetch=fetch).weights
+    if found is None:
+        return {}
+    name = architecture.name if architecture.pretrained else Path(found).name
+    return {"weights": mark(Path(found), name)}
+
+
+def _of_hub(architecture: Architecture, fetch: bool) -> Backbone:
+    """The backbone that a repository describes, held against what its weights explain, or what any
+    model holds, before any memory is taken.
+    """
+    found = described(architecture, fetch=fetch)
+    if found.weights is None:
+        refuse_large(found, architecture.name)
+        return found.build()
+    tensors, name = tensors_of(Path(found.weights)), Path(architecture.name)
+    drawn = sketch(replace(found, weights=None), tensors, name, "take another repository")
+    take(drawn.model, name, tensors, found.channels)
+    backbone = found.build()
+    if backbone.gem is not None and architecture.pretrained:
+        stored = stored_pooling(architecture, fetch=fetch)
+        if stored is not None:
+            backbone.gem.load_state_dict(_power(stored, backbone.gem))
+    return backbone
 
 
 def open_backbone(what: nn.Module | str | Path, like: Architecture | None) -> Backbone:
-    """A backbone as every stage takes it: one in memory, a folder, or a timm name with published
-    weights.
+    """A backbone as every stage takes it: one in memory, a folder, a timm name or a repository of
+    the Hub with published weights, or a file of weights of a backbone such as `like`.
 
-    A timm name gets size, channels and normalisation of `like`, the recipe's architecture; without,
-    its publisher's. So does a module of one's own, which cannot go without.
+    A name gets size, channels and normalisation of `like`, the recipe's architecture; without, its
+    publisher's. So does a module of one's own, which as a file of weights cannot go without.
     """
     if isinstance(what, Backbone):
         return what
     if isinstance(what, nn.Module):
         return _wrapped(what, like)
-    if not Path(what).exists() and timm.is_model(str(what)):
-        like = like or _published(str(what))
-        return Backbone(
-            replace(like, name=str(what), folder=None, stem="timm", args={}, pretrained=True)
-        ).eval()
+    if Path(what).is_file():
+        return _of_file(Path(what), like).eval()
+    if not Path(what).exists() and (hub.is_hub(str(what)) or timm.is_model(str(what))):
+        return _of_name(str(what), like).eval()
     return load_backbone(what)
+
+
+def _of_name(name: str, like: Architecture | None) -> Backbone:
+    """Published weights by a name."""
+    bare: dict[str, Any] = {"folder": None, "stem": "timm", "args": {}, "weights": None}
+    if hub.is_hub(name):
+        given = {} if like is None else {key: getattr(like, key) for key in _TAKES}
+        return make_backbone(Architecture(name, **given, pretrained=True))
+    like = of_timm(name) if like is None else make_architecture(like, fetch=True)
+    return Backbone(replace(like, name=name, **bare, pretrained=True))
+
+
+def _of_file(path: Path, like: Architecture | None) -> Backbone:
+    """A file of weights for the architecture that the recipe names."""
+    if like is None or like.folder:
+        raise BackboneError(
+            f"{printable(path)}: weights without an architecture: write backbone: {{name: …, "
+            "weights: …}} in a recipe, and give that"
+        )
+    return make_backbone(replace(like, pretrained=False, weights=str(path)))
 
 
 def _wrapped(module: nn.Module, like: Architecture | None) -> Backbone:
@@ -170,7 +238,7 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
         raise BackboneError(
             f"pool: {pool}: {backbone.architecture.name} pools by itself: leave pool out"
         )
-    made = Backbone(replace(backbone.architecture, pool=pool, pretrained=False))
+    made = Backbone(replace(backbone.architecture, pool=pool, pretrained=False, weights=None))
     wanted, given = made.model.state_dict(), dict(backbone.model.state_dict())
     for here, there in (("norm.", "fc_norm."), ("fc_norm.", "norm.")):
         for name in [name for name in given if name.startswith(here) and name not in wanted]:
@@ -185,28 +253,11 @@ def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
     return made.train(backbone.training)
 
 
-def _published(name: str) -> Architecture:
-    """Size, crop and normalisation with which timm's weights of this name were trained."""
-    config = timm.get_pretrained_cfg(name)
-    return Architecture(
-        name,
-        size=_size(config.input_size[1:]),
-        crop=config.crop_pct,
-        mean=config.mean,
-        std=config.std,
-    )
-
-
-def _size(shape: Sequence[int]) -> Size:
-    height, width = shape
-    return height if height == width else (height, width)
-
-
 def _read_architecture(path: Path) -> Architecture:
     try:
-        config = json.loads(read_regular(path, _LARGEST_CONFIG))
+        config = json.loads(read_regular(path, LARGEST_CONFIG))
         ours = config["lookalike"]
-        _refuse_excess(_without_range(ours))
+        refuse_excess(_without_range(ours))
         if "class" in config:
             if set(ours) - set(_RAW) != set(_TAKES):
                 raise ValueError(f"a module's keys are {', '.join(_TAKES)}")
@@ -215,52 +266,16 @@ def _read_architecture(path: Path) -> Architecture:
         unknown = set(ours) - {f.name for f in fields(Architecture)}
         if unknown:
             raise ValueError(f"unknown {min(unknown)!r}")
-        untrusted = json.dumps({**ours, "pretrained": False, "folder": None})
+        if hub.is_hub(str(ours.get("name"))):
+            raise ValueError("name: not timm's")
+        untrusted = json.dumps({**ours, "pretrained": False, "folder": None, "weights": None})
         return _ARCHITECTURE.validate_json(untrusted, strict=True)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise BackboneError(
-            f"{printable(path)}: not a backbone of lookalike ({_reason(error)}): export it again"
+            f"{printable(path)}: not a backbone of lookalike ({reason(error)}): export it again"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong in one line, without what was given."""
-    if not isinstance(error, ValidationError):
-        return f"{type(error).__name__}: {printable(' '.join(str(error).split())[:160])}"
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = "".join(f"{printable(str(part)[:60])}: " for part in first["loc"])
-    return place + printable(first["msg"].removeprefix("Value error, ")[:300])
 
 
 def _without_range(ours: Any) -> Any:
     """Values of pixels size nothing, and 65,535 is an ordinary one."""
     return {k: v for k, v in ours.items() if k != "range"} if isinstance(ours, dict) else ours
-
-
-def _refuse_excess(ours: Any) -> None:
-    """Raises ValueError where timm would loop, or allocate, for what a model's configuration cannot
-    mean.
-    """
-    leaves = list(itertools.islice(_leaves(ours, 5), _MOST_VALUES + 1))
-    if len(leaves) > _MOST_VALUES:
-        raise ValueError(f"more than {_MOST_VALUES} values")
-    numbers = [abs(leaf) for leaf in leaves if isinstance(leaf, int | float)]
-    if not all(number <= _LARGEST_SUM for number in numbers) or sum(numbers) > _LARGEST_SUM:
-        raise ValueError(f"its numbers are not finite, or add up to more than {_LARGEST_SUM}")
-    if any(len(leaf) > 200 or not leaf.isprintable() for leaf in leaves if isinstance(leaf, str)):
-        raise ValueError(
-            "a text of more than 200 characters, or of characters that cannot be shown"
-        )
-
-
-def _leaves(value: Any, depth: int) -> Iterator[Any]:
-    """Each value and key in a JSON value. Raises ValueError where it is nested deeper than
-    `depth`.
-    """
-    if not isinstance(value, dict | list):
-        yield value
-        return
-    if depth == 0:
-        raise ValueError("nested too deep")
-    for part in itertools.chain(value, value.values()) if isinstance(value, dict) else value:
-        yield from _leaves(part, depth - 1)

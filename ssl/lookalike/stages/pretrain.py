@@ -26,15 +26,16 @@ from lookalike.data.images import Images, subset
 from lookalike.data.loader import Batch
 from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.passport import labels_digest, passport
-from lookalike.errors import DataError, RecipeError, RunError
+from lookalike.errors import BackboneError, DataError, RecipeError, RunError
 from lookalike.evaluation.features import embedder, extract
 from lookalike.experiment import Experiment, Pretrain, views_problem
+from lookalike.geometry import sides
 from lookalike.log import say
 from lookalike.models import (
-    Architecture,
     Backbone,
     card,
     folder_files,
+    for_sizes,
     make_backbone,
     open_backbone,
 )
@@ -125,12 +126,13 @@ def job(run: Run, method: Maker | None = None, backbone: Backbone | None = None)
         tell_form(run, backbone)
     labelled = getattr(method or settings.method.make, "needs_labels", False)
     made_of = learned_from(run.images("train"), labelled)
+    made_of |= run.weights if backbone is None else {}
     done = run.folder and finished(run.folder / "backbone", about, made_of, run.accept_changes)
     own = about["method"] if method else None
     must_match = {**made_of, "batch": settings.batch, "method": own}
     if done:
         return Job(run, settings, about, made_of, None)
-    module = build_method(run.experiment, method, backbone, run.asked)
+    module = build_method(run.experiment, method, backbone or partial(run.backbone, published=True))
     return Job(run, settings, about, made_of, prepare(run, settings, module, must_match))
 
 
@@ -165,6 +167,7 @@ def do(job: Job) -> Path:
     if job.work is None:
         write_recipe(run.out, run.experiment)  # which may have been damaged, or say more now
         return target
+    run.tell_weights(job.work.module.backbone)
     loop.train(training(run, settings, job.work), settings)
     if comm.rank() == 0:
         about = {**written(job.about), "epochs": settings.epochs, **job.made_of}
@@ -217,8 +220,8 @@ def finished(
 ) -> bool:
     """Whether the backbone that the recipe asks for is there.
 
-    Raises RunError when it is damaged, or was trained on other images; `accept_changes` makes a
-    warning of the last.
+    Raises RunError when it is damaged, or was made of other images or weights; `accept_changes`
+    makes a warning of the last.
     """
     try:
         if not card.is_done(target, about):
@@ -230,17 +233,18 @@ def finished(
             ) from error
         raise
     earlier = card.read(target)
-    changed, told = "; ".join(differences(earlier, made_of)[:4]), comm.rank() == 0
+    lines, told = differences(earlier, made_of), comm.rank() == 0
+    of_weights = all(line.startswith("weights: ") for line in lines)
+    other = "began with other weights" if of_weights else "was trained on other images"
+    changed = "; ".join(lines[:4])
     if changed and not accept_changes:
         raise RunError(
-            f"{target}: was trained on other images ({changed}): choose another --out, keep it as "
+            f"{target}: {other} ({changed}): choose another --out, keep it as "
             "it is with "
             f"--accept-changes, or remove it with {target.parent / 'checkpoints'} to train anew"
         )
     if changed and told:
-        warnings.warn(
-            f"{target}: was trained on other images ({changed}), and stays as it is", stacklevel=3
-        )
+        warnings.warn(f"{target}: {other} ({changed}), and stays as it is", stacklevel=3)
     elif told and touched(earlier, made_of):
         warnings.warn(f"{target}: {TOUCHED}", stacklevel=3)
     return True
@@ -286,20 +290,24 @@ def refuse_unlabelled(run: Run) -> None:
 def build_method(
     recipe: Experiment,
     method: Maker | None = None,
-    backbone: Backbone | None = None,
-    architecture: Architecture | None = None,
+    backbone: Backbone | Callable[[], Backbone] | None = None,
 ) -> Method:
-    """The recipe's method on its backbone, with weights that only the seed decides; `architecture`:
-    the recipe's, told of its images.
+    """The recipe's method on its backbone, with weights that only the seed decides; `backbone`:
+    another, or what makes it.
 
-    Raises RecipeError where its parts do not fit, RunError where a `method` of one's own is no
-    Method.
+    A backbone that timm lets take the sizes of all the views is asked to. Raises BackboneError
+    where it cannot, RecipeError where its parts do not fit, RunError where a `method` of one's own
+    is no Method.
     """
     torch.manual_seed(rng.seed(recipe.seed, "weights"))
-    backbone = backbone or make_backbone(architecture or recipe.backbone)
-    chosen = recipe.section(Pretrain).method
+    settings, made_by = (
+        recipe.section(Pretrain),
+        backbone or partial(make_backbone, recipe.backbone),
+    )
+    opened = made_by if isinstance(made_by, Backbone) else made_by()
+    opened = for_views(opened, settings.views.build(), recipe.name)
     try:
-        made = method(backbone) if method else chosen.build(backbone)
+        made = method(opened) if method else settings.method.build(opened)
     except ValueError as error:
         name = method_name(recipe.section(Pretrain), method)
         raise RecipeError(f"{recipe.name}: pretrain.method: {name}: {error}") from error
@@ -308,6 +316,18 @@ def build_method(
             f"method: {type(made).__name__} is not a lookalike.methods.Method: derive it from that"
         )
     return made
+
+
+def for_views(backbone: Backbone, views: Any, name: str) -> Backbone:
+    """The backbone as it takes every view of a policy. Raises BackboneError where it cannot."""
+    size = sides(backbone.architecture.size)
+    others = sorted({view for view in views.sizes(size) if view != size})
+    if not others:
+        return backbone
+    try:
+        return for_sizes(backbone, [size, *others])
+    except BackboneError as error:
+        raise BackboneError(f"{name}: pretrain.views: {error}") from error
 
 
 def make_method(recipe: Experiment) -> Any:
