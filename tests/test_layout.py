@@ -46,7 +46,7 @@ WALLS = {
     "rich": ["log.py"],
     "sklearn": ["data/sources.py", "scoring/clustering.py", "metric/estimators/*.py"],
     "scipy": ["data/published/loadmat.py", "metric/estimators/*.py"],
-    "filelock": ["data/cache.py", "folder/locks.py"],
+    "filelock": ["folder/locks.py"],
     "platformdirs": ["data/cache.py"],
     "PIL": ["data/decode.py", "data/pixels.py", "data/decoders/pillow.py", "report/tiles.py"],
     "jinja2": ["report/page.py"],

@@ -2,7 +2,6 @@
 known.
 """
 
-import io
 import json
 import os
 import re
@@ -20,6 +19,8 @@ import typer
 
 import lookalike
 from lookalike.errors import LOST, Error, LostError, printable
+from lookalike.folder import at_home
+from lookalike.process import streams
 from lookalike.process.ranks import follow_launcher
 from lookalike.process.signals import Signals, Stopped
 
@@ -44,7 +45,12 @@ Overrides = Annotated[
 ]
 Out = Annotated[
     Path,
-    typer.Option("--out", metavar="DIR", help="The run folder; one of an earlier run is resumed."),
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        help="The run folder; one of an earlier run is resumed.",
+        parser=at_home,
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -179,7 +185,10 @@ def check(
     overrides: Overrides = None,
     *,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="As for run; nothing is written.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="As for run; nothing is written.", parser=at_home
+        ),
     ] = None,
     accept_changes: Accept = False,
     hostfile: HostFile = None,
@@ -355,12 +364,14 @@ def main() -> None:
     warnings.showwarning = _one_line
     # A rank that finds no other says so itself; torch would add the stacks of its C++, once a try.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr.reconfigure(errors="backslashreplace")
+    streams.prepare()
     _on_signals(_interrupt)
     follow_launcher()
-    code = guarded(app)
-    sys.stdout.flush()
+    try:
+        code = guarded(app)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    code = streams.delivered(code)
     _on_signals(lambda number, frame: os._exit(code))  # too late to change what the verb came to
     if code == LOST:
         # What still runs on a device or in a thread waits for the lost rank: leave without asking
@@ -387,16 +398,13 @@ def guarded(verb: Callable[[], Any]) -> int:
     try:
         verb()
     except Stopped as stop:
-        print(f"lookalike: {fit(str(stop))}", file=sys.stderr)
+        streams.tell(fit(str(stop)))
         return 128 + stop.number
     except Interrupted as stop:
-        print(
-            f"lookalike: stopped by {signal.Signals(stop.number).name}: the same command goes on",
-            file=sys.stderr,
-        )
+        streams.tell(f"stopped by {signal.Signals(stop.number).name}: the same command goes on")
         return 128 + stop.number
     except KeyboardInterrupt:
-        print("lookalike: stopped by SIGINT: the same command goes on", file=sys.stderr)
+        streams.tell("stopped by SIGINT: the same command goes on")
         return 130
     except LostError as error:
         return _refused(error, str(error), LOST)
@@ -437,7 +445,7 @@ def guarded(verb: Callable[[], Any]) -> int:
 def _refused(error: BaseException, text: str, code: int = 2) -> int:
     if os.environ.get("LOOKALIKE_DEBUG"):
         traceback.print_exception(error)
-    print(f"lookalike: {fit(text)}", file=sys.stderr)
+    streams.tell(fit(text))
     return code
 
 
@@ -502,4 +510,4 @@ def _one_line(
     """Each warning once, whichever stages meet it again."""
     if (text := str(message)) not in _told:
         _told.add(text)
-        print(f"lookalike: warning: {fit(text)}", file=sys.stderr)
+        streams.tell(f"warning: {fit(text)}")

@@ -7,12 +7,34 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _EVERY = 10.0
+
+
+class Bar:
+    """One bar on a terminal, which may be closed meanwhile: that stops no work."""
+
+    def __init__(self, progress: Progress, title: str, total: int, **fields: Any) -> None:
+        self._progress = progress
+        self._task = progress.add_task(title, total=total, **fields)
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(OSError, ValueError):
+            self._progress.start()
+        return self
+
+    def update(self, **fields: Any) -> None:
+        """New values of its fields."""
+        with contextlib.suppress(OSError, ValueError):
+            self._progress.update(self._task, **fields)
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._progress.stop()
 
 
 class Terminal:
@@ -28,18 +50,18 @@ class Terminal:
         self._started, self._first = time.monotonic(), first_step
         console = Console()
         if active and console.is_terminal:
-            self._bar = Progress(
+            progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(20),
                 TextColumn("{task.fields[shown]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task(title, total=steps, completed=first_step, shown="")
+            self._bar = Bar(progress, title, steps, completed=first_step, shown="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
-            self._bar.start()
+            self._bar.__enter__()
         return self
 
     def __exit__(
@@ -49,7 +71,7 @@ class Terminal:
         trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.__exit__(kind, error, trace)
 
     def show(self, done: int, values: Mapping[str, float]) -> None:
         """`done` steps are done; `values` as logged: loss, lr, images_per_s, waiting."""
@@ -57,7 +79,7 @@ class Terminal:
             return
         shown = self._sentence(done, values)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, shown=shown)
+            self._bar.update(completed=done, shown=shown)
         elif time.monotonic() - self._said >= _EVERY or done == self.steps:
             self._said = time.monotonic()
             say(f"{self.title}: {shown}, {self._remaining(done)}")
@@ -91,9 +113,9 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
+        bar = Bar(Progress(*columns, console=console, transient=True), title, total)
+        with bar:
+            yield lambda done: bar.update(completed=done)
         return
     said = time.monotonic()
 
@@ -108,13 +130,20 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def note(text: str) -> None:
     """One line beside the answer, on stderr: what is printed may go into a pipe."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(fitting(text, getattr(sys.stderr, "encoding", None)), file=sys.stderr, flush=True)
+
+
+def fitting(text: str, encoding: str | None) -> str:
+    """The text as such a stream takes it: what it has no bytes for is escaped, as `\\xd7`."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(text: str) -> None:
     """One line for the person at the terminal; a reader who has gone away stops no training."""
     try:
-        print(text, flush=True)
+        print(fitting(text, getattr(sys.stdout, "encoding", None)), flush=True)
     except (OSError, ValueError):
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115

@@ -21,7 +21,7 @@ from lookalike.data.sources import Split as Name
 from lookalike.doctor import agree
 from lookalike.errors import DataError, Error
 from lookalike.experiment import Experiment, Training
-from lookalike.folder import write_file
+from lookalike.folder import at_home, write_file
 from lookalike.geometry import PixelFormat
 from lookalike.log import say
 from lookalike.metric.classes import Split, split_classes
@@ -49,7 +49,7 @@ class Run:
         accept_changes: bool = False,
         ranks: int = 0,
     ) -> None:
-        self._out = None if out is None else Path(out)
+        self._out = None if out is None else at_home(out)
         self.experiment, self.accept_changes = self._as_measured(experiment), accept_changes
         self._data = self.experiment.data
         self._form: PixelFormat | None = None  # of a model that came from elsewhere

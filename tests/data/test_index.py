@@ -135,8 +135,10 @@ def test_a_damaged_cache_is_made_anew(tree, damage, monkeypatch):
     assert kept.read_bytes() == good
 
 
+@pytest.mark.filterwarnings("ignore:.* no cache is kept")
 def test_no_cache_can_be_written_and_all_goes_on(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tree / "loose.bmp"))
+    monkeypatch.setattr("tempfile.tempdir", str(tree / "loose.bmp"))
     assert index.scan(tree, tree).paths == index.scan(tree, tree).paths == brute(tree)
 
 
@@ -197,11 +199,14 @@ def test_the_cache_lies_where_the_system_keeps_them(tmp_path, monkeypatch):
         assert cache.home() == tmp_path / ".cache" / "lookalike"
 
 
-def test_without_a_home_nothing_is_kept_and_nothing_is_wrong(monkeypatch):
+@pytest.mark.filterwarnings("ignore:there is no home folder")
+def test_without_any_place_nothing_is_kept_and_nothing_is_wrong(monkeypatch):
     def nowhere(*words, **more):
         raise RuntimeError("could not determine the home directory")
 
     monkeypatch.setattr(cache, "user_cache_path", nowhere)
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    monkeypatch.setenv("HOME", "/nonexistent")  # what was found before was for another
     cache.store("key", [b"value"])
     with cache.locked("key"):
         assert cache.load("key") is None

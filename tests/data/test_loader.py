@@ -7,14 +7,13 @@ import multiprocessing
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lookalike.data import decode, loader, reader, slots
+from lookalike.data import decode, loader, reader, shared, slots
 from lookalike.data.decode import Opened
 from lookalike.data.images import ArrayImages, FileImages
 from lookalike.data.loader import Batch, batches, in_order
@@ -240,10 +239,10 @@ def test_workers_hand_over_a_slot_and_no_pixels(monkeypatch):
     assert answers == [[]] * 12
 
 
-def test_too_little_shared_memory_is_refused_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(slots.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+def test_too_little_memory_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(shared, "available", lambda: 10**6)
     with pytest.raises(
-        RunError, match=r"share 2 MB, but /dev/shm has 1 MB free: enlarge it .*workers to 0"
+        RunError, match=r"share 2 MB, but 1 MB of memory are free: lower .*workers to 0"
     ):
         slots.Slots(4, 10, [(3, 128, 128)])
 

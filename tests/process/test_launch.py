@@ -14,6 +14,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 import toy
 
@@ -97,6 +98,11 @@ def test_every_script_ends_in_the_program_and_says_how_it_is_used(script):
         ("torchrun.sh", ["2", "node1:port", "2", "r.yaml"], {}),
         ("torchrun.sh", ["2", "localhost", "x", "r.yaml"], {}),
         ("torchrun.sh", ["2", "localhost:99999", "2", "r.yaml"], {}),
+        ("torchrun.sh", ["2", "[::1]:99999", "2", "r.yaml"], {}),
+        ("torchrun.sh", ["2", "[::1;touch hacked]:1", "2", "r.yaml"], {}),
+        ("torchrun.sh", ["2", "[::1", "2", "r.yaml"], {}),
+        ("torchrun.sh", ["2", "fe80::1%eth0", "2", "r.yaml"], {}),
+        ("torchrun.sh", ["2", "node1:2:3", "2", "r.yaml"], {}),
         ("torchrun.sh", ["2", "no-such-host.invalid", "2", "r.yaml"], {}),
         (
             "torchrun.sh",
@@ -378,6 +384,29 @@ def test_torchrun_knows_whether_it_is_the_first_machine(tmp_path, recorded, firs
     assert run[run.index("--rdzv-endpoint") + 1] == f"{first}:29400"
     assert run[run.index("--max-restarts") + 1] == "3"
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("first", "endpoint"),
+    [
+        ("::1", "[::1]:29400"),
+        ("[::1]", "[::1]:29400"),
+        ("[::1]:1234", "[::1]:1234"),
+        ("localhost:1234", "localhost:1234"),
+        ("127.0.0.1", "127.0.0.1:29400"),
+    ],
+)
+def test_torchrun_is_given_ipv6_addresses_as_it_reads_them(tmp_path, recorded, first, endpoint):
+    python = {"PYTHON": str(recorded / "python")}
+    words = ("2", first, "1", "r")
+    done = launch("torchrun.sh", *words, stubs=recorded, cwd=tmp_path, **python)
+    assert done.returncode == 0, done.stderr
+    run, _ = calls(recorded)[-1]
+    assert run[run.index("--rdzv-endpoint") + 1] == endpoint
+    assert run[run.index("--rdzv-conf") + 1] == "is_host=1"
+    host, port = parse_rendezvous_endpoint(endpoint, 0)
+    assert (host, port) == (first.strip("[]").split("]")[0].removesuffix(":1234"), port)
+    assert str(port) == endpoint.rpartition(":")[2]
 
 
 def submit(tmp_path: Path, recorded: Path, code: int, restarts: int = 0, **environment: str):

@@ -357,7 +357,7 @@ def test_what_cannot_be_read_is_listed_not_tried_again_and_comes_in_when_mended(
 def test_a_kill_leaves_the_old_index_or_the_new(tmp_path, photos, index, monkeypatch):
     before = {p.name: p.read_bytes() for p in index.iterdir()}
     save(photos / "new.png", 99)
-    for name in ("_write", "_flush", "_swap"):
+    for name in ("_write", "sync_folder", "_swap"):
         with monkeypatch.context() as patch:
             patch.setattr(folder_room, name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):

@@ -19,6 +19,7 @@ from lookalike.checkpoint.run import (
     earlier_recipe,
     hold_run,
     keep_run,
+    meet,
     open_run,
     read_or_set_aside,
     refuse_other,
@@ -39,6 +40,7 @@ __all__ = [
     "earlier_recipe",
     "hold_run",
     "keep_run",
+    "meet",
     "newest_manifest",
 ]
 __all__ += [

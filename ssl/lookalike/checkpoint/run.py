@@ -13,11 +13,24 @@ from typing import Any, TypeVar
 from lookalike import comm
 from lookalike.checkpoint.compare import CHANGED, differing
 from lookalike.errors import RecipeError, RunError
-from lookalike.folder import held, lock, read_regular, refuse_unwritable, sweep, unlock, write_file
+from lookalike.folder import (
+    MANIFEST,
+    await_visible,
+    held,
+    lock,
+    look_again,
+    read_regular,
+    refuse_unwritable,
+    sweep,
+    unlock,
+    write_file,
+)
 from lookalike.recipe import Recipe, from_text, meaning, read
 
 RECIPE = "recipe.yaml"
 _LARGEST = 16 * 2**20
+# Where stages look for what is done; each rank looks for itself.
+_DECISIVE = ("", "backbone", "checkpoints", "finetune", "finetune/embedding")
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Recipe)
@@ -53,6 +66,17 @@ def hold_run(out: Path, recipe: Recipe, accept_changes: bool = False) -> None:
         lock(out)
         tidy(out)
     comm.barrier()
+    for place in _DECISIVE:
+        look_again(out / place)
+
+
+def meet(made: Path) -> None:
+    """All ranks meet once the first has made this folder, and see it: on another machine what is
+    new may show a little later. Raises RunError where it never does.
+    """
+    comm.barrier()
+    if comm.rank() != 0:
+        await_visible(made / MANIFEST)
 
 
 def visit_run(out: Path) -> None:

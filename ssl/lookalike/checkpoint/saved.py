@@ -19,7 +19,15 @@ from lookalike import comm
 from lookalike.checkpoint.compare import CHANGED, TOUCHED, differences, touched
 from lookalike.checkpoint.run import set_aside
 from lookalike.errors import NewerError, RunError
-from lookalike.folder import read_manifest, verify, write_file, write_folder
+from lookalike.folder import (
+    MANIFEST,
+    await_visible,
+    patiently,
+    read_manifest,
+    verify,
+    write_file,
+    write_folder,
+)
 
 FILES = {"model.safetensors", "optim.safetensors"}
 
@@ -220,9 +228,12 @@ def _step(folder: Path) -> int:
 
 
 def _read(folder: Path, about: dict[str, Any]) -> Checkpoint:
+    if comm.rank() != 0:  # which has seen it
+        await_visible(folder / MANIFEST)
     try:
         tensors = {
-            name.removesuffix(".safetensors"): load((folder / name).read_bytes()) for name in FILES
+            name.removesuffix(".safetensors"): load(patiently((folder / name).read_bytes))
+            for name in FILES
         }
     except (OSError, SafetensorError) as error:
         raise RunError(

@@ -15,23 +15,29 @@ from lookalike.comm.exchange import (
 from lookalike.comm.group import bandwidth, barrier, is_peer_failure, start, stop
 from lookalike.comm.topology import (
     TIMEOUT,
+    address,
     device,
     environment,
     local_rank,
     rank,
     started,
     timeout,
+    unbracketed,
+    unusable,
     world_size,
 )
 
 __all__ = [
     "TIMEOUT",
+    "address",
     "device",
     "environment",
     "local_rank",
     "rank",
     "started",
     "timeout",
+    "unbracketed",
+    "unusable",
     "world_size",
 ]
 __all__ += ["bandwidth", "barrier", "is_peer_failure", "start", "stop"]

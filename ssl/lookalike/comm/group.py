@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lookalike.comm import devices
 from lookalike.comm.topology import (
     device,
     environment,
-    local_rank,
     missing,
     rank,
     started,
+    taken,
     timeout,
+    unbracketed,
+    unusable,
     world_size,
 )
 from lookalike.errors import LostError, RunError
@@ -51,10 +55,11 @@ def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
     if started():
         return
     environment(alone=alone)
+    if said := unusable():
+        warnings.warn(said, stacklevel=2)
     if world_size() == 1 and not alone:
         return
     if torch.cuda.is_available():
-        _refuse_missing_gpu(torch.cuda.device_count())
         torch.cuda.set_device(device())
     limit = datetime.timedelta(seconds=timeout(seconds) + _LATER)
     _default_timeout(limit)
@@ -63,10 +68,12 @@ def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(_backend(), store=store, rank=0, world_size=1, timeout=limit)
         else:
+            os.environ["MASTER_ADDR"] = unbracketed(os.environ["MASTER_ADDR"])
             _refuse_taken_port()
             dist.init_process_group(_backend(), timeout=limit)
         if world_size() > 1:
             _PATIENT[:] = [dist.new_group(backend="gloo", timeout=limit)]
+            _refuse_conflict()
 
 
 def _backend() -> str:
@@ -81,29 +88,32 @@ def _default_timeout(limit: datetime.timedelta) -> None:
     dist.distributed_c10d.default_pg_nccl_timeout = limit  # type: ignore[attr-defined]
 
 
-def _refuse_missing_gpu(count: int) -> None:
-    if local_rank() >= count:
-        raise RunError(
-            f"environment: LOCAL_RANK={local_rank()}, but GPUs here: {count}: start no more ranks "
-            "than GPUs"
-        )
+def _refuse_conflict() -> None:
+    """Before anything waits for a GPU that another rank has: NCCL would end in a long message, or
+    hang.
+    """
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, taken(), group=_PATIENT[0])
+    if problem := devices.conflict(told):
+        raise RunError(problem)
 
 
 def _refuse_taken_port() -> None:
     """The first rank listens on it, unless torchrun does so for all its ranks."""
     if rank() != 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    with socket.socket() as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    for family, kind, _, _, place in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM):
         try:
-            tried.bind(place)
+            with socket.socket(family, kind) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(place)
         except OSError as error:
             # An address that is not this machine's own (a service of Kubernetes) can only be tried
             # in earnest.
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 raise RunError(
-                    f"environment: MASTER_PORT={place[1]} cannot be had on {place[0]} "
+                    f"environment: MASTER_PORT={port} cannot be had on {host} "
                     f"({error.strerror}): "
                     "choose another, the same on all ranks"
                 ) from error

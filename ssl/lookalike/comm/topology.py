@@ -4,10 +4,12 @@ judged.
 
 import os
 import socket
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from lookalike.comm import devices
 from lookalike.errors import RunError
 
 TIMEOUT = "LOOKALIKE_TIMEOUT"
@@ -37,7 +39,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """This process among those of its machine: the index of its GPU."""
+    """This process among those of its machine, from 0, as the launcher says."""
     return _number("LOCAL_RANK", 0)
 
 
@@ -52,8 +54,43 @@ def _number(name: str, default: int) -> int:
 
 
 def device() -> torch.device:
-    """Where this rank computes: its own GPU, else the CPU."""
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this rank computes: its own GPU of those that it sees, else the CPU."""
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = devices.index_of(local_rank(), visible)
+    return torch.device("cpu") if index is None else torch.device("cuda", index)
+
+
+def unusable() -> str:
+    """Why no GPU is used though the environment names some; empty else."""
+    return devices.unusable(
+        os.environ, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    )
+
+
+def taken() -> devices.Taken:
+    """The GPU of `device`, as other ranks may compare it with theirs."""
+    here, text = device(), os.environ.get("LOCAL_RANK") or None
+    if here.type == "cpu":
+        return devices.Taken(socket.gethostname(), "", 0, text)
+    return devices.Taken(socket.gethostname(), address(here), torch.cuda.device_count(), text)
+
+
+def address(gpu: torch.device | int) -> str:
+    """Of a GPU that this process sees: its machine since it was started, and its place on the bus,
+    which all slices (MIG) of a GPU share, as NCCL compares them.
+    """
+    about = torch.cuda.get_device_properties(gpu)
+    names = ("pci_domain_id", "pci_bus_id", "pci_device_id")
+    place = [str(getattr(about, name)) for name in names if hasattr(about, name)]
+    return f"{_boot()} {':'.join(place) or about.uuid}"
+
+
+def _boot() -> str:
+    """The same in all containers of a machine; empty where unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def timeout(asked: float) -> float:
@@ -92,7 +129,7 @@ def environment(*, alone: bool = False) -> None:
         )
     if world > 1 or (alone and not absent):
         _refuse_port(os.environ["MASTER_PORT"])
-        _refuse_unknown_host(os.environ["MASTER_ADDR"])
+        _refuse_unknown_host(unbracketed(os.environ["MASTER_ADDR"]))
 
 
 def missing() -> list[str]:
@@ -109,6 +146,11 @@ def _refuse_port(text: str) -> None:
         raise RunError(
             f"environment: MASTER_PORT={text!r} is no port: say 1 to 65535, the same on all ranks"
         )
+
+
+def unbracketed(address: str) -> str:
+    """An IPv6 address as one writes it before a port, `[fe80::1]`, as one writes it alone."""
+    return address[1:-1] if address.startswith("[") and address.endswith("]") else address
 
 
 def _refuse_unknown_host(address: str) -> None:

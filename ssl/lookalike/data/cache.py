@@ -7,14 +7,17 @@ import errno
 import functools
 import hashlib
 import os
+import stat
 import struct
-from collections.abc import Iterator, Sequence
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from filelock import lock_descriptor
 from platformdirs import user_cache_path
 
-from lookalike.folder import atomic_write, read_regular, sweep
+from lookalike.errors import printable
+from lookalike.folder import atomic_write, nearest, read_regular, sweep, wait_for_lock
 
 _MAGIC = b"lookalike sealed 1\n"
 _HEAD = len(_MAGIC) + 32
@@ -22,14 +25,66 @@ _LARGEST = 2**33
 
 
 def home() -> Path:
-    """$XDG_CACHE_HOME/lookalike, else where the system keeps caches; it need not exist.
+    """$XDG_CACHE_HOME/lookalike, else where the system keeps caches; it need not exist. Where that
+    cannot be, as in a container, a folder of this user alone in the temporary folder.
 
-    Raises OSError for a user without a home, as one of a container may be.
+    Raises OSError where there is none either. That it is not at home is said, once.
     """
+    place, _ = where()
+    if place is None:
+        raise FileNotFoundError(errno.ENOENT, "no place for a cache")
+    return place
+
+
+def where() -> tuple[Path | None, str]:
+    """The cache folder, None where none can be had; and why it is not at home, empty if it is."""
+    asked = (os.environ.get(name) for name in ("XDG_CACHE_HOME", "HOME"))
+    return _place(tempfile.gettempdir, os.geteuid() if hasattr(os, "geteuid") else 0, *asked)
+
+
+@functools.cache
+def _place(temporary: Callable[[], str], user: int, *asked: str | None) -> tuple[Path | None, str]:
+    """`asked` is what the answer was for: it may be another after a change of the environment."""
     try:
-        return user_cache_path("lookalike", appauthor=False)
-    except RuntimeError as error:
-        raise FileNotFoundError(errno.ENOENT, str(error)) from error
+        return _at_home(), ""
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or "there is no home folder (HOME)"
+    place, what = None, "no cache is kept, and what was found out is found out anew each time"
+    with contextlib.suppress(OSError):
+        place = _in_temporary(Path(temporary()), user)
+        what = f"the cache is kept in {place}"
+    if os.environ.get("RANK", "0") == "0":
+        warnings.warn(f"{why}: {what}: set XDG_CACHE_HOME to a folder of yours", stacklevel=4)
+    return place, why
+
+
+def _at_home() -> Path:
+    """Raises OSError, or RuntimeError as platformdirs, where nothing can be kept there."""
+    place = user_cache_path("lookalike", appauthor=False)
+    asked = os.environ.get("XDG_CACHE_HOME", "")
+    base = asked if os.path.isabs(asked) else os.path.expanduser("~")  # noqa: PTH111, PTH117
+    if not place.is_absolute() or not os.path.isabs(base):  # noqa: PTH117
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder (HOME)")
+    if base != asked and not os.path.isdir(base):  # noqa: PTH112
+        raise FileNotFoundError(errno.ENOENT, f"there is no home folder {printable(base)} (HOME)")
+    there = nearest(place)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"{printable(place)} cannot be written")
+    return place
+
+
+def _in_temporary(folder: Path, user: int) -> Path:
+    """A folder that nobody else can have prepared, or look into. Raises OSError."""
+    if folder == Path.cwd():  # where Python looks last of all
+        raise FileNotFoundError(errno.ENOENT, "there is no temporary folder")
+    place = folder / f"lookalike-{user}"
+    with contextlib.suppress(FileExistsError):
+        place.mkdir(mode=0o700)
+    status = place.lstat()
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == user
+    if not ours or status.st_mode & 0o077:
+        raise PermissionError(errno.EPERM, f"{printable(place)} is not this user's alone")
+    return place
 
 
 def seal(parts: Sequence[bytes]) -> bytes:
@@ -94,7 +149,7 @@ def locked(key: str | bytes) -> Iterator[None]:
             home().mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(f"{_path(key)}.lock", os.O_RDWR | os.O_CREAT, 0o600)
             stack.callback(os.close, handle)  # which unlocks
-            lock_descriptor(handle)
+            wait_for_lock(handle, home())
         yield
 
 

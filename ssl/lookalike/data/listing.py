@@ -15,7 +15,7 @@ from lookalike.data import remote
 from lookalike.data.allfiles import LeaveOut, files_below
 from lookalike.data.index import os_errors_as
 from lookalike.errors import DataError, printable
-from lookalike.folder import read_regular
+from lookalike.folder import at_home, read_regular
 
 LISTING = "index.json"
 FORMAT = 1
@@ -41,7 +41,7 @@ def read_listing(path: str) -> dict[str, tuple[list[Shard], tuple[str, ...]]] | 
     is_shard = path.lower().endswith(".tar") or _COMPRESSED.search(path)
     if is_shard or glob.has_magic(path) or "{" in path:
         return None
-    home = path if remote.is_remote(path) else os.path.expanduser(path)  # noqa: PTH111
+    home = path if remote.is_remote(path) else str(at_home(path, DataError))
     place = f"{home.rstrip('/')}/{LISTING}"
     try:
         if remote.is_remote(path):
@@ -119,7 +119,7 @@ def expanded(path: str, leave_out: LeaveOut = lambda why, name: None) -> list[Sh
     """The shards that a folder (or one below), a glob or braces name; other files of a folder are
     left out. Raises DataError when there are none, and for compressed ones.
     """
-    home = path if remote.is_remote(path) else os.path.expanduser(path)  # noqa: PTH111
+    home = path if remote.is_remote(path) else str(at_home(path, DataError))
     places = braces(home)
     if not remote.is_remote(home):
         with os_errors_as(home):

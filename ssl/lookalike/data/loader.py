@@ -23,6 +23,7 @@ from lookalike.data.decode import BadImage
 from lookalike.data.images import ArrayImages, Images
 from lookalike.data.order import BatchOrder, share
 from lookalike.data.reader import Bad, HostCrops, Reader
+from lookalike.data.shared import FORKS, no_processes
 from lookalike.data.slots import Slots
 from lookalike.errors import DataError, RunError
 
@@ -224,6 +225,15 @@ def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[A
     A generator of its own keeps torch from drawing the workers' seeds from the one that dropout
     draws from.
     """
+    if how.get("num_workers") and (why := no_processes()):
+        warnings.warn(
+            f"data: no loader processes can be started ({why}): this process reads the images "
+            "itself: mount a /dev/shm",
+            stacklevel=2,
+        )
+        how |= {"num_workers": 0, "prefetch_factor": None}
+    if how.get("num_workers") and FORKS:
+        how["multiprocessing_context"] = "fork"
     with warnings.catch_warnings(), _own_children():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         return iter(DataLoader(dataset, batch_size=None, generator=torch.Generator(), **how))

@@ -2,7 +2,6 @@
 known label, camera, split, query or gallery.
 """
 
-import os
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -27,6 +26,7 @@ from lookalike.data.sources import Split, checked, folder_at
 from lookalike.data.split_words import has_labels, sets_of
 from lookalike.data.tables import Table, read_csv
 from lookalike.errors import DataError, printable
+from lookalike.folder import at_home
 from lookalike.recipe import SINCE_0_2, Size
 
 _TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -66,7 +66,7 @@ class Manifest(FileSource):
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         wants_test, share = checked(name) == "test", self._share(name)
-        file = Path(os.path.expanduser(self._path))  # noqa: PTH111
+        file = at_home(self._path, DataError)
         read = read_parquet if file.suffix.lower() == ".parquet" else read_csv
         table = read(file, self._columns)
         if table.image:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lookalike.errors import DataError, printable
+from lookalike.folder import at_home
 
 
 def below(root: str | os.PathLike[str], path: str, place: str) -> bytes:
@@ -42,7 +43,7 @@ def os_errors_as(place: str | os.PathLike[str]) -> Iterator[None]:
 
 def folder_at(path: str | Path, remedy: str) -> Path:
     """The folder, `~` resolved. Raises DataError with the remedy when there is none."""
-    folder = Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
+    folder = at_home(path, DataError)
     with os_errors_as(folder):
         if folder.is_dir():
             return folder

@@ -17,6 +17,7 @@ from lookalike.data.pathlist import SUFFIXES as LISTS
 from lookalike.data.pathlist import read_list
 from lookalike.data.places import folder_at, os_errors_as
 from lookalike.errors import DataError, printable
+from lookalike.folder import at_home
 
 Links = Literal["follow", "inside"]
 
@@ -38,7 +39,7 @@ class Root:
 
     def __init__(self, given: str, shown: str, keys: Keys, inventory: Inventory) -> None:
         self._keys, self._shown, self.inventory = keys, shown, inventory
-        self.place = Path(os.path.expanduser(given))  # noqa: PTH111 (raises for an unknown ~name)
+        self.place = at_home(given, DataError)
         with os_errors_as(self.place):
             self.is_list = self.place.is_file() and self.place.suffix.lower() in LISTS
         if not self.is_list:

@@ -1,6 +1,5 @@
 """Tar shards of the WebDataset layout as a source: packed or foreign, here or in a remote store."""
 
-import os
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from lookalike.data.reading import FileSource
 from lookalike.data.samples import NO_LABEL, Samples, plain, samples_of, unsealed
 from lookalike.data.sources import Split, checked
 from lookalike.errors import DataError
+from lookalike.folder import at_home
 from lookalike.recipe import SINCE_0_2, Size
 
 # Above it random reads over all shards no longer fit a machine's memory of recent pages.
@@ -121,7 +121,7 @@ class Shards(FileSource):
             tell_overlap(self._path, expanded(self._path), expanded(self._test))
             return expanded(self._path if wanted == "train" else self._test, leave_out), ()
         if not remote.is_remote(self._path):
-            home = os.path.expanduser(self._path)  # noqa: PTH111
+            home = str(at_home(self._path, DataError))
             if inner := split_folders(home, leave_out):
                 folder = inner.get(wanted, inner.get("val") if wanted == "test" else None)
                 if folder is None:

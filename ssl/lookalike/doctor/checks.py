@@ -84,6 +84,8 @@ def tell(reports: Sequence[Report], as_json: bool) -> None:
         if found:
             raise RunError("\nlookalike: ".join(found))
         for one in reports:
+            for line in one.get("notes", ()):
+                say(f"{one['host']}: {line}")
             if one.get("there"):
                 say(
                     f"{one['host']}: the run folder is not there yet, it will be made in "

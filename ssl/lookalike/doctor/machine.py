@@ -14,6 +14,7 @@ import torch
 
 from lookalike import comm
 from lookalike.data.images import Images
+from lookalike.doctor.conditions import conditions
 from lookalike.errors import Error
 from lookalike.folder import nearest, refuse_unwritable
 
@@ -42,6 +43,8 @@ def report(find: Find | None, out: Path) -> Report:
         "deepspeed": version("deepspeed"),
         "lookalike": f"{version('lookalike')} {source()}".removeprefix("missing "),
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
+        "addresses": [comm.address(i) for i in range(torch.cuda.device_count())],
+        "notes": conditions(out),
         "free": shutil.disk_usage(nearest(out)).free,
         "there": "" if out.exists() else str(nearest(out)),
         "machine": _machine(),
@@ -102,5 +105,15 @@ def here(find: Find | None, out: Path) -> list[Report]:
     reports: dict[str, Report] = {}
     for one in told:
         one["skew"] = one["clock"] - told[0]["clock"]
-        reports.setdefault(one["host"], {**one, "slots": 0, "bandwidth": rate})["slots"] += 1
+        machine = reports.setdefault(one["host"], {**one, "slots": 0, "bandwidth": rate})
+        machine["slots"] += 1
+        _add_gpus(machine, one)
     return list(reports.values())
+
+
+def _add_gpus(machine: Report, one: Report) -> None:
+    """Those that only this rank sees, as where each sees its own alone."""
+    for name, address in zip(one["gpus"], one["addresses"], strict=True):
+        if address not in machine["addresses"]:
+            machine["gpus"] = [*machine["gpus"], name]
+            machine["addresses"] = [*machine["addresses"], address]

@@ -134,6 +134,11 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def _lines(told: object) -> list[str]:
+    """The texts of a list in a report."""
+    return [_clean(str(line)) for line in told] if isinstance(told, list) else []
+
+
 def _parsed(text: str) -> Report | None:
     """The report in the last line that holds one; a greeting of the shell may come before."""
     for line in reversed(text.splitlines()):
@@ -145,5 +150,5 @@ def _parsed(text: str) -> Report | None:
             isinstance(found.get(key), kind) for key, kind in _SHAPE.items()
         ):
             texts = {key: _clean(value) for key, value in found.items() if isinstance(value, str)}
-            return {**found, **texts, "gpus": [_clean(str(gpu)) for gpu in found["gpus"]]}
+            return {**found, **texts, **{key: _lines(found.get(key)) for key in ("gpus", "notes")}}
     return None

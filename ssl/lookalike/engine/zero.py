@@ -237,6 +237,9 @@ def _deepspeed() -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         os.environ.setdefault(name, value)
+    if (index := comm.device().index) is not None:
+        # By this name DeepSpeed takes its GPU among those that the rank sees: see comm/devices.py.
+        os.environ["LOCAL_RANK"] = str(index)
     with _calm():
         try:
             import deepspeed

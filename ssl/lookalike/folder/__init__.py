@@ -9,9 +9,10 @@ nothing of another name, goes when its folder is next written: `sweep`.
 """
 
 from lookalike.folder.leftovers import leftovers, recover, sweep, sweep_beside
-from lookalike.folder.locks import held, lock, unlock
+from lookalike.folder.locks import has_locks, held, lock, unlock, wait_for_lock
 from lookalike.folder.manifest import FORMAT, MANIFEST, read_manifest, verify
-from lookalike.folder.regular import read_regular, without_waiting
+from lookalike.folder.regular import at_home, read_regular, without_waiting
+from lookalike.folder.shared import await_visible, look_again, patiently
 from lookalike.folder.whole import (
     atomic_write,
     nearest,
@@ -24,11 +25,16 @@ from lookalike.folder.whole import (
 __all__ = [
     "FORMAT",
     "MANIFEST",
+    "at_home",
     "atomic_write",
+    "await_visible",
+    "has_locks",
     "held",
     "leftovers",
     "lock",
+    "look_again",
     "nearest",
+    "patiently",
     "read_manifest",
     "read_regular",
 ]
@@ -40,5 +46,6 @@ __all__ += [
     "sweep_beside",
     "unlock",
     "verify",
+    "wait_for_lock",
 ]
 __all__ += ["without_waiting", "write_file", "write_folder"]

@@ -129,9 +129,10 @@ def sweep_beside(target: Path, names: Collection[str]) -> None:
 
 
 def _holds_only(folder: Path, names: Collection[str]) -> bool:
+    """And what NFS makes of a file that was removed while somebody had it open."""
     try:
         return not folder.is_symlink() and all(
-            p.name in names and p.is_file() for p in folder.iterdir()
+            (p.name in names or p.name.startswith(".nfs")) and p.is_file() for p in folder.iterdir()
         )
     except OSError:
         return False
@@ -151,10 +152,11 @@ def recover(target: Path) -> None:
                 return
 
 
-def remove(path: Path) -> None:
-    """Best effort, whatever it is; what a link leads to stays."""
+def remove(path: Path) -> bool:
+    """Best effort, whatever it is; what a link leads to stays. Returns whether it is gone."""
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    return not os.path.lexists(path)

@@ -5,7 +5,9 @@ where the file system has no locks, which a kill leaves behind.
 """
 
 import contextlib
+import errno
 import os
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -21,8 +23,8 @@ def lock(folder: Path) -> None:
     """Keeps `folder` for this process until it ends. Raises RunError while another process holds
     it.
 
-    Where the file system has no locks, as some Lustre mounts, a warning says so and the work goes
-    on.
+    Where the file system has no locks, as some Lustre and NFS mounts, a warning says so and the
+    work goes on.
     """
     if held(folder):
         return
@@ -33,11 +35,12 @@ def lock(folder: Path) -> None:
             f"{folder}: cannot be written ({error.strerror}): choose another --out"
         ) from error
     try:
-        free = lock_descriptor(file, blocking=False)
+        free = try_lock(file, folder)
     except OSError as error:
         os.close(file)
         warnings.warn(
-            f"{folder}: no lock can be had here ({error.strerror}): start no second run in it",
+            f"{folder}: no lock can be had here ({error.strerror}): start no second run in it, "
+            "which nothing would notice",
             stacklevel=3,
         )
         return
@@ -45,6 +48,43 @@ def lock(folder: Path) -> None:
         os.close(file)
         raise RunError(f"{folder}: another run writes here: wait for it, or choose another --out")
     _LOCKS[folder.resolve()] = file
+
+
+def try_lock(file: int, folder: Path) -> bool:
+    """Locks an open file of this folder; False while another process holds it.
+
+    Raises OSError where the file system has no locks. Some say so as others say that a lock is held
+    (EACCES): a new file, which nobody else knows, tells which it is.
+    """
+    if lock_descriptor(file, blocking=False):
+        return True
+    if not has_locks(folder):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    return False
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether files of this folder can be locked; also where none can be made, which is told
+    elsewhere.
+    """
+    try:
+        with tempfile.TemporaryFile(prefix=".tmp-", dir=folder) as new:
+            return _can_lock(new.fileno())
+    except OSError:
+        return True
+
+
+def _can_lock(file: int) -> bool:
+    try:
+        return lock_descriptor(file, blocking=False)
+    except OSError:
+        return False
+
+
+def wait_for_lock(file: int, folder: Path) -> None:
+    """The same, once who holds it has let go."""
+    if not try_lock(file, folder):
+        lock_descriptor(file)
 
 
 def held(folder: Path) -> bool:

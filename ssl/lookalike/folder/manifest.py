@@ -9,6 +9,7 @@ from typing import Any
 
 from lookalike.errors import Error, NewerError, RunError, printable
 from lookalike.folder.regular import read_regular
+from lookalike.folder.shared import patiently
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -31,7 +32,7 @@ def verify(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
     """
     manifest = read_manifest(folder, kind)
     for name, entry in manifest["files"].items():
-        for problem in _problems(folder / name, entry):
+        for problem in _found(folder / name, entry):
             raise kind(
                 f"{printable(folder / name)}: {problem}: restore it or write the folder again"
             )
@@ -70,6 +71,14 @@ def read_manifest(folder: Path, kind: type[Error] = RunError) -> dict[str, Any]:
             f"{printable(path)}: names a file outside its folder, or one with odd characters"
         )
     return manifest
+
+
+def _found(path: Path, entry: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a file of the manifest; also that it cannot be read."""
+    try:
+        return patiently(lambda: list(_problems(path, entry)))
+    except OSError as error:
+        return [f"cannot be read ({error.strerror or error})"]
 
 
 def _problems(path: Path, entry: Mapping[str, Any]) -> Iterator[str]:

@@ -1,7 +1,29 @@
-"""Bytes of regular files, of at most so many: no pipe is waited for, no device is read for ever."""
+"""Bytes of regular files, of at most so many: no pipe is waited for, no device is read for ever.
+Paths as people write them.
+"""
 
 import os
 import stat
+from pathlib import Path
+
+from lookalike.errors import Error, RunError, printable
+from lookalike.folder.shared import patiently
+
+
+def at_home(path: str | os.PathLike[str], kind: type[Error] = RunError) -> Path:
+    """The path with `~` and `~name` as home folders, as a shell has them; `~name` of no user is a
+    name.
+
+    Raises `kind` for `~` where there is no home folder, as in a container: else a folder of that
+    name would be meant, or made.
+    """
+    found = os.path.expanduser(path)  # noqa: PTH111 (Path.expanduser raises for an unknown ~name)
+    tilde = os.fspath(path).split("/")[0] == "~"
+    if tilde and (os.environ.get("HOME") == "" or not os.path.isabs(found)):  # noqa: PTH117
+        raise kind(
+            f"{printable(path)}: there is no home folder (HOME): write the whole path in place of ~"
+        )
+    return Path(found)
 
 
 def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
@@ -11,6 +33,10 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     Raises OSError where it cannot be read, ValueError where it is a folder, a pipe or a device, or
     larger.
     """
+    return patiently(lambda: _read(path, most))
+
+
+def _read(path: str | os.PathLike[str], most: int) -> bytes:
     with open(path, "rb", opener=without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):

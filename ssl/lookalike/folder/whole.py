@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,16 +12,18 @@ from typing import Any, BinaryIO
 from lookalike.errors import RunError, printable
 from lookalike.folder.leftovers import remove, sweep_beside
 from lookalike.folder.manifest import MANIFEST, manifest, read_manifest
+from lookalike.folder.shared import move, sync, sync_folder
 
 # Of the macOS Finder, KDE and NFS.
 _NOBODYS = (".DS_Store", "._", ".directory", ".nfs")
+# No process has such a number: what bears it was left behind.
+_NO_PROCESS = 2_000_000_000
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or the closest of its parents that is there."""
-    return next(
-        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
-    )
+    """The folder, or the closest of its parents that is there, as far as this user can see."""
+    places = (folder.absolute(), *folder.absolute().parents)
+    return next(p for p in places if os.path.exists(p))  # noqa: PTH110 (Path.exists may raise)
 
 
 def refuse_unwritable(folder: Path) -> None:
@@ -61,7 +64,7 @@ def write_folder(
         for name, content in files.items():
             _write(temporary / name, content)
         _write(temporary / MANIFEST, manifest(files, about or {}))
-        _flush(temporary)
+        sync_folder(temporary)
         if check is not None:
             check(temporary)
         _swap(temporary, target)
@@ -107,7 +110,7 @@ def write_file(target: Path, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(target) as file:
             file.write(content)
-        _flush(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise RunError(f"{target}: cannot be written: {error.strerror or error}") from error
 
@@ -123,8 +126,8 @@ def atomic_write(target: Path, *, flush: bool = True) -> Iterator[BinaryIO]:
             yield file
             if flush:
                 file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(target)
+                sync(file.fileno())
+        move(temporary, target, replace=True)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -135,28 +138,28 @@ def _write(path: Path, content: bytes) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _free_name(target: Path) -> Path:
+    """Where an older folder steps aside to. NFS removes no folder of which a file is still open: an
+    earlier one may be there yet.
+    """
+    numbers = itertools.chain([os.getpid()], itertools.count(_NO_PROCESS))
+    names = (target.parent / f".old-{target.name}-{number}" for number in numbers)
+    return next(name for name in names if remove(name))
 
 
 def _swap(temporary: Path, target: Path) -> None:
     """Renames into place; an older folder steps aside first and goes last."""
-    old = target.parent / f".old-{target.name}-{os.getpid()}"
+    old = _free_name(target)
     if replaced := target.exists():
-        remove(old)
-        target.rename(old)
+        move(target, old)
     try:
-        temporary.rename(target)
+        move(temporary, target)
     except BaseException:
         if replaced:
-            old.rename(target)
+            move(old, target)
         raise
-    _flush(target.parent)
+    sync_folder(target.parent)
     remove(old)

@@ -12,6 +12,7 @@ from lookalike.errors import RunError
 _LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,252})[ \t]+slots=([1-9][0-9]{0,3})")
 
 
+_IPV6 = re.compile(r"\s*\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(%\w+)?\]?(\s|$)")
 _LARGEST = 1 << 20
 
 
@@ -73,6 +74,11 @@ def _says_something(line: str) -> bool:
 
 def _host(place: str, line: str) -> Host:
     found = _LINE.fullmatch(line.strip(" \t\r"))
+    if not found and _IPV6.match(line):
+        raise RunError(
+            f"{place}: {line[:80]!r}: pdsh takes the colons of an IPv6 address for something else: "
+            "give the machine a name, in /etc/hosts of every machine, and write that"
+        )
     if not found:
         raise RunError(
             f"{place}: {line[:80]!r} is no machine: write `name slots=N`, name in letters, digits, "

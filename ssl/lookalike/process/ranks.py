@@ -43,7 +43,7 @@ def launch(ranks: int, words: Sequence[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, lambda number, frame: wishes.append(number))
     world = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), PARENT: str(os.getpid())}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    place = dict(zip(("MASTER_ADDR", "MASTER_PORT"), _meeting_place(), strict=True))
     # In a session of its own: Ctrl-C comes to the launcher alone, and from it once.
     how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     started = []
@@ -109,11 +109,20 @@ def _kill(started: Sequence[Process]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
+def _meeting_place() -> tuple[str, str]:
+    """Address and free port of this machine alone, by IPv4, or where there is none by IPv6. Raises
+    OSError where there is neither.
+    """
+    try:
+        return _free("127.0.0.1", socket.AF_INET)
+    except OSError:
+        return _free("::1", socket.AF_INET6)
+
+
+def _free(address: str, family: socket.AddressFamily) -> tuple[str, str]:
+    with socket.socket(family) as tried:
+        tried.bind((address, 0))
+        return address, str(tried.getsockname()[1])
 
 
 def follow_launcher() -> None:

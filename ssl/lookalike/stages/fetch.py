@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lookalike import comm
-from lookalike.checkpoint import CHANGED, differences, written
+from lookalike.checkpoint import CHANGED, differences, meet, written
 from lookalike.errors import RecipeError, RunError
 from lookalike.log import say
 from lookalike.models import card, folder_files, make_backbone, weights_mark
@@ -77,5 +77,5 @@ def do(job: Job) -> Path:
             facts = card.facts(backbone.architecture, backbone.dim, {**written(about), **made_of})
             card.write_model(target, folder_files(backbone), facts)
             say(f"fetch: backbone in {target}")
-        comm.barrier()
+        meet(target)
     return target

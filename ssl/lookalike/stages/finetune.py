@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lookalike import comm, rng
-from lookalike.checkpoint import differences, keep_run, written
+from lookalike.checkpoint import differences, keep_run, meet, written
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch, workers_for
 from lookalike.errors import BackboneError, DataError, RecipeError, RunError
@@ -134,7 +134,7 @@ def do(job: Job) -> Path:
     descend(job, folder, about)
     if first:
         write(job, target, about)
-    comm.barrier()
+    meet(target)
     return target
 
 

@@ -17,6 +17,7 @@ from lookalike.checkpoint import (
     changes,
     differences,
     keep_run,
+    meet,
     newest_manifest,
     touched,
     write_recipe,
@@ -175,7 +176,7 @@ def do(job: Job) -> Path:
         facts = card.facts(backbone.architecture, backbone.dim, about)
         card.write_model(target, folder_files(backbone), facts)
         say(f"pretrain: backbone in {target}")
-    comm.barrier()
+    meet(target)
     return target
 
 

@@ -15,7 +15,7 @@ from lookalike.data import cache
 from lookalike.data.hf.homes import datasets_home, hub_home
 from lookalike.data.hf.layout import SUFFIXES
 from lookalike.errors import DataError, printable
-from lookalike.folder import read_regular
+from lookalike.folder import at_home, read_regular
 from lookalike.log import say
 
 CONVERTED = "refs/convert/parquet"
@@ -38,7 +38,7 @@ class Repository:
     @property
     def is_remote(self) -> bool:
         """Whether it is the name of a repository, and nothing of this machine."""
-        path = Path(os.path.expanduser(self.local))  # noqa: PTH111
+        path = at_home(self.local, DataError)
         return bool(_NAME.fullmatch(self.local)) and "/" in self.local and not path.exists()
 
 

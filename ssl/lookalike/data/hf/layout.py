@@ -14,7 +14,7 @@ from lookalike.data.index import os_errors_as
 from lookalike.data.inventory import Inventory
 from lookalike.data.split_words import part_of
 from lookalike.errors import DataError, printable
-from lookalike.folder import read_regular
+from lookalike.folder import at_home, read_regular
 
 Parts = dict[str, list[Path]]
 SUFFIXES = (".parquet", ".arrow")
@@ -28,7 +28,7 @@ def parts_of(home: str | Path, config: str | None, inventory: Inventory) -> Part
     """The files of each part, in order: train, val, test, or as they are called; one of no name
     where nothing names it. Raises DataError where there are none.
     """
-    folder = Path(os.path.expanduser(home))  # noqa: PTH111
+    folder = at_home(home, DataError)
     with os_errors_as(folder):
         if glob.has_magic(str(home)):
             found = sorted(map(Path, glob.glob(str(folder), recursive=True)))  # noqa: PTH207

@@ -20,6 +20,7 @@ from lookalike.data.published import (
 )
 from lookalike.data.reading import Canvas
 from lookalike.errors import DataError, printable
+from lookalike.folder import at_home
 
 PERSONS = "give the folder that holds the persons' folders, as Aaron_Eckhart/Aaron_Eckhart_0001.jpg"
 
@@ -52,7 +53,7 @@ class LFW(Published):
         if self._pairs is None:
             file = file_in(root, self.layout, "pairs.txt", "../pairs.txt")
         else:
-            file = Path(os.path.expanduser(self._pairs))  # noqa: PTH111
+            file = at_home(self._pairs, DataError)
         persons: set[str] = set()
         compared: dict[str, bytes] = {}
         for line, names, numbers, fold in _pairs(file):
