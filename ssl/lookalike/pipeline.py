@@ -10,9 +10,9 @@ from lookalike import comm
 from lookalike.checkpoint import refuse_other
 from lookalike.errors import RecipeError
 from lookalike.experiment import Experiment, Export
-from lookalike.folder import refuse_unwritable
+from lookalike.folder import refuse_strangers, refuse_unwritable
 from lookalike.log import note, say
-from lookalike.models import Backbone, load_backbone
+from lookalike.models import Backbone, card, load_backbone
 from lookalike.models.embedding import open_model
 from lookalike.models.fitting import Taken
 from lookalike.process import fault
@@ -60,7 +60,7 @@ def plan(run: Run) -> Plan:
             f"{run.name}: backbone.folder: takes {architecture.channels} channels, the data has "
             f"{channels}"
         )
-    return Plan(
+    planned = Plan(
         first,
         given,
         probe.job(run, architecture) if wanted.probe else None,
@@ -68,6 +68,27 @@ def plan(run: Run) -> Plan:
         evaluate.job(run, architecture) if wanted.evaluate else None,
         export.job(wanted) if wanted.export else None,
     )
+    if run.folder:
+        refuse_others_work(run.folder, planned)
+    run.look(*(images for job in planned.jobs() for images in getattr(job, "sets", ())))
+    return planned
+
+
+def refuse_others_work(out: Path, planned: Plan) -> None:
+    """Raises RunError where a folder that a stage is to write holds what lookalike did not write:
+    each is replaced whole, and only once all is trained.
+    """
+    if planned.pretrain and planned.pretrain.work:
+        refuse_strangers(out / "backbone")
+    made = [out / "finetune" / "embedding"] if planned.finetune else []
+    made += [out / "backbone"] if planned.fetch and planned.fetch.folder is None else []
+    for target in made:
+        if not card.read(target):
+            refuse_strangers(target)
+    if planned.export:
+        refuse_strangers(out / "export" / "backbone")
+    if planned.export and planned.finetune:
+        refuse_strangers(out / "export" / "embedding")
 
 
 def bare(run: Run, first: pretrain.Job | None) -> Backbone:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lookalike import comm
 from lookalike.checkpoint import earlier_recipe, hold_run, newest_manifest, open_run
+from lookalike.data import readable
 from lookalike.data.account import FILE, Account
 from lookalike.data.images import Images
 from lookalike.data.inventory import Inventory
@@ -23,7 +24,7 @@ from lookalike.errors import DataError, Error
 from lookalike.experiment import Experiment, Training
 from lookalike.folder import at_home, write_file
 from lookalike.geometry import PixelFormat
-from lookalike.log import say
+from lookalike.log import note, say
 from lookalike.metric.classes import Split, split_classes
 from lookalike.models import Architecture, Backbone, make_architecture, make_backbone, weights_mark
 from lookalike.models.card import read as read_card
@@ -58,6 +59,8 @@ class Run:
         self._sources: dict[int, Source] = {}
         self._images: dict[tuple[int, Name, Size | None], Images] = {}
         self._classes: dict[Size | None, Split] = {}
+        self._looked: list[Images] = []
+        self._said: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -256,6 +259,30 @@ class Run:
             held_out = tuning.held_out if tuning else None
             self._classes[size] = split_classes(*self.labelled(size), held_out)
         return self._classes[size]
+
+    def look(self, *sets: Images, alone: bool = False) -> None:
+        """Raises DataError where of one of these sets not one image of some can be read; where only
+        some cannot, that is said. All ranks call it, and the first looks, once at each set; `alone`
+        asks no other rank.
+        """
+        for images in sets:
+            whole = getattr(images, "whole", images)
+            if any(whole is looked for looked in self._looked):
+                continue
+            self._looked.append(whole)
+            found = readable.look(images) if comm.rank() == 0 or alone else ("", "")
+            refusal, warning = found if alone else comm.broadcast_object(found)
+            if refusal:
+                raise DataError(refusal)
+            self.remark(warning)
+
+    def remark(self, text: str) -> None:
+        """Says a line to be read before the first step, if it is none that was said; the first rank
+        does.
+        """
+        if text and text not in self._said and comm.rank() == 0:
+            self._said.add(text)
+            note(text)
 
     def join(self, **words: Any) -> None:
         """Joins the other ranks. Raises RunError unless all are about to do the same; `words` are

@@ -226,5 +226,6 @@ def test_a_network_of_ones_own_is_told_what_its_images_are(way):
         def forward(self, x):
             return self.first(x).mean(dim=(2, 3))
 
+    recipe = load_recipe(home / "r.yaml")
     folder = pretrain.pretrain(recipe, home / "own", backbone=Own())
     assert load_model(folder, Own()).architecture.range == range_of(home)

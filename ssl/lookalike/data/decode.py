@@ -22,6 +22,7 @@ from lookalike.geometry import PixelFormat, central, sides
 from lookalike.recipe import Size
 
 MAX_BYTES = 200_000_000
+MORE = ": data.max_pixels allows more"
 SHRINKS = (8, 4, 2)
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def contents(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
     """What the file holds, as it is. Raises BadImage when it is no readable, regular, non-empty
     file in the limit.
     """
-    return _judged(os.fspath(path), lambda: read_regular(path, max_bytes))
+    return _judged(os.fspath(path), lambda: read_regular(path, max_bytes, MORE))
 
 
 class Opened:

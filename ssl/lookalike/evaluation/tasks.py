@@ -173,8 +173,37 @@ def gallery_of(scene: EmbeddedSet, task: Task) -> tuple[Gallery, Tensor, Tensor]
 
 
 def refuse_unanswerable(images: Images, task: Task) -> None:
-    """Raises, before there are embeddings, what `gallery_of` would raise for these images."""
+    """Raises, before there are embeddings, what the task would raise for these images."""
+    if task == "verification":
+        refuse_one_kind(images)
+        return
+    if task == "reidentification":
+        refuse_unknown_cameras(images)
     gallery_of(EmbeddedSet(torch.zeros(len(images), 1), images.annotations, "cosine"), task)
+
+
+def refuse_one_kind(images: Images) -> None:
+    """Raises DataError for pairs that are all of the same one, or all of different ones."""
+    assert images.pairs is not None
+    same = int(images.pairs.same_P.sum())
+    if same in (0, len(images.pairs.same_P)):
+        what = "different ones" if same == 0 else "the same one"
+        raise DataError(
+            f"data: all {len(images.pairs.same_P)} pairs are of {what}, and verification tells the "
+            "two kinds apart: list pairs of both, or take another evaluate.task"
+        )
+
+
+def refuse_unknown_cameras(images: Images) -> None:
+    """Raises DataError where the camera of a query, or of the gallery, is a number below 0."""
+    assert images.cameras is not None
+    asked = query_and_gallery(len(images), images.labels, images.roles, "reidentification")
+    unknown = int((images.cameras[torch.unique(torch.cat(asked))] < 0).sum())
+    if unknown:
+        raise DataError(
+            f"data: {unknown} of {len(images)} images name no camera, and re-identification leaves "
+            "out those of a query's own: name all, or set evaluate.task=retrieval"
+        )
 
 
 def refuse_fars(images: Images, fars: tuple[float, ...] | None) -> None:

@@ -26,23 +26,23 @@ def at_home(path: str | os.PathLike[str], kind: type[Error] = RunError) -> Path:
     return Path(found)
 
 
-def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+def read_regular(path: str | os.PathLike[str], most: int, remedy: str = "") -> bytes:
     """The bytes of a regular file, itself or through links, of at most `most` bytes; a named pipe
     is not waited for.
 
     Raises OSError where it cannot be read, ValueError where it is a folder, a pipe or a device, or
-    larger.
+    larger (with the `remedy`, if there is one).
     """
-    return patiently(lambda: _read(path, most))
+    return patiently(lambda: _read(path, most, remedy))
 
 
-def _read(path: str | os.PathLike[str], most: int) -> bytes:
+def _read(path: str | os.PathLike[str], most: int, remedy: str) -> bytes:
     with open(path, "rb", opener=without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
         if status.st_size > most:
-            raise ValueError(f"{status.st_size} bytes, more than the {most} allowed")
+            raise ValueError(f"{status.st_size} bytes, more than the {most} allowed{remedy}")
         return file.read(status.st_size)
 
 

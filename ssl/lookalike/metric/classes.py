@@ -55,10 +55,10 @@ def split_classes(train: Images, test: Images, held_out: float | None = None) ->
     first = _first_unseen(train, test, held_out)
     if first is None:
         seen, labels_N = of_classes(train, range(len(train.classes)))
-        if not labels_N.any():
-            raise DataError("data: only one class to train on: fine-tuning needs two")
+        _refuse_one_class(labels_N)
         return Split(seen, labels_N, test)
     seen, labels_N = of_classes(train, range(first))
+    _refuse_one_class(labels_N)
     return Split(
         seen,
         labels_N,
@@ -110,6 +110,14 @@ def of_classes(images: Images, classes: range) -> tuple[Images, Tensor]:
             f"data: no image of the classes {classes.start} to {classes.stop - 1} in this split"
         )
     return subset(images, rows), torch.unique(labels_N[rows], return_inverse=True)[1]
+
+
+def _refuse_one_class(labels_N: Tensor) -> None:
+    if not labels_N.any():
+        raise DataError(
+            "data: only one class to train on: fine-tuning needs two: give images of another, or "
+            "change finetune.held_out"
+        )
 
 
 def _labels(images: Images) -> Tensor:

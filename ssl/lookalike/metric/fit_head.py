@@ -37,12 +37,14 @@ def build(estimator: Spec, seed: int) -> Any:
     )
 
 
-def check(estimator: Spec, width: int, classes: int) -> None:
+def check(estimator: Spec, width: int, labels_N: Tensor, seed: int) -> None:
     """Raises RecipeError when the estimator cannot give what it is asked for, of so many features
-    and classes.
+    and rows of these classes, int64 (N,).
     """
+    learner = build(estimator, seed)
     try:
-        build(estimator, 0).refuse(width, classes)
+        learner.refuse_labels(labels_N.numpy())
+        learner.refuse(width, len(torch.unique(labels_N)))
     except ValueError as error:
         raise RecipeError(f"finetune.estimator: {estimator.name}: {error}") from error
 

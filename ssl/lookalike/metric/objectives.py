@@ -3,6 +3,7 @@ all ranks.
 """
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ OWN = (
 # What the stage knows and the recipe need not say, by the names that the library has for it.
 _WIDTH = ("embedding_size", "descriptors_dim")
 GIVEN = frozenset({"num_classes", "seed", *_WIDTH})
+TRIED = 256
+"""Images of a batch that is tried before training: triplets grow with their cube."""
 SINGLE: Mapping[str, Any] = {**LOSSES, **{kind.__name__: kind for kind in OWN}}
 
 
@@ -154,6 +157,7 @@ class Objective(Scheduled, nn.Module):
     ) -> None:
         super().__init__()
         self.seed, self.step, self.about_memory = seed, 0, memory
+        self.embedding_size = embedding_size
         given = {"num_classes": num_classes, "seed": seed, **dict.fromkeys(_WIDTH, embedding_size)}
         parts = [Part(objective=objective, miner=miner)]
         if objective.name == "WeightedSum":
@@ -167,9 +171,9 @@ class Objective(Scheduled, nn.Module):
             self.terms.append(term)
         self.memory = Memory(memory.size, embedding_size, memory.warmup_steps) if memory else None
         if memory and not any(term.compares for term in self._terms()):
-            names = ", ".join(term.name for term in self._terms())
             raise RunError(
-                f"finetune.memory: {names}: compares no embeddings with others: leave memory out"
+                f"finetune.memory: {self.name}: compares no embeddings with others: leave memory "
+                "out"
             )
         if len([term for term in self._terms() if _affine(term) is not None]) > 1:
             raise RunError(
@@ -201,6 +205,28 @@ class Objective(Scheduled, nn.Module):
 
     def _terms(self) -> list[Any]:
         return list(self.terms)
+
+    @property
+    def name(self) -> str:
+        """The names of its losses."""
+        return ", ".join(term.name for term in self._terms())
+
+    def learns(self, classes: int, per_class: int) -> bool:
+        """Whether a batch of so many classes and images of each can move an embedding. Nothing of
+        the objective changes.
+
+        Raises RunError where one of its parts takes no such batch; above `TRIED` images it is
+        believed to.
+        """
+        if classes * per_class > TRIED:
+            return True
+        tried = copy.deepcopy(self.terms)
+        label_N = torch.arange(classes).repeat_interleave(per_class)
+        with _explained(self.name), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            moved = [_moves(tried, label_N, self.embedding_size, far) for far in (1.0, 0.1)]
+        remembers = self.memory is not None and any(term.compares for term in self._terms())
+        return any(moved) or remembers or min(classes, per_class) > 1
 
     def on_step(self, progress: Progress) -> None:
         """Another step, other draws."""
@@ -256,6 +282,17 @@ class Objective(Scheduled, nn.Module):
         is already.
         """
         return next((found for term in self._terms() if (found := _affine(term)) is not None), None)
+
+
+def _moves(terms: nn.ModuleList, labels_N: Tensor, width: int, far: float) -> bool:
+    """Whether some term has a gradient in random embeddings that lie so far from one another."""
+    z_ND = (torch.randn(width) + far * torch.randn(len(labels_N), width)).requires_grad_()
+    with torch.enable_grad():
+        total = torch.stack([term(z_ND, labels_N) for term in terms]).sum()
+        if not total.requires_grad:
+            return False
+        (slope_ND,) = torch.autograd.grad(total, z_ND, allow_unused=True)
+    return slope_ND is not None and bool((slope_ND != 0).any())
 
 
 def _parts(objective: Spec, miner: Spec | None) -> list[Part]:

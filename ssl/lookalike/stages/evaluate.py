@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lookalike import comm
@@ -40,6 +41,11 @@ class Job:
     images: Images
     task: tasks.Task
 
+    @property
+    def sets(self) -> tuple[Images, ...]:
+        """The images that it reads."""
+        return (self.images,)
+
 
 def evaluate(
     model: Backbone | Embedding | str | Path,
@@ -65,6 +71,7 @@ def evaluate(
     planned = job(run, opened.architecture, _own_embedding(model, run.folder))
     for line in run.told():
         note(line)
+    run.look(*planned.sets, alone=True)
     return do(planned, opened, name, target)
 
 
@@ -182,10 +189,9 @@ def _fitting(images: Images, settings: Evaluate, name: str, channels: int) -> ta
             "make them equal"
         )
     task = tasks.task_of(images, settings.task)
+    tasks.refuse_unanswerable(images, task)
     if task == "verification":
         tasks.refuse_fars(images, settings.fars)
-    else:
-        tasks.refuse_unanswerable(images, task)
     if task != "reidentification" and (settings.rerank is not False or settings.multi_query):
         key = "multi_query" if settings.multi_query else "rerank"
         raise RecipeError(
@@ -198,6 +204,10 @@ def _fitting(images: Images, settings: Evaluate, name: str, channels: int) -> ta
     if settings.nmi and images.labels is None:
         raise RecipeError(
             f"{name}: evaluate.nmi: needs labels, which these images have not: remove it"
+        )
+    if settings.nmi and images.labels is not None and len(torch.unique(images.labels)) < 2:
+        raise RecipeError(
+            f"{name}: evaluate.nmi: all {len(images)} images are of one class: remove it"
         )
     return task
 

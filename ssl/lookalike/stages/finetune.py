@@ -3,6 +3,7 @@ objective.
 """
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.recipe import digests, is_one_of
 from lookalike.runs import Run
-from lookalike.training import loop
+from lookalike.training import early, loop
 from lookalike.training.inputs import on_device
 
 
@@ -51,6 +52,11 @@ class Job:
     made_of: dict[str, Any]
     order: PKOrder | None = None
     system: FinetuneModule | None = None
+
+    @property
+    def sets(self) -> tuple[Images, ...]:
+        """The images that it reads."""
+        return (self.divided.seen,)
 
 
 def finetune(
@@ -70,6 +76,7 @@ def finetune(
     run.join()
     run.hold()
     planned = job(run, open_backbone(backbone, run.like(backbone)))
+    run.look(*planned.sets)
     comm.barrier()
     run.claim()
     return do(planned)
@@ -97,11 +104,14 @@ def job(run: Run, backbone: Backbone) -> Job:
         "made_of": divided.passport,
     }
     if settings.estimator:
-        check_estimator(settings.estimator, opened.dim, divided.classes)
+        check_estimator(settings.estimator, opened.dim, divided.labels_N, run.seed)
         return Job(**decided)
     order = make_order(settings, divided.seen, divided.labels_N, run.seed)
     system = build_system(opened, settings, divided.classes, run.seed)
+    refuse_batch(run.name, settings, system)
     loop.make_optimizer(settings, system)
+    if run.folder:
+        run.remark(early.little_room(run.folder, "finetune", system, settings))
     return Job(**decided, order=order, system=system)
 
 
@@ -290,6 +300,24 @@ def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int
         head_epochs=settings.head_epochs,
         proxy_lr_factor=settings.proxy_lr_factor,
     )
+
+
+def refuse_batch(name: str, settings: Finetune, system: FinetuneModule) -> None:
+    """Raises RecipeError where a batch of so many classes and images of each teaches nothing, or
+    RunError where the objective cannot take one.
+    """
+    classes, per_class = settings.classes_per_batch, settings.per_class
+    if classes * per_class == 1:
+        tried, a = copy.deepcopy(system).train().model, system.model.architecture
+        place, sizes = f"{name}: finetune.per_class", settings.views.build().sizes(a.size)
+        early.refuse_lone_image(place, tried, a.channels, sizes)
+    if not system.objective.learns(classes, per_class):
+        key = "per_class" if per_class == 1 else "classes_per_batch"
+        lacks = "two of one class" if per_class == 1 else "two of different classes"
+        raise RecipeError(
+            f"{name}: finetune.{key}: 1, but {system.objective.name} learns nothing from a batch "
+            f"without {lacks}: raise it"
+        )
 
 
 def make_inputs(

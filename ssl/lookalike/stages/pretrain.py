@@ -1,5 +1,6 @@
 """Pretraining: images without labels -> a backbone folder."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.passport import labels_digest, passport
 from lookalike.errors import BackboneError, DataError, RecipeError, RunError
 from lookalike.evaluation.features import embedder, extract
+from lookalike.evaluation.labels import refuse_neighbours
 from lookalike.experiment import Experiment, Pretrain, views_problem
 from lookalike.geometry import sides
 from lookalike.log import say
@@ -45,7 +47,7 @@ from lookalike.nn.method import Method
 from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.scoring import knn
-from lookalike.training import loop
+from lookalike.training import early, loop
 from lookalike.training.inputs import on_device
 
 Maker = Callable[[Backbone], Method]
@@ -80,6 +82,11 @@ class Job:
     made_of: dict[str, Any]
     work: Work | None
 
+    @property
+    def sets(self) -> tuple[Images, ...]:
+        """The images that it reads."""
+        return (self.work.images,) if self.work else ()
+
 
 def pretrain(
     recipe: Experiment,
@@ -102,6 +109,7 @@ def pretrain(
     run.hold()
     opened = None if backbone is None else open_backbone(backbone, run.like(backbone))
     planned = job(run, method, opened)
+    run.look(*planned.sets)
     comm.barrier()
     run.claim()
     return do(planned)
@@ -150,15 +158,25 @@ def tell_form(run: Run, backbone: Backbone) -> None:
 def prepare(run: Run, settings: Pretrain, module: Method, must_match: dict[str, Any]) -> Work:
     """The work on this method. Raises what would end it before its first step."""
     images, views = run.images("train"), settings.views.build()
+    if len(images) < settings.batch:
+        raise DataError(
+            f"pretrain.batch: {len(images)} images are fewer than one batch of {settings.batch}: "
+            "lower it"
+        )
     order = order_of(images, settings.batch, settings.accumulate, run.seed)
     if problem := views_problem(type(module), views):
         raise RecipeError(f"{run.name}: pretrain.{problem}")
     loop.make_optimizer(settings, module)
     labels_N = labels_for(module, images)
+    if settings.micro_batch == 1:
+        tried, a = copy.deepcopy(module.backbone).train(), module.backbone.architecture
+        place, sizes = f"{run.name}: pretrain.micro_batch", views.sizes(a.size)
+        early.refuse_lone_image(place, tried, a.channels, sizes)
     if settings.knn_every_epochs:
-        refuse_unlabelled(run)
+        refuse_unmonitored(run)
     if run.folder:
         refuse_other_checkpoint(run, must_match, settings.epochs * order.steps_per_epoch)
+        run.remark(early.little_room(run.folder, "pretrain", module, settings))
     return Work(module, images, order, views, labels_N, must_match)
 
 
@@ -280,12 +298,17 @@ def refuse_more_ranks(recipe: Experiment, ranks: int) -> None:
     loop.refuse_engine(recipe.name, "pretrain", settings, ranks)
 
 
-def refuse_unlabelled(run: Run) -> None:
-    """Raises DataError where there are no labels for the kNN monitor."""
-    if run.images("train").labels is None or run.images("test").labels is None:
+def refuse_unmonitored(run: Run) -> None:
+    """Raises DataError where there are no labels for the kNN monitor, or too few kinds of them."""
+    train, test = run.images("train"), run.images("test")
+    if train.labels is None or test.labels is None:
         raise DataError(
             "data: no labels, which knn_every_epochs needs: use class folders, or set it to 0"
         )
+    bank, asked = (images.labels for images in monitored(train, test, run.seed))
+    assert bank is not None
+    assert asked is not None
+    refuse_neighbours(bank, asked, "knn_every_epochs", "set it to 0")
 
 
 def build_method(
@@ -360,14 +383,19 @@ def labels_for(method: Method, images: Images) -> Tensor | None:
     return torch.as_tensor(images.labels)
 
 
+def monitored(train: Images, test: Images, seed: int) -> list[Images]:
+    """The training and test images that kNN is asked of while training goes on."""
+    return [
+        subset(images, rng.permutation(len(images), seed, "judge", split)[:most].tolist())
+        for split, (images, most) in enumerate(((train, 2000), (test, 1000)))
+    ]
+
+
 def make_monitor(
     backbone: Backbone, train: Images, test: Images, seed: int
 ) -> Callable[[], dict[str, float]]:
     """kNN-20 of the backbone as it stands, on some images with labels."""
-    some = [
-        subset(images, rng.permutation(len(images), seed, "judge", split)[:most].tolist())
-        for split, (images, most) in enumerate(((train, 2000), (test, 1000)))
-    ]
+    some = monitored(train, test, seed)
 
     def monitor() -> dict[str, float]:
         function = embedder(backbone, backbone.architecture)

@@ -25,6 +25,7 @@ from lookalike.evaluation.features import (
     extract,
     pixels,
 )
+from lookalike.evaluation.labels import refuse_probe
 from lookalike.experiment import Experiment, Probe
 from lookalike.folder import write_file
 from lookalike.geometry import PixelFormat
@@ -65,6 +66,7 @@ def probe(
     planned = job(run, opened.architecture)
     for each in run.told():
         note(each)
+    run.look(*planned.sets, alone=True)
     own = run.folder and run.folder / "backbone"
     if own and not isinstance(backbone, Backbone) and Path(backbone) == own:
         tell_other(own, planned.sets[0])
@@ -73,10 +75,18 @@ def probe(
 
 def job(run: Run, architecture: Architecture) -> Job:
     """Decides what is probed, for views as this backbone takes them. Raises DataError without
-    labels.
+    labels, and where a probe could say nothing of them.
     """
     run.read_as(architecture)
-    return Job(run, run.experiment.section(Probe), run.labelled(architecture.size))
+    settings, sets = run.experiment.section(Probe), run.labelled(architecture.size)
+    train_N, test_M = (images.labels for images in sets)
+    assert train_N is not None
+    assert test_M is not None
+    refuse_probe(train_N, test_M)
+    if settings.k > len(train_N):
+        there = f"there are {len(train_N)} train images: all of them vote"
+        run.remark(f"probe.k: {settings.k}, but {there}")
+    return Job(run, settings, sets)
 
 
 def do(job: Job, backbone: Backbone, name: str | None = None) -> dict[str, Any]:

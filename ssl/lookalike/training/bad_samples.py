@@ -32,13 +32,15 @@ def keep_first(path: Path, count: int) -> None:
 
 class BadSamples:
     """`bad_samples.jsonl`: each bad image once, with path, reason and replacement; more than
-    `limit` stop the run.
+    `limit`, which the recipe sets by `key`, stop the run.
 
     `count`: of so many an earlier part of the run knew; by default of all that are listed.
     """
 
-    def __init__(self, path: Path, limit: int, count: int | None = None) -> None:
-        self.path, self.limit = path, limit
+    def __init__(
+        self, path: Path, limit: int, count: int | None = None, key: str = "max_bad"
+    ) -> None:
+        self.path, self.limit, self.key = path, limit, key
         self._seen = set(_samples(path))
         self.count = len(self._seen) if count is None else count
         self._failed = False
@@ -73,5 +75,5 @@ class BadSamples:
         if self.count > self.limit:
             raise DataError(
                 f"data: {self.count} images could not be read, more than the {self.limit} allowed: "
-                f"see {self.path}, fix them or raise max_bad"
+                f"see {self.path}, fix them or raise {self.key}"
             )

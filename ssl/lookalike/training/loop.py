@@ -298,7 +298,8 @@ def known_bad(job: Job, settings: Training, told: Told) -> BadSamples:
     if comm.rank() == 0 and told.bad is not None:
         keep_first(path, told.bad)
     comm.barrier()
-    return BadSamples(path, max(100, round(settings.max_bad * len(job.images))), told.bad)
+    limit = max(100, round(settings.max_bad * len(job.images)))
+    return BadSamples(path, limit, told.bad, f"{job.title}.max_bad")
 
 
 def batches_from(

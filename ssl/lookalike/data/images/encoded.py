@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.data.decode import Opened
+from lookalike.data.decode import MAX_BYTES, Opened
 from lookalike.data.images.contract import Annotated, Fit, Reading
 from lookalike.geometry import PixelFormat, sides
 
@@ -40,6 +40,13 @@ class EncodedImages(Annotated, ABC):
         """Sets shape, form, fit and limit."""
         self.shape, self.form = (reading.form.channels, *sides(reading.size)), reading.form
         self.fit, self.max_pixels = reading.fit, reading.max_pixels
+
+    @property
+    def most_bytes(self) -> int:
+        """How large an encoded image may be: 200 MB, or what `max_pixels` take as they are, of 8
+        bytes a number and four channels at least.
+        """
+        return max(MAX_BYTES, (self.max_pixels or 0) * 8 * max(4, self.shape[0]))
 
     @abstractmethod
     def __len__(self) -> int: ...

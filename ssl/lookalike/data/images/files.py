@@ -109,7 +109,7 @@ class FileImages(EncodedImages):
         return f"{self._root}/{os.fsdecode(self._paths[i])}"
 
     def contents(self, i: int) -> bytes:
-        return contents(self._inside(i))
+        return contents(self._inside(i), self.most_bytes)
 
     def head(self, i: int, size: int) -> bytes:
         name = self._inside(i)

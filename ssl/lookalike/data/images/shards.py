@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lookalike.data import remote
-from lookalike.data.decode import MAX_BYTES, BadImage
+from lookalike.data.decode import MORE, BadImage
 from lookalike.data.images.contract import Reading
 from lookalike.data.images.encoded import LOOKS, EncodedImages, PackedNames
 from lookalike.data.index import chosen
@@ -114,8 +114,9 @@ class ShardImages(EncodedImages):
         i = range(len(self))[i]
         offset, size = int(self._offsets_N[i]), int(self._sizes_N[i])
         where = f"at byte {offset} of its shard"
-        if size > MAX_BYTES:
-            raise BadImage(self.name(i), f"{size} bytes {where}, more than the {MAX_BYTES} allowed")
+        if size > self.most_bytes:
+            what = f"{size} bytes {where}, more than the {self.most_bytes} allowed{MORE}"
+            raise BadImage(self.name(i), what)
         try:
             data = self._handle(int(self._shard_N[i])).read(size, offset)
         except OSError as error:

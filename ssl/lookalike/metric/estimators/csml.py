@@ -160,15 +160,19 @@ class CSML(LinearMap):
         self.tol = tol
         self.random_state = random_state
 
-    def learn(self, u_NR: Floats, class_N: Whole) -> Floats:
-        a0_PR = np.diag(1 / u_NR.std(axis=0))[: self.n_components]
-        a0_PR *= np.sqrt(len(a0_PR)) / np.linalg.norm(a0_PR)
-        folds = list(self._folds(u_NR, class_N))
-        if not folds:
+    def refuse_labels(self, y_N: Whole) -> None:
+        """As of any estimator, and where no fold could tell one β from another."""
+        super().refuse_labels(y_N)
+        if not any(True for _ in self._sides(np.unique(y_N, return_inverse=True)[1])):
             raise ValueError(
                 "CSML: no fold has pairs of one class and of two: give more rows, or classes, or "
                 "fewer folds"
             )
+
+    def learn(self, u_NR: Floats, class_N: Whole) -> Floats:
+        a0_PR = np.diag(1 / u_NR.std(axis=0))[: self.n_components]
+        a0_PR *= np.sqrt(len(a0_PR)) / np.linalg.norm(a0_PR)
+        folds = list(self._folds(u_NR, class_N))
         self.betas_, self.errors_ = self._choose(folds, a0_PR)
         a_PR, everything, self.n_iter_ = a0_PR, _rows(u_NR, class_N), 1
         for beta in self.betas_:
@@ -205,6 +209,11 @@ class CSML(LinearMap):
 
     def _folds(self, u_NR: Floats, class_N: Whole) -> Iterator[Fold]:
         """The folds in which both sides have pairs of both kinds."""
+        for sides in self._sides(class_N):
+            yield Fold(*(_rows(u_NR[rows], class_N[rows]) for rows in sides))
+
+    def _sides(self, class_N: Whole) -> Iterator[tuple[Whole, Whole, Whole]]:
+        """The rows of each of them, as `Fold` names them."""
         random = check_random_state(self.random_state)
         fold_N = deal(class_N, self.folds, random, self.folds_of)
         for k in range(self.folds):
@@ -212,9 +221,9 @@ class CSML(LinearMap):
             known, verified = (
                 rows[random.permutation(len(rows))[:VERIFIED]] for rows in (learned, verified)
             )
-            parts = [_rows(u_NR[rows], class_N[rows]) for rows in (learned, known, verified)]
-            if all(_both_kinds(part) for part in parts):
-                yield Fold(*parts)
+            sides = (learned, known, verified)
+            if all(_both_kinds(class_N[rows]) for rows in sides):
+                yield sides
 
 
 def _rows(x_ND: Floats, class_N: Whole) -> Rows:
@@ -222,8 +231,9 @@ def _rows(x_ND: Floats, class_N: Whole) -> Rows:
     return Rows(torch.from_numpy(x_ND), torch.from_numpy(onehot_NC))
 
 
-def _both_kinds(rows: Rows) -> bool:
-    size_C = rows.onehot_NC.sum(dim=0)
+def _both_kinds(class_N: Whole) -> bool:
+    """Whether there are pairs of one class, and of two."""
+    size_C = np.bincount(class_N)
     return bool((size_C > 1).any() and (size_C > 0).sum() > 1)
 
 

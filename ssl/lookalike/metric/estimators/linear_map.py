@@ -51,6 +51,18 @@ class LinearMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 f"{most}: change it"
             )
 
+    def refuse_labels(self, y_N: Whole) -> None:
+        """Raises ValueError when there is no metric to learn of rows of these classes (N,)."""
+        size_C = np.unique(y_N, return_counts=True)[1]
+        if len(size_C) < 2:
+            raise ValueError(
+                f"{type(self).__name__}: y holds one class only: give rows of two or more"
+            )
+        if size_C.max() < 2:
+            raise ValueError(
+                f"{type(self).__name__}: every class has one row: give two or more of some class"
+            )
+
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Learns from rows X (N, D) and their classes y (N,).
 
@@ -60,14 +72,7 @@ class LinearMap(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         x_ND, y_N = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(y_N)
         self.classes_, class_N = np.unique(y_N, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__}: y holds one class only: give rows of two or more"
-            )
-        if np.bincount(class_N).max() < 2:
-            raise ValueError(
-                f"{type(self).__name__}: every class has one row: give two or more of some class"
-            )
+        self.refuse_labels(class_N)
         if (x_ND == x_ND[0]).all():
             raise ValueError(
                 f"{type(self).__name__}: all rows of X are equal: there is no metric to learn"
