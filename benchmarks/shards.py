@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lookalike.data import Shards
 from lookalike.data.pack import member
-from lookalike.data.samples import read_samples
+from lookalike.data.webdataset.samples import read_samples
 
 
 def seconds(work: Callable[[], object]) -> float:

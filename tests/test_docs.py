@@ -148,7 +148,7 @@ def test_yaml_blocks_are_parts_of_recipes(block):
             overrides += [f"{section}.{key}={json.dumps(value)}" for key, value in keys.items()]
         else:
             overrides.append(f"{section}={json.dumps(keys)}")
-    if "backbone" in given:
+    if "backbone" in given and "data" not in given:
         overrides.append('data={"name": "folder", "path": "photos"}')
     lookalike.load_recipe(ROOT / "recipes" / "quickstart.yaml", overrides)
 

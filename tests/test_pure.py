@@ -22,7 +22,7 @@ from torch import Tensor
 import lookalike.metric
 import lookalike.scoring
 import lookalike.views
-from lookalike.geometry import DISTANCES, Distance
+from lookalike.geometry import DISTANCES, Distance, PixelFormat
 from lookalike.metric.estimators import ESTIMATORS
 from lookalike.metric.estimators.csml import Rows
 from lookalike.metric.memory import Memory
@@ -262,7 +262,14 @@ CALLS: dict[str, Any] = {
         (LAW, (images(t) * 255).to(torch.uint8), torch.arange(4), 0, VIEW),
         (LAW, [images(t).mul(255).to(torch.uint8)] * 2, torch.arange(4), 0, VIEW | {"size": 16}),
     ],
-    "views.scale": lambda t: [(images(t),), ((images(t) * 255).to(torch.uint8),)],
+    "views.scale": lambda t: [
+        ((images(t) * 255).to(torch.uint8),),
+        (images(torch.float32), PixelFormat(3, "float32", (0.1, 0.6))),
+    ],
+    "views.taken": lambda t: [
+        ((images(t) * 255).to(torch.uint8), PixelFormat(3)),
+        ([images(torch.float32)] * 2, PixelFormat(3, "float32")),
+    ],
     "views.normalise": lambda t: [(images(t), (0.5,) * 3, (0.2,) * 3)],
     "views.colour.coefficients": lambda t: [(rows(t), torch.arange(4).expand(12, 4), 3)],
     "views.colour.luma": lambda t: [(images(t),), (images(t)[:, :1],)],
@@ -276,6 +283,8 @@ CALLS: dict[str, Any] = {
     ],
     "views.fused.cached": lambda t: [()],
     "views.fused.flat": lambda t: [(DRAWS, 3)],
+    "views.fused.channel_of": lambda t: [(rows(t).abs().clamp(max=1)[:, 0], 3)],
+    "views.fused.in_unit": lambda t: [(images(t),), ((images(t) * 255).to(torch.uint8),)],
     "views.fused.hue_turns": lambda t: [(chosen(), 3)],
     "views.fused.groups": lambda t: [(chosen(), 3)],
     "views.fused.cut": lambda t: [
@@ -300,6 +309,7 @@ CALLS: dict[str, Any] = {
 WRITES = {
     "views.colour.blend": "All write into their argument",
     "views.colour.hue": "All write into their argument",
+    "views.colour.drop": "All write into their argument",
     "views.colour.solarize": "All write into their argument",
     "views.fused.colours": "in place",
     "views.fused.put": "Writes images to their rows",

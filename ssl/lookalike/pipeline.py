@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
 
 def plan(run: Run) -> Plan:
-    """Decides what every stage will do. Raises what the first of them refuses; writes nothing.
+    """Decides what every stage will do. Raises what one of them refuses; writes nothing.
 
     Later stages are decided for the backbone as it is before it is trained.
     """
@@ -60,11 +60,12 @@ def plan(run: Run) -> Plan:
             f"{run.name}: backbone.folder: takes {architecture.channels} channels, the data has "
             f"{channels}"
         )
+    tuned = finetune.job(run, backbone) if wanted.finetune else None  # knows more of the classes
     planned = Plan(
         first,
         given,
         probe.job(run, architecture) if wanted.probe else None,
-        finetune.job(run, backbone) if wanted.finetune else None,
+        tuned,
         evaluate.job(run, architecture) if wanted.evaluate else None,
         export.job(wanted) if wanted.export else None,
     )

@@ -784,12 +784,11 @@ def test_names_from_windows_are_read_or_refused_at_the_first_line(tmp_path):
 
 
 def test_frames_of_a_clip_are_of_one_group(tmp_path):
-    """The clip is a frame's class, or its camera, and no clip is on both sides of a split."""
+    """Of as many groups as there are clips, each with a frame a second."""
     clips(tmp_path)
     case = Case(clips, {"name": "video", "every": 1.0, "test_fraction": 0})
     train = Run(recipe(tmp_path, case)).images("train")
-    groups = train.labels if train.cameras is None else train.cameras
-    assert sorted(Counter(groups.tolist()).values()) == [3, 4]
+    assert sorted(Counter(train.annotations.groups.tolist()).values()) == [3, 4]
 
 
 def test_the_table_is_as_long_as_it_should_be():

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageFile
 
 from bad_images import bad_files, bombs, colours, png, save, tiff
-from lookalike.data import pixels as pixels_room
 from lookalike.data.decode import BadImage, Opened, contents, cut
 from lookalike.data.decode import decode as decode_bytes
+from lookalike.data.decoders import pixels as pixels_room
 from lookalike.errors import printable
 from lookalike.geometry import PixelFormat
 

@@ -144,7 +144,7 @@ def test_a_few_headers_say_how_deep_a_set_is(tmp_path):
     images = Seen(tmp_path, names, Reading(4, PixelFormat(1)))
     assert glimpse.depth_of(images) == "uint8"
     assert len(images.heads) == 256
-    assert {size for _, size in images.heads} == {65536}
+    assert {size for _, size in images.heads} == {4096}
     assert not hasattr(images, "wholes")
     looked = sorted(i for i, _ in images.heads)
     assert looked[0] == 0
@@ -154,6 +154,27 @@ def test_a_few_headers_say_how_deep_a_set_is(tmp_path):
     assert glimpse.depth_of(images) == "uint16"
     (tmp_path / names[599]).write_bytes(b"no image at all")
     assert glimpse.depth_of(images) == "uint8"
+
+
+def test_a_header_far_into_its_file_is_found_in_some_files_read_whole(tmp_path, monkeypatch):
+    """As a TIFF's may be at its end: no image is looked at twice, and few files are read whole."""
+    needed = {i: 70_000 if i % 3 else 5000 for i in range(60)}
+
+    def look(data):
+        if len(data) < needed[data[0]]:
+            raise ValueError("cut short")
+        return glimpse.Look(1, 16, False, False)
+
+    monkeypatch.setattr(glimpse, "look", look)
+    for i in range(60):
+        (tmp_path / f"{i:02d}").write_bytes(bytes([i]) * 80_000)
+    images = Seen(tmp_path, [f"{i:02d}" for i in range(60)], Reading(4, PixelFormat(1)))
+    assert len(glimpse.looked(images)) == 20 + 16
+    assert {size for _, size in images.heads} == {4096, 65536}
+    assert len(images.heads) == 120
+    assert len(images.wholes) == 16
+    monkeypatch.setattr(glimpse, "_WHOLE_BYTES", 200_000)
+    assert len(glimpse.looked(images)) == 20 + 3
 
 
 @pytest.mark.parametrize(

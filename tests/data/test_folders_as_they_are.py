@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lookalike.data import Folder, cache, index, walk
+from lookalike.data import Folder, cache
 from lookalike.data.account import Account
 from lookalike.data.decode import BadImage
-from lookalike.data.index import scan
+from lookalike.data.folders import index, walk
+from lookalike.data.folders.index import scan
 from lookalike.data.inventory import MOST_NAMES, Inventory
 from lookalike.errors import DataError
 

@@ -32,10 +32,11 @@ from safetensors.torch import save
 import deep
 import mutants
 from forked import forked, peak
-from lookalike.data import cache, samples
+from lookalike.data import cache
 from lookalike.data.decode import BadImage, decode, look
 from lookalike.data.idx import read_idx
 from lookalike.data.manifest import Manifest
+from lookalike.data.webdataset import samples
 from lookalike.errors import BackboneError, DataError, RecipeError
 from lookalike.experiment import load_recipe
 from lookalike.geometry import PixelFormat

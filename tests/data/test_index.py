@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lookalike.data import Folder, cache, index, walk
+from lookalike.data import Folder, cache
+from lookalike.data.folders import index, walk
 
 NAMES = (
     "a/1.png",

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from lookalike.data import Manifest, repeats
+from lookalike.data import Manifest
 from lookalike.data.decode import BadImage
+from lookalike.data.folders.index import unit
 from lookalike.data.images import subset
-from lookalike.data.index import unit
+from lookalike.data.tables import repeats
 from lookalike.errors import DataError
 
 ROWS = [

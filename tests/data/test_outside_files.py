@@ -24,11 +24,11 @@ from PIL import Image
 
 from lookalike.data import Manifest, Shards
 from lookalike.data.idx import Idx, read_idx
-from lookalike.data.listing import read_listing
-from lookalike.data.pages import pages
 from lookalike.data.published import matlab, read
-from lookalike.data.rooted import spread
-from lookalike.data.samples import samples_of
+from lookalike.data.tables.pages import pages
+from lookalike.data.tables.rooted import spread
+from lookalike.data.webdataset.listing import read_listing
+from lookalike.data.webdataset.samples import samples_of
 from lookalike.errors import DataError, Error, RecipeError, RunError
 from lookalike.process.hostfile import read_hosts
 from lookalike.recipe import Recipe, load, recipes

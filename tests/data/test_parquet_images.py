@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data import Manifest, cache, rowgroups, spool
+from lookalike.data import Manifest, cache
 from lookalike.data.decode import BadImage
 from lookalike.data.images import Reading
 from lookalike.data.images.parquet import ParquetImages
 from lookalike.data.loader import batches
 from lookalike.data.order import order_of
-from lookalike.data.spool import Spool
+from lookalike.data.tables import rowgroups, spool
+from lookalike.data.tables.spool import Spool
 from lookalike.errors import DataError
 from lookalike.geometry import PixelFormat
 

@@ -2,6 +2,7 @@
 any harm.
 """
 
+import gc
 import io
 import json
 import os
@@ -16,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lookalike.data import Shards, cache, members, samples
+from lookalike.data import Shards, cache
 from lookalike.data.decode import BadImage, decode
-from lookalike.data.listing import braces
 from lookalike.data.order import order_of
-from lookalike.data.samples import NO_LABEL, read_samples, samples_of
-from lookalike.data.tar import Damaged, entries
+from lookalike.data.webdataset import members, samples
+from lookalike.data.webdataset.listing import braces
+from lookalike.data.webdataset.samples import NO_LABEL, read_samples, samples_of
+from lookalike.data.webdataset.tar import Damaged, entries
 from lookalike.errors import DataError
 from lookalike.geometry import PixelFormat
 from toy import read_many
@@ -326,9 +328,10 @@ def test_an_empty_member_and_a_shard_cut_after_indexing_are_bad_images(tmp_path)
 def test_descriptors_are_bounded_and_do_not_leak(tmp_path, monkeypatch):
     for i in range(12):
         make(tmp_path / f"s/{i:02d}.tar", labelled(i, 1))
-    images = Shards(str(tmp_path / "s"), test_fraction=0).split("train")
     monkeypatch.setattr("lookalike.data.images.shards._OPEN", 4)
+    gc.collect()  # what earlier tests left open would close meanwhile
     before = descriptors()
+    images = Shards(str(tmp_path / "s"), test_fraction=0).split("train")  # looks into headers
     for i in (*range(12), *range(12)):
         images.contents(i)
         assert descriptors() <= before + 4

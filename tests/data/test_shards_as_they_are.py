@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from test_shards import image, make, read
 
-from lookalike.data import Shards, cache, members, samples
+from lookalike.data import Shards, cache
 from lookalike.data.decode import decode
-from lookalike.data.keys import Keys
 from lookalike.data.pack import member
-from lookalike.data.samples import NO_LABEL, samples_of
+from lookalike.data.webdataset import members, samples
+from lookalike.data.webdataset.keys import Keys
+from lookalike.data.webdataset.samples import NO_LABEL, samples_of
 from lookalike.errors import DataError
 from lookalike.geometry import PixelFormat
 

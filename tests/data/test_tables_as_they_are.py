@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from lookalike.data import Manifest
-from lookalike.data.columns import Columns
-from lookalike.data.rooted import spread
+from lookalike.data.tables.columns import Columns
+from lookalike.data.tables.rooted import spread
 from lookalike.errors import DataError
 
 LABELS = ["0", "1", "0", "1", "0", "1"]

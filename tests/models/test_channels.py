@@ -122,6 +122,7 @@ def test_the_first_layer_of_a_published_model_adapts_as_timm_has_it(monkeypatch,
         return {name: value.clone() for name, value in state.items()}
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", load)
+    monkeypatch.setattr("lookalike.models.hub.published", lambda name: {})
     like = Architecture("resnet34", size=32, channels=channels).reading(
         PixelFormat(channels, "uint16", (0.0, 4095.0))
     )

@@ -16,7 +16,9 @@ from rich.progress import Progress
 
 import children
 import toy
+from forked import forked
 from lookalike import log
+from lookalike.process import streams
 
 ASCII = (
     "import io, sys\n"
@@ -120,6 +122,16 @@ def test_a_run_that_nobody_reads_ends_as_any(recipe, tmp_path):
         # What libraries write to 1 and 2 is in no file of the run.
         assert all(line["step"] for line in toy.lines(out / "metrics.jsonl"))
     assert toy.curve(tmp_path / "gone") == toy.curve(tmp_path / "closed")
+
+
+def test_no_file_gets_the_number_of_a_stream_that_a_shell_closed(tmp_path):
+    def work() -> list[int]:
+        for number in range(3):
+            os.close(number)
+        streams.prepare()
+        return [os.open(tmp_path / str(n), os.O_CREAT | os.O_RDWR) for n in range(3)]
+
+    assert min(forked(work).value) > 2
 
 
 def test_an_answer_that_cannot_be_written_is_told(recipe):

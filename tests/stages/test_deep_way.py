@@ -14,8 +14,11 @@ from PIL import Image
 
 from lookalike import pipeline
 from lookalike.data import glimpse
+from lookalike.data.images import FileImages, Reading
 from lookalike.errors import DataError
+from lookalike.evaluation.features import cache_key
 from lookalike.experiment import load_recipe
+from lookalike.geometry import BYTES, PixelFormat
 from lookalike.models.card import read
 from lookalike.models.embedding import load_model
 from lookalike.runs import Run
@@ -229,3 +232,23 @@ def test_a_network_of_ones_own_is_told_what_its_images_are(way):
     recipe = load_recipe(home / "r.yaml")
     folder = pretrain.pretrain(recipe, home / "own", backbone=Own())
     assert load_model(folder, Own()).architecture.range == range_of(home)
+
+
+def test_kept_features_are_those_of_one_form(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    forms = [BYTES._replace(channels=1), PixelFormat(1, "uint16"), PixelFormat(1, alpha="keep")]
+    forms += [PixelFormat(1, "uint16", (0.0, 9.0)), PixelFormat(1, "uint8", (0.0, 9.0))]
+    keys = {cache_key(FileImages(tmp_path, ["a.png"], Reading(8, form))) for form in forms}
+    assert len(keys) == len(forms)
+    assert sorted(len(key) for key in keys) == [5, 6, 6, 6, 6]  # bytes have the key they had
+
+
+def test_another_recipe_does_not_take_what_a_run_measured(way):
+    kind, home, _, _ = way
+    if kind == BANDS:
+        return
+    same = Run(load_recipe(home / "r.yaml"), home / "run").experiment
+    assert same.data.args["measured"] == range_of(home)
+    for change in ("data.range={percentiles: [5, 95]}", "data.canvas=20", "data.range=[0, 9]"):
+        other = Run(load_recipe(home / "r.yaml", [change]), home / "run").experiment
+        assert other.data.args["measured"] is None

@@ -317,6 +317,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*no file .*they count as bad images")
 @pytest.mark.parametrize("kind", SPOILT)
 def test_a_set_of_which_no_image_can_be_read_is_refused_with_the_first_reason(tmp_path, kind):
     spoil, why = SPOILT[kind]
@@ -516,6 +517,7 @@ def test_learns_says_whether_a_batch_moves_an_embedding(name, memory):
     assert objective.learns(4, 1) == (classifies or memory)
     assert objective.learns(1, 4) == (classifies or memory)
     assert toy.same(objective.state_dict(), before)
+    assert not any(getattr(part, "_staged", ()) for part in objective.modules())
 
 
 def test_a_part_that_takes_no_such_batch_is_refused_with_its_own_words():

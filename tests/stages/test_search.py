@@ -392,6 +392,7 @@ def test_a_timm_name_has_its_publishers_size_and_normalisation(tmp_path, photos,
         "create_model",
         lambda *a, **kw: real(*a, **{**kw, "pretrained": False}),
     )
+    monkeypatch.setattr("lookalike.models.hub.published", lambda name: {})
     found = open_search(tmp_path / "index", str(photos), "test_resnet")
     published = backbone_module.timm.get_pretrained_cfg("test_resnet")
     a = found.model.architecture

@@ -303,6 +303,7 @@ def test_a_recipe_without_pretraining_may_go_on_from_published_weights(tmp_path,
         return create(name, **how)
 
     monkeypatch.setattr(timm, "create_model", published)
+    monkeypatch.setattr("lookalike.models.hub.published", lambda name: {})
     recipe = toy.recipe(
         "pretrain=null", "probe=null", "finetune=null", "backbone.pretrained=true", "export=null"
     )

@@ -58,6 +58,7 @@ def test_bad_images_are_replaced_counted_and_listed(tmp_path, on, workers):
     source = recipe.data.build().split("train", 16)
     bad = {source.name(i) for i in range(len(source)) if "/z_" in source.name(i)}
     assert len(bad) == 11
+    assert source.form.depth == "uint16"  # as the deepest of them
     (images / "train/z_gone.png").unlink()  # after it was listed: split() has seen it
     host_crops = HostCrops(recipe.pretrain.views.build(), 16) if on == "host" else None
     order, sizes, listed = EpochOrder(len(source), 11, 1, 3), set(), {}
@@ -80,7 +81,7 @@ def test_bad_images_are_replaced_counted_and_listed(tmp_path, on, workers):
     assert all(record.reason and record.replacement not in listed for record in listed.values())
     reader = Reader(source, order.seed, host_crops)
     for i, row in rows.items():
-        alone = [torch.empty(1, *shape, dtype=torch.uint8) for shape in reader.shapes]
+        alone = [torch.empty(1, *shape, dtype=source.form.dtype) for shape in reader.shapes]
         again = reader.fill(0, [i], alone)
         assert torch.equal(alone[-1][0], row)
         assert again == ([listed[i]] if i in listed else [])

@@ -55,7 +55,7 @@ def start(*, alone: bool = False, seconds: float = 1800.0) -> None:
     if started():
         return
     environment(alone=alone)
-    if said := unusable():
+    if rank() == 0 and (said := unusable()):
         warnings.warn(said, stacklevel=2)
     if world_size() == 1 and not alone:
         return

@@ -24,6 +24,8 @@ from lookalike.recipe import Size
 MAX_BYTES = 200_000_000
 MORE = ": data.max_pixels allows more"
 SHRINKS = (8, 4, 2)
+HEAD = headers.HEAD
+"""So many bytes of a file are enough for `is_image`."""
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from lookalike.geometry import Depth
 
 T = TypeVar("T")
 
-HEAD = 1 << 16
-"""Bytes of a file in which its header is looked for; a TIFF may have its own at the end."""
+HEADS = (1 << 12, 1 << 16)
+"""Bytes of a file in which its header is looked for, first in few; a TIFF's may be at its end."""
 
 PIXELS = 1 << 14
 """Values of an image that enter percentiles at most: 64 MiB of 1,024 images."""
@@ -42,17 +42,18 @@ def depth_of(images: EncodedImages) -> Depth:
 
 
 def looked(images: EncodedImages) -> list[Look]:
-    """What the headers of some images say. Several threads read where answers come late."""
-    ids = spread(len(images), images.looks)
-    began = time.perf_counter()
-    heads = [_head(images, i) for i in ids[:_PIECE]]
-    late = time.perf_counter() - began > _LATE * len(heads)
-    with ThreadPoolExecutor(_PIECE if late else 1) as pool:
-        heads += pool.map(partial(_head, images), ids[_PIECE:])
-    found = dict(zip(ids, map(_seen, heads), strict=True))
-    cut = [i for i, head in zip(ids, heads, strict=True) if len(head) == HEAD and not found[i]]
-    found |= {i: _seen(data) for i, data in _whole(images, cut)}
-    return [each for each in found.values() if each]
+    """What the headers of some images say."""
+    ids, found = spread(len(images), images.looks), list[Look]()
+    for size in HEADS:
+        heads = _heads(images, ids, size)
+        seen = [_seen(head) for head in heads]
+        found += [each for each in seen if each]
+        ids = [
+            i
+            for i, head, each in zip(ids, heads, seen, strict=True)
+            if each is None and len(head) == size
+        ]
+    return found + [each for data in _whole(images, ids) if (each := _seen(data))]
 
 
 def measured(images: EncodedImages, percentiles: tuple[float, float]) -> tuple[float, float]:
@@ -94,11 +95,22 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
-def _head(images: EncodedImages, i: int) -> bytes:
-    try:
-        return images.head(i, HEAD)
-    except BadImage:
-        return b""
+def _heads(images: EncodedImages, ids: Sequence[int], size: int) -> list[bytes]:
+    """The first bytes of these; several threads read where answers come late."""
+
+    def head(i: int) -> bytes:
+        try:
+            return images.head(i, size)
+        except BadImage:
+            return b""
+
+    began = time.perf_counter()
+    first = [head(i) for i in ids[:_PIECE]]
+    late = time.perf_counter() - began > _LATE * len(first)
+    if not late:
+        return first + [head(i) for i in ids[_PIECE:]]
+    with ThreadPoolExecutor(_PIECE) as pool:
+        return [*first, *pool.map(head, ids[_PIECE:])]
 
 
 def _seen(data: bytes) -> Look | None:
@@ -108,7 +120,7 @@ def _seen(data: bytes) -> Look | None:
         return None
 
 
-def _whole(images: EncodedImages, ids: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+def _whole(images: EncodedImages, ids: Sequence[int]) -> Iterator[bytes]:
     """Some of these files whole: at most _WHOLE, and no more once they are _WHOLE_BYTES."""
     left = _WHOLE_BYTES
     for i in [ids[k] for k in spread(len(ids), _WHOLE)] if ids else []:
@@ -119,7 +131,7 @@ def _whole(images: EncodedImages, ids: Sequence[int]) -> Iterator[tuple[int, byt
         except BadImage:
             continue
         left -= len(data)
-        yield i, data
+        yield data
 
 
 def _some(images: EncodedImages, i: int) -> np.ndarray | None:

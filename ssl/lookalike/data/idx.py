@@ -13,8 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lookalike.data.folders.index import os_errors_as
 from lookalike.data.images import Annotations, ArrayImages, Images
-from lookalike.data.index import os_errors_as
 from lookalike.data.inventory import Inventory
 from lookalike.data.outside import opened
 from lookalike.data.sources import Split, checked, folder_at

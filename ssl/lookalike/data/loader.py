@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
+from lookalike import comm
 from lookalike.data.decode import BadImage
 from lookalike.data.images import ArrayImages, Images
 from lookalike.data.order import BatchOrder, share
@@ -226,11 +227,12 @@ def one_by_one(dataset: torch.utils.data.Dataset[Any], **how: Any) -> Iterator[A
     draws from.
     """
     if how.get("num_workers") and (why := no_processes()):
-        warnings.warn(
-            f"data: no loader processes can be started ({why}): this process reads the images "
-            "itself: mount a /dev/shm",
-            stacklevel=2,
-        )
+        if comm.rank() == 0:
+            warnings.warn(
+                f"data: no loader processes can be started ({why}): this process reads the images "
+                "itself: mount a /dev/shm",
+                stacklevel=2,
+            )
         how |= {"num_workers": 0, "prefetch_factor": None}
     if how.get("num_workers") and FORKS:
         how["multiprocessing_context"] = "fork"

@@ -13,18 +13,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lookalike.data import repeats
-from lookalike.data.classes import numbered, of_known
-from lookalike.data.columns import Columns
+from lookalike.data.folders.index import chosen, units
 from lookalike.data.images import Annotations, FileImages, Images, QueryGallery
 from lookalike.data.images.parquet import ParquetImages
-from lookalike.data.index import chosen, units
-from lookalike.data.parquet import read_parquet
 from lookalike.data.reading import FileSource
-from lookalike.data.rooted import look_for, rooted
 from lookalike.data.sources import Split, checked, folder_at
-from lookalike.data.split_words import has_labels, sets_of
-from lookalike.data.tables import Table, read_csv
+from lookalike.data.tables import repeats
+from lookalike.data.tables.classes import numbered, of_known
+from lookalike.data.tables.columns import Columns
+from lookalike.data.tables.parquet import read_parquet
+from lookalike.data.tables.rooted import look_for, rooted
+from lookalike.data.tables.split_words import has_labels, sets_of
+from lookalike.data.tables.text import Table, read_csv
 from lookalike.errors import DataError, printable
 from lookalike.folder import at_home
 from lookalike.recipe import SINCE_0_2, Size

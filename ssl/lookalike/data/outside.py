@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import AnyStr, BinaryIO
 
-from lookalike.data.index import os_errors_as
+from lookalike.data.folders.index import os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import without_waiting
 

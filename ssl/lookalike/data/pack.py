@@ -24,15 +24,15 @@ from torchvision.transforms.v2 import functional as tv
 
 from lookalike.data import cache
 from lookalike.data.decode import BadImage, Opened
+from lookalike.data.decoders.pixels import saved
+from lookalike.data.folders.index import SUFFIXES, os_errors_as
 from lookalike.data.images import Images
 from lookalike.data.images.encoded import EncodedImages
-from lookalike.data.index import SUFFIXES, os_errors_as
-from lookalike.data.listing import FORMAT, LISTING
 from lookalike.data.loader import one_by_one
 from lookalike.data.passport import portable
-from lookalike.data.pixels import saved
-from lookalike.data.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.data.sources import Source, Split
+from lookalike.data.webdataset.listing import FORMAT, LISTING
+from lookalike.data.webdataset.samples import NO_LABEL, Samples, parts, unsealed
 from lookalike.errors import DataError, RunError, printable
 from lookalike.folder import atomic_write, sweep, write_file
 from lookalike.log import say

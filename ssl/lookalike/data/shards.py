@@ -9,18 +9,24 @@ import torch
 from pydantic import Field
 
 from lookalike.data import remote
-from lookalike.data.doubt import DOTS, SEEMS, SEVERAL_IMAGES
+from lookalike.data.folders.index import units
 from lookalike.data.images import Annotations, Images
 from lookalike.data.images.shards import ShardImages
-from lookalike.data.index import units
-from lookalike.data.keys import FOLDER, Keys, keys_of
-from lookalike.data.listing import Shard, expanded, read_listing, split_folders, tell_overlap
-from lookalike.data.members import SEVERAL_LABELS
-from lookalike.data.numbering import by_folder, numbered
 from lookalike.data.order import Windows
 from lookalike.data.reading import FileSource
-from lookalike.data.samples import NO_LABEL, Samples, plain, samples_of, unsealed
 from lookalike.data.sources import Split, checked
+from lookalike.data.webdataset.doubt import DOTS, SEEMS, SEVERAL_IMAGES
+from lookalike.data.webdataset.keys import FOLDER, Keys, keys_of
+from lookalike.data.webdataset.listing import (
+    Shard,
+    expanded,
+    read_listing,
+    split_folders,
+    tell_overlap,
+)
+from lookalike.data.webdataset.members import SEVERAL_LABELS
+from lookalike.data.webdataset.numbering import by_folder, numbered
+from lookalike.data.webdataset.samples import NO_LABEL, Samples, plain, samples_of, unsealed
 from lookalike.errors import DataError
 from lookalike.folder import at_home
 from lookalike.recipe import SINCE_0_2, Size

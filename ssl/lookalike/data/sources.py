@@ -14,15 +14,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lookalike.data.folders.index import unit, units
+from lookalike.data.folders.labelling import ClassFolder, Labels, Part, Rule
+from lookalike.data.folders.places import folder_at
+from lookalike.data.folders.roots import Keys, Links, Root, refuse_empty, refuse_twice
 from lookalike.data.images import NOTHING, Annotations, ArrayImages, FileImages, Images, subset
 from lookalike.data.images.encoded import EncodedImages
 from lookalike.data.images.roots import ManyRoots
-from lookalike.data.index import unit, units
 from lookalike.data.inventory import Inventory
-from lookalike.data.labelling import ClassFolder, Labels, Part, Rule
-from lookalike.data.places import folder_at
 from lookalike.data.reading import FileSource, Split
-from lookalike.data.roots import Keys, Links, Root, refuse_empty, refuse_twice
 from lookalike.errors import DataError, printable
 from lookalike.recipe import SINCE_0_2, Size
 

@@ -13,18 +13,18 @@ import torch
 from pydantic import Field
 
 from lookalike.data import cache
-from lookalike.data.allfiles import files_below
 from lookalike.data.clips import BadClip, Clip, look
+from lookalike.data.decode import HEAD, is_image
+from lookalike.data.folders.allfiles import files_below
+from lookalike.data.folders.index import top_folders, units
 from lookalike.data.images import Annotations, Images, file_states
 from lookalike.data.images.contract import Fit, Reading
 from lookalike.data.images.video import ClipFile, VideoImages
-from lookalike.data.index import top_folders, units
 from lookalike.data.inventory import Inventory
-from lookalike.data.listing import split_folders
-from lookalike.data.members import is_image
 from lookalike.data.outside import opened
 from lookalike.data.reading import Canvas, canvas_for
 from lookalike.data.sources import Split, checked, folder_at
+from lookalike.data.webdataset.listing import split_folders
 from lookalike.errors import DataError, printable
 from lookalike.geometry import PixelFormat
 from lookalike.recipe import Size
@@ -32,7 +32,6 @@ from lookalike.recipe import Size
 MOST_FRAMES = 100_000_000
 _SUFFIXES = frozenset(b".mp4 .m4v .mkv .webm .avi .mov .mpg .mpeg .ts .m2ts .mts .flv".split())
 _SUFFIXES |= frozenset(b".ogv .wmv .asf .3gp .vob .divx".split())
-_HEAD = 32
 Answer = Sequence[int] | str
 """Of a file: the numbers of a Clip, or why it is none."""
 _THREADS = 8
@@ -195,7 +194,7 @@ def _answer(root: str, max_pixels: int | None, path: bytes) -> Answer:
     other = f"{printable(os.fsdecode(suffix))}" or "no suffix"
     try:
         with opened(name) as file:
-            if is_image(file.read(_HEAD)):
+            if is_image(file.read(HEAD)):
                 return other
         return list(look(name, max_pixels))
     except BadClip as error:

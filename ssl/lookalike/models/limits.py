@@ -10,7 +10,7 @@ from lookalike.errors import printable
 
 LARGEST_CONFIG = 2**20
 # Far beyond any model's: size, widths, depths and rates add up to some thousands.
-_LARGEST_SUM, _MOST_VALUES = 50_000, 1_000
+_LARGEST_SUM, _MOST_VALUES = 50_000, 2_000
 
 
 def reason(error: Exception) -> str:

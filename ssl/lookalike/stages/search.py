@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lookalike import comm
 from lookalike.data.decode import BadImage
+from lookalike.data.folders.roots import images_below
 from lookalike.data.images import FileImages, Images, Reading, file_states, subset
 from lookalike.data.inventory import Inventory
 from lookalike.data.loader import workers_for
 from lookalike.data.passport import passport
 from lookalike.data.reading import canvas_for, fit_to, refuse_other
-from lookalike.data.roots import images_below
 from lookalike.data.sources import Source, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.evaluation.features import embedded_in_order, embedder

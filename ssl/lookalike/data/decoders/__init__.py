@@ -1,8 +1,8 @@
 """The bytes of one image whose header was judged -> its pixels in one form.
 
 8-bit images, and the high bytes of deeper ones where nothing says otherwise, by Pillow and
-torchvision as ever (data/pixels.py); all else by the decoder of its format with all its bits: a
-module a library, which is imported when the first such file is met. Then conform.py.
+torchvision as ever (pixels.py); all else by the decoder of its format with all its bits: a module a
+library, which is imported when the first such file is met. Then conform.py.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from lookalike.data import headers
 from lookalike.data.decoders import codecs, dicoms, heic, plain, tiffs
 from lookalike.data.decoders.conform import conform, floats_refused
 from lookalike.data.decoders.pillow import raster_of
+from lookalike.data.decoders.pixels import pixels_of
+from lookalike.data.decoders.raster import Raster
 from lookalike.data.headers import Header
-from lookalike.data.pixels import pixels_of
-from lookalike.data.raster import Raster
 from lookalike.geometry import PixelFormat
 
 __all__ = ["allowed", "pixels_in"]

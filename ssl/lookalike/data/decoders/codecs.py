@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lookalike.data.decoders.raster import Raster, needs, of_array
 from lookalike.data.headers import Header
 from lookalike.data.headers.heif import still
 from lookalike.data.headers.png import chunks
-from lookalike.data.raster import Raster, needs, of_array
 
 _PIXELS = (b"IHDR", b"IDAT", b"IEND")
 

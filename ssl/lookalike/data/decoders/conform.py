@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lookalike.data.raster import Raster
+from lookalike.data.decoders.raster import Raster
 from lookalike.geometry import PixelFormat
 
 _STRIP = 1 << 18  # values that are converted at a time

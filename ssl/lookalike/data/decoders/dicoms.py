@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from lookalike.data.decoders.codecs import codec
+from lookalike.data.decoders.raster import Raster, needs, of_array
 from lookalike.data.headers import Header, dicom, jpeg, jpeg2000
-from lookalike.data.raster import Raster, needs, of_array
 
 _SLACK = 4096
 _JPEG = b"\xff\xd8"

@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 
+from lookalike.data.decoders.raster import Raster, needs
 from lookalike.data.headers import Header
-from lookalike.data.raster import Raster, needs
 
 
 def heic(data: bytes, header: Header) -> Raster:

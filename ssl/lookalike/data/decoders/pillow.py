@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from lookalike.data import headers
-from lookalike.data.pixels import allowing, decoded, deep, loaded
-from lookalike.data.raster import Raster, of_array
+from lookalike.data.decoders.pixels import allowing, decoded, deep, loaded
+from lookalike.data.decoders.raster import Raster, of_array
 
 
 def raster_of(data: bytes, header: headers.Header, limited: bool) -> Raster:

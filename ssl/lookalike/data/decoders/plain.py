@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
+from lookalike.data.decoders.raster import Raster, of_array
 from lookalike.data.headers import Header, npy
-from lookalike.data.raster import Raster, of_array
 
 _LONGEST, _SLACK = 12, 4096  # characters of a number in text, with the space between
 _COMMENT = re.compile(rb"#[^\n\r]*")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from lookalike.data.decoders.raster import Raster, needs, of_array
 from lookalike.data.headers import Header
-from lookalike.data.raster import Raster, needs, of_array
 
 _AT_ONCE = 1 << 20
 _COMPRESSIONS = {1, 5, 8, 32773, 32946, 34925, 50000}

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lookalike.data.classes import numbered, of_known
-from lookalike.data.columns import Columns
+from lookalike.data.folders.index import units
 from lookalike.data.hf import hub
 from lookalike.data.hf.layout import Parts, parts_of, places_in
 from lookalike.data.hf.rows import Chain, PartRows, read_part
 from lookalike.data.images import Annotations, Images
 from lookalike.data.images.parquet import ParquetImages, Shuffle
-from lookalike.data.index import units
 from lookalike.data.reading import FileSource
 from lookalike.data.sources import Split, checked
-from lookalike.data.split_words import part_of, tested
-from lookalike.data.spool import Spool
+from lookalike.data.tables.classes import numbered, of_known
+from lookalike.data.tables.columns import Columns
+from lookalike.data.tables.split_words import part_of, tested
+from lookalike.data.tables.spool import Spool
 from lookalike.errors import DataError, printable
 from lookalike.recipe import Size
 

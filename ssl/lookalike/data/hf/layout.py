@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lookalike.data.features import parsed
+from lookalike.data.folders.index import os_errors_as
 from lookalike.data.hf.homes import homes
-from lookalike.data.index import os_errors_as
 from lookalike.data.inventory import Inventory
-from lookalike.data.split_words import part_of
+from lookalike.data.tables.features import parsed
+from lookalike.data.tables.split_words import part_of
 from lookalike.errors import DataError, printable
 from lookalike.folder import at_home, read_regular
 

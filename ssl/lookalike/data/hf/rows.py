@@ -7,14 +7,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from lookalike.data.arrow import Places, read_arrow
-from lookalike.data.columns import Columns
 from lookalike.data.images.arrow import ArrowImages
 from lookalike.data.images.contract import Reading
 from lookalike.data.images.parquet import ParquetImages
-from lookalike.data.parquet import read_parquet
-from lookalike.data.spool import Spool
-from lookalike.data.tables import Table
+from lookalike.data.tables.arrow import Places, read_arrow
+from lookalike.data.tables.columns import Columns
+from lookalike.data.tables.parquet import read_parquet
+from lookalike.data.tables.spool import Spool
+from lookalike.data.tables.text import Table
 from lookalike.errors import DataError, printable
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lookalike.data.arrow import Places
 from lookalike.data.decode import MAX_BYTES, BadImage, contents
-from lookalike.data.digests import file_digest
 from lookalike.data.images.contract import NOTHING, Annotations, Reading
 from lookalike.data.images.encoded import EncodedImages
 from lookalike.data.images.positioned import Positioned
-from lookalike.data.rowgroups import NULL
+from lookalike.data.tables.arrow import Places
+from lookalike.data.tables.digests import file_digest
+from lookalike.data.tables.rowgroups import NULL
 
 _OPEN = 64
 

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from lookalike.data.decode import MAX_BYTES, BadImage
-from lookalike.data.digests import file_digest, state_of
 from lookalike.data.images.contract import NOTHING, Annotations, Reading
 from lookalike.data.images.encoded import EncodedImages
 from lookalike.data.images.positioned import Positioned
 from lookalike.data.order import Windows
-from lookalike.data.rowgroups import NULL, Located, locate, row_groups
-from lookalike.data.spool import Spool
+from lookalike.data.tables.digests import file_digest, state_of
+from lookalike.data.tables.rowgroups import NULL, Located, locate, row_groups
+from lookalike.data.tables.spool import Spool
 from lookalike.errors import DataError, printable
 
 Shuffle = Literal["auto", "exact", "window"]
@@ -95,6 +95,11 @@ class ParquetImages(EncodedImages):
     def unpacked(self) -> int:
         """Bytes that have to be unpacked to read all files."""
         return sum(group.unpacked for _, group in self._groups if not group.plain)
+
+    @property
+    def looks(self) -> int:
+        """Few: the row group of each has to be unpacked first."""
+        return 16
 
     def __len__(self) -> int:
         return len(self._group_N)

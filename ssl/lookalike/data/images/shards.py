@@ -15,12 +15,12 @@ import numpy as np
 
 from lookalike.data import remote
 from lookalike.data.decode import MORE, BadImage
+from lookalike.data.folders.index import chosen
 from lookalike.data.images.contract import Reading
 from lookalike.data.images.encoded import LOOKS, EncodedImages, PackedNames
-from lookalike.data.index import chosen
-from lookalike.data.listing import Shard
 from lookalike.data.order import Windows
-from lookalike.data.samples import Samples
+from lookalike.data.webdataset.listing import Shard
+from lookalike.data.webdataset.samples import Samples
 from lookalike.errors import DataError
 
 _OPEN = 64

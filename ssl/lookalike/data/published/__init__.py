@@ -15,13 +15,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from lookalike.data.folders.index import below, os_errors_as, scan
 from lookalike.data.images import Annotations, FileImages, Fit, Images, Pairs, QueryGallery, Reading
-from lookalike.data.index import below, os_errors_as, scan
 from lookalike.data.inventory import Inventory
 from lookalike.data.outside import lines, opened
 from lookalike.data.reading import Canvas, canvas_for
-from lookalike.data.repeats import normal
 from lookalike.data.sources import Split, checked, folder_at
+from lookalike.data.tables.repeats import normal
 from lookalike.errors import DataError, printable
 from lookalike.geometry import PixelFormat
 from lookalike.recipe import Size

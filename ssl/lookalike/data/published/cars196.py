@@ -4,7 +4,7 @@ workshops 2013).
 
 from pathlib import Path
 
-from lookalike.data.index import os_errors_as
+from lookalike.data.folders.index import os_errors_as
 from lookalike.data.published import Divided, Layout, Listing, file_in
 from lookalike.data.published.matlab import variable
 from lookalike.errors import DataError, printable

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lookalike.data.index import os_errors_as
+from lookalike.data.folders.index import os_errors_as
 from lookalike.data.published import AGAIN, Layout, Listing, Published, file_in, read
 from lookalike.errors import DataError, printable
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lookalike.data.index import os_errors_as
+from lookalike.data.folders.index import os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import read_regular
 

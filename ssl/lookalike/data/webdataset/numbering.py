@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from lookalike.data.keys import MOST_CLASSES, NO_LABEL
-from lookalike.data.samples import Samples
+from lookalike.data.webdataset.keys import MOST_CLASSES, NO_LABEL
+from lookalike.data.webdataset.samples import Samples
 from lookalike.errors import DataError
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from lookalike.data.index import chosen, top_folders
+from lookalike.data.folders.index import chosen, top_folders
 from lookalike.data.inventory import Inventory
 from lookalike.errors import DataError, printable
 

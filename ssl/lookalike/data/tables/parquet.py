@@ -9,12 +9,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lookalike.data.columns import MOST_COLUMNS, Columns, places_of
-from lookalike.data.features import class_names
-from lookalike.data.footer import metadata, parquet_errors
 from lookalike.data.outside import LONGEST, opened, size_of
-from lookalike.data.pages import pages
-from lookalike.data.tables import MOST, Table
+from lookalike.data.tables.columns import MOST_COLUMNS, Columns, places_of
+from lookalike.data.tables.features import class_names
+from lookalike.data.tables.footer import metadata, parquet_errors
+from lookalike.data.tables.pages import pages
+from lookalike.data.tables.text import MOST, Table
 from lookalike.errors import DataError, printable
 
 _BATCH = 16_384

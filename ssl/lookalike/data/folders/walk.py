@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lookalike.data.decode import is_image
-from lookalike.data.marks import (
+from lookalike.data.decode import HEAD, is_image
+from lookalike.data.folders.marks import (
     ELSE,
     FOLDER,
     NOWHERE,
@@ -27,13 +27,12 @@ from lookalike.data.marks import (
     state_of,
     status_of,
 )
-from lookalike.data.places import os_errors_as
-from lookalike.data.suffixes import HIDDEN, LISTED, is_hidden, is_listed, is_other, kind
+from lookalike.data.folders.places import os_errors_as
+from lookalike.data.folders.suffixes import HIDDEN, LISTED, is_hidden, is_listed, is_other, kind
 from lookalike.folder import without_waiting
 
 SEEN, BROKEN, OUTSIDE = "folder seen before", "broken link", "link out of the folder"
 NO_FILE, LOCKED = "not a file", "cannot be read"
-HEAD = 512
 """By so many bytes a file is judged."""
 
 SETTLED = 2_000_000_000

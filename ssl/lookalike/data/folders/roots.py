@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from lookalike.data.answers import answers_for, read_answers
-from lookalike.data.index import SUFFIXES, scan
+from lookalike.data.folders.answers import answers_for, read_answers
+from lookalike.data.folders.index import SUFFIXES, scan
+from lookalike.data.folders.labelling import Part, Rule, by_folders, by_list
+from lookalike.data.folders.layouts import BESIDE, Sets, sets_in
+from lookalike.data.folders.pathlist import SUFFIXES as LISTS
+from lookalike.data.folders.pathlist import read_list
+from lookalike.data.folders.places import folder_at, os_errors_as
 from lookalike.data.inventory import Inventory
-from lookalike.data.labelling import Part, Rule, by_folders, by_list
-from lookalike.data.layouts import BESIDE, Sets, sets_in
-from lookalike.data.pathlist import SUFFIXES as LISTS
-from lookalike.data.pathlist import read_list
-from lookalike.data.places import folder_at, os_errors_as
 from lookalike.errors import DataError, printable
 from lookalike.folder import at_home
 

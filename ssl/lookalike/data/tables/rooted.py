@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lookalike.data.index import below
+from lookalike.data.folders.index import below
 from lookalike.errors import DataError, printable
 
 LOOKS = 64

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from lookalike.data.index import os_errors_as
+from lookalike.data.folders.index import os_errors_as
 from lookalike.errors import printable
 
 LeaveOut = Callable[[str, str], None]

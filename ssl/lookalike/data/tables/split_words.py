@@ -4,8 +4,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from lookalike.data import repeats
 from lookalike.data.inventory import Inventory
+from lookalike.data.tables import repeats
 from lookalike.errors import DataError, printable
 
 WORDS = {

@@ -17,8 +17,8 @@ from typing import BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 
-from lookalike.data.columns import Columns, has_path, places_of
 from lookalike.data.outside import LONGEST, opened
+from lookalike.data.tables.columns import Columns, has_path, places_of
 from lookalike.errors import DataError, printable
 
 MOST = 200_000_000

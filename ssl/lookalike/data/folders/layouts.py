@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from lookalike.data.places import os_errors_as
-from lookalike.data.suffixes import HIDDEN, is_hidden, is_listed, kind
+from lookalike.data.folders.places import os_errors_as
+from lookalike.data.folders.suffixes import HIDDEN, is_hidden, is_listed, kind
+from lookalike.data.tables.split_words import WORDS
 
-TRAIN, TEST, VAL = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
+TRAIN, TEST, VAL = (
+    tuple(word for word, part in WORDS.items() if part == name) for name in ("train", "test", "val")
+)
 BESIDE = "beside the sets"
 
 # Where the images of ImageNet lie in what Kaggle gives.

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from lookalike.data import cache
-from lookalike.data.index import os_errors_as
-from lookalike.data.keys import MOST_CLASSES, NO_LABEL, Keys
-from lookalike.data.members import Samples, read_samples
+from lookalike.data.folders.index import os_errors_as
 from lookalike.data.outside import opened
+from lookalike.data.webdataset.keys import MOST_CLASSES, NO_LABEL, Keys
+from lookalike.data.webdataset.members import Samples, read_samples
 from lookalike.errors import printable
 from lookalike.folder import read_regular
 

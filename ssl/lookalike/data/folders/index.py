@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lookalike.data import cache, suffixes
-from lookalike.data.marks import Marks, holds
-from lookalike.data.places import below, os_errors_as
-from lookalike.data.walk import Walked, walk
+from lookalike.data import cache
+from lookalike.data.folders import suffixes
+from lookalike.data.folders.marks import Marks, holds
+from lookalike.data.folders.places import below, os_errors_as
+from lookalike.data.folders.walk import Walked, walk
 
 __all__ = [
     "SUFFIXES",

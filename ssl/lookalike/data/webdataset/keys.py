@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any, NamedTuple
 
-from lookalike.data.index import SUFFIXES
+from lookalike.data.folders.index import SUFFIXES
 from lookalike.errors import DataError
 
 NO_LABEL = -1

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lookalike.data.labelling import Part, worded
+from lookalike.data.folders.labelling import Part, worded
 from lookalike.data.outside import lines, opened
 from lookalike.errors import DataError, printable
 

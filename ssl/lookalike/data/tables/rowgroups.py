@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from lookalike.data.footer import metadata, parquet_errors
 from lookalike.data.outside import opened
-from lookalike.data.pages import pages
+from lookalike.data.tables.footer import metadata, parquet_errors
+from lookalike.data.tables.pages import pages
 from lookalike.errors import DataError, printable
 
 NULL = -1

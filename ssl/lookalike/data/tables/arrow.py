@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lookalike.data.columns import Columns
-from lookalike.data.features import class_names
-from lookalike.data.footer import parquet_errors
 from lookalike.data.outside import opened
-from lookalike.data.parquet import roles_of, words_of
-from lookalike.data.rowgroups import NULL
-from lookalike.data.tables import MOST, Table
+from lookalike.data.tables.columns import Columns
+from lookalike.data.tables.features import class_names
+from lookalike.data.tables.footer import parquet_errors
+from lookalike.data.tables.parquet import roles_of, words_of
+from lookalike.data.tables.rowgroups import NULL
+from lookalike.data.tables.text import MOST, Table
 from lookalike.errors import DataError, printable
 
 _MAGIC = b"ARROW1"

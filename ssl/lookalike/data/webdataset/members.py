@@ -15,28 +15,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from lookalike.data.doubt import Candidate, crowded, doubt
-from lookalike.data.keys import IMAGES, NO_LABEL, PLAIN, Keys, label_in
-from lookalike.data.tar import LONGEST_NAME, Damaged, Entry, entries
+from lookalike.data.decode import HEAD, is_image
+from lookalike.data.webdataset.doubt import Candidate, crowded, doubt
+from lookalike.data.webdataset.keys import IMAGES, NO_LABEL, PLAIN, Keys, label_in
+from lookalike.data.webdataset.tar import LONGEST_NAME, Damaged, Entry, entries
 from lookalike.errors import DataError, printable
 
 NO_IMAGE, SEVERAL_LABELS = "sample without an image", "several labels"
 MOST = 1 << 20  # members of one shard
 _LONGEST_LABEL = 1 << 16
 _CHUNK = 1 << 20
-_HEAD = 32
 _KINDS = 50
-_MAGIC: tuple[bytes, ...] = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF8",
-    b"II*\0",
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-)
-_MAGIC += (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a")
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1")
 
 
 class Samples(NamedTuple):
@@ -73,15 +62,6 @@ def read_samples(file: BinaryIO, place: str, keys: Keys = Keys()) -> Samples:  #
     except Damaged as damage:
         raise DataError(f"{place}: {damage}: fetch or pack the shard again") from damage
     return found.samples()
-
-
-def is_image(head: bytes) -> bool:
-    """Whether a file that begins so is an image."""
-    # REPLACE by data.decode.is_image once that is there.
-    kind = head[8:12] if head[4:8] == b"ftyp" else b""
-    netpbm = head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3] in b"\n\r\t #"
-    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return head.startswith(_MAGIC) or kind in _BRANDS or netpbm or webp
 
 
 class _Pass:
@@ -151,7 +131,7 @@ class _Pass:
             return -1
         if last not in IMAGES:
             self._file.seek(entry.offset)
-            if not is_image(self._file.read(min(_HEAD, entry.size))):
+            if not is_image(self._file.read(min(HEAD, entry.size))):
                 return -1
         return 2 if b"." in suffix else 1
 

@@ -34,10 +34,10 @@ from PIL import (
 from torch import Tensor
 
 from lookalike.data import headers
+from lookalike.data.decoders.orientation import upright
 from lookalike.data.headers.heif import still
 from lookalike.data.headers.ico import icon
 from lookalike.data.headers.jpeg import READ_AT_ONCE, file_of
-from lookalike.data.orientation import upright
 
 # Imported by name: Pillow would otherwise load all its forty formats to find these.
 RARER_FORMATS = (

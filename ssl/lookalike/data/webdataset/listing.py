@@ -9,11 +9,12 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lookalike.data import remote
-from lookalike.data.allfiles import LeaveOut, files_below
-from lookalike.data.index import os_errors_as
+from lookalike.data.folders.allfiles import LeaveOut, files_below
+from lookalike.data.folders.index import os_errors_as
+from lookalike.data.tables.split_words import WORDS
 from lookalike.errors import DataError, printable
 from lookalike.folder import at_home, read_regular
 
@@ -22,8 +23,6 @@ FORMAT = 1
 _MOST_SHARDS = 1_000_000
 _LARGEST = 1 << 24
 _COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_SPLITS: dict[str, Literal["train", "val", "test"]] = {"train": "train", "training": "train"}
-_SPLITS |= {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 
 
 class Shard(NamedTuple):
@@ -162,12 +161,6 @@ def _parts(shard: str) -> list[str]:
     return [f"{shard}.idx", f"{stem}.idx", f"{stem}.parquet", f"{stem}_stats.json", f"{stem}.json"]
 
 
-def split_of(name: str) -> Literal["train", "val", "test"] | None:
-    """Which set a folder of this name holds."""
-    # REPLACE by the sources' own once that is there.
-    return _SPLITS.get(name.lower())
-
-
 def split_folders(home: str, leave_out: LeaveOut) -> dict[str, str]:
     """Folders in `home` that are named by a set, by that; empty where none is of the train set.
     What stands beside is left out. Raises DataError where two mean one set.
@@ -176,7 +169,7 @@ def split_folders(home: str, leave_out: LeaveOut) -> dict[str, str]:
         if not Path(home).is_dir():
             return {}
         beside = sorted(os.listdir(home))  # noqa: PTH208 (names of any bytes)
-        named = [(split_of(name), name) for name in beside if Path(home, name).is_dir()]
+        named = [(WORDS.get(name.lower()), name) for name in beside if Path(home, name).is_dir()]
     found: dict[str, str] = {}
     for split, name in named:
         if split and split in found:

@@ -1,0 +1,1 @@
+"""Tables of images, of unknown worth: text, Parquet and Arrow, and what their columns say."""
