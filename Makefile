@@ -4,8 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(FIT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 OUT ?= runs/quickstart
-# Two test files at a time; tests/conftest.py puts the longest first.
-SPREAD ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Three test files at a time on two cores, for some only wait; tests/conftest.py puts the longest first.
+SPREAD ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-all test-cluster fuzz same lint docs docs-recipes clean
 
