@@ -196,12 +196,14 @@ class Run:
         return scored or watched or recipe.probe is not None or recipe.finetune is not None
 
     def _whole(self, source: Source, size: Size | None) -> Images:
-        """The train set with what would be held out of it for nobody; without it in a run folder
-        that was begun so, by an earlier release or by a recipe that had a stage more.
+        """The train set, of images without labels with what would be held out of it for nobody; not
+        in a run folder that was begun without, by an earlier release or by a recipe that had a
+        stage more. Labelled images may be scored later, by a recipe of its own: their test set
+        stays unseen.
         """
-        if not getattr(source, "holds_out", False):
+        whole = source.split("all", size) if getattr(source, "holds_out", False) else None
+        if whole is None or whole.labels is not None:
             return source.split("train", size)
-        whole = source.split("all", size)
         begun = begun_with(self.folder) if self.folder else None
         if begun not in (None, len(whole)):
             held = source.split("train", size)

@@ -324,7 +324,7 @@ def hidden(at: Path) -> None:
     save(at / "cat/._0.png")
 
 
-SCORED = {"probe": {"k": 1}}
+SCORED, WHOLE = {"probe": {"k": 1}}, {"test_fraction": 0}
 PETS, TWO_PETS = {"cat": 4, "dog": 4}, {"cat": 5, "dog": 5}
 CASES |= {
     f"layout: {train} and {test}": Case(
@@ -340,16 +340,21 @@ CASES |= {
     )
 }
 CASES |= {
-    "layout: an image beside the classes": Case(stray, train=10, classes=TWO_PETS, left_out=1),
+    "layout: an image beside the classes": Case(
+        stray, WHOLE, train=10, classes=TWO_PETS, left_out=1
+    ),
     "layout: the first folder is the class": Case(
-        taxonomy, train=9, classes={"animalia": 6, "plantae": 3}
+        taxonomy, WHOLE, train=9, classes={"animalia": 6, "plantae": 3}
     ),
     "layout: the last folder is the class": Case(
-        taxonomy, {"class_folder": "last"}, train=9, classes={"robin": 3, "wren": 3, "oak": 3}
+        taxonomy,
+        {"class_folder": "last", **WHOLE},
+        train=9,
+        classes={"robin": 3, "wren": 3, "oak": 3},
     ),
     "layout: the whole path is the class": Case(
         taxonomy,
-        {"class_folder": "path"},
+        {"class_folder": "path", **WHOLE},
         train=9,
         classes={"animalia/aves/robin": 3, "animalia/aves/wren": 3, "plantae/oak": 3},
     ),
@@ -361,13 +366,13 @@ CASES |= {
     ),
     "layout: several roots": Case(
         lambda at: (tree(at / "one", cat=3, dog=3), tree(at / "two", dog=2, owl=2)),
-        {"path": ["one", "two"]},
+        {"path": ["one", "two"], **WHOLE},
         train=10,
         classes={"cat": 3, "dog": 5, "owl": 2},
     ),
     "layout: a list of files": Case(listed, {"path": "list.txt"}, train=4),
     "layout: hidden names are counted": Case(
-        hidden, train=6, classes={"cat": 3, "dog": 3}, left_out=2
+        hidden, WHOLE, train=6, classes={"cat": 3, "dog": 3}, left_out=2
     ),
 }
 

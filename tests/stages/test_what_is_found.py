@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -42,9 +41,19 @@ def recipe(root: Path, *words: str):
     return toy.on_folder(root, "pretrain.batch=4", *words)
 
 
-@pytest.mark.parametrize("paths", [[], CLASSES], ids=["flat", "classes"])
-def test_nothing_is_held_out_unless_a_stage_asks_for_it(tmp_path, paths):
-    root = images(tmp_path / "in", *paths)
+def test_of_labelled_images_the_test_set_stays_unseen_for_a_later_score(tmp_path):
+    root = images(tmp_path / "in", *CLASSES)
+    run = Run(recipe(root, *ONLY))
+    train = run.images("train")
+    assert len(train) == len(Run(recipe(root, *ONLY, "probe={}")).images("train")) < COUNT
+    held = COUNT - len(train)
+    (line,) = run.told()
+    said = f"data: {COUNT} images in 2 classes (train {len(train)}, test {held} for no stage)"
+    assert line.startswith(said)
+
+
+def test_nothing_is_held_out_unless_a_stage_asks_for_it(tmp_path):
+    root = images(tmp_path / "in")
     assert len(Run(recipe(root, *ONLY)).images("train")) == COUNT
     for section in ("probe={}", "pretrain.knn_every_epochs=1", "evaluate={}"):
         run = Run(recipe(root, *ONLY, section))

@@ -76,11 +76,11 @@ class Folder(FileSource):
     relative path.
 
     The hash keeps every image in its split when others are added; it does not balance the classes.
-    Where no stage of the recipe asks for a test set it holds nothing out. The sets may be called
-    training, testing, val, valid or validation too, in any case; without PATH/test, or where only
-    PATH/val has class folders, that is the test set. `path` may also be a list of folders, whose
-    images are one set and whose classes are one where they have one name; or a .txt of a path a
-    line, relative to its folder or absolute, perhaps with a tab and a class behind it.
+    Of images without labels nothing is held out where no stage asks for a test set. The sets may be
+    called training, testing, val, valid or validation too, in any case; without PATH/test, or where
+    only PATH/val has class folders, that is the test set. `path` may also be a list of folders,
+    whose images are one set and whose classes are one where they have one name; or a .txt of a path
+    a line, relative to its folder or absolute, perhaps with a tab and a class behind it.
 
     Files are images by their suffix, or else by their content. Subfolders with images are the
     classes, in sorted order of the train set; classes that only the test set has come after them.
