@@ -47,6 +47,8 @@ def test_a_folder_says_how_a_raw_file_becomes_its_input(tmp_path):
     backbone = five()
     folder = written(backbone, tmp_path / "folder")
     assert load_backbone(folder).architecture.form == FIVE
+    wide = PixelFormat(5, "float32", (-1e6, 1e9))  # more than any size of a model
+    assert load_backbone(written(five(wide), tmp_path / "wide")).architecture.form == wide
     card = json.loads((folder / "card.json").read_text())
     assert card["input"]["depth"] == "uint16"
     assert card["input"]["range"] == [0.0, 4095.0]
