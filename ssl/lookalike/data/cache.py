@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from platformdirs import user_cache_path
 
 from lookalike.errors import printable
 from lookalike.folder import atomic_write, nearest, read_regular, sweep, wait_for_lock
+
+_ABANDONED = 86_400.0  # seconds after which nobody writes on at a file that was begun
 
 _MAGIC = b"lookalike sealed 1\n"
 _HEAD = len(_MAGIC) + 32
@@ -155,3 +158,20 @@ def locked(key: str | bytes) -> Iterator[None]:
 
 def _path(key: str | bytes) -> Path:
     return home() / hashlib.sha256(os.fsencode(key)).hexdigest()[:40]
+
+
+def make_room(folder: Path, size: int, most: int, key: str) -> None:
+    """Removes the files of a folder that were longest unused, and what a killed process left, until
+    `size` more bytes fit below `most`; one process at a time, by a lock of that key.
+    """
+    with locked(key):
+        kept = []
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                kept.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(held for _, held, _ in kept)
+        for stamp, held, path in sorted(kept):
+            writing = path.name.startswith(".tmp-") and time.time() - stamp < _ABANDONED
+            if total + size > most and not writing:
+                path.unlink(missing_ok=True)  # who reads it still has it open
+                total -= held

@@ -4,7 +4,6 @@ Credentials come from the environment as each store's own tools take them, never
 no message holds what a URL may hide.
 """
 
-import contextlib
 import hashlib
 import os
 import re
@@ -23,7 +22,6 @@ T = TypeVar("T")
 STORES = frozenset({"s3", "gs", "gcs", "az", "abfs", "http", "https", "hf"})
 PAUSES = (1.0, 4.0, 16.0)
 _CHUNK = 8 << 20
-_ABANDONED = 86_400.0
 
 
 def is_remote(place: str) -> bool:
@@ -186,17 +184,7 @@ class Files:
                 f"data.cache_gb: {self._bytes / 1e9:g} is less than one shard of {size / 1e9:g} "
                 "GB: raise it"
             )
-        with cache.locked("make room"):
-            kept = []
-            for path in self._folder().iterdir():
-                with contextlib.suppress(OSError):
-                    kept.append((path.stat().st_mtime, path.stat().st_size, path))
-            total = sum(held for _, held, _ in kept)
-            for stamp, held, path in sorted(kept):
-                writing = path.name.startswith(".tmp-") and time.time() - stamp < _ABANDONED
-                if total + size > self._bytes and not writing:
-                    path.unlink(missing_ok=True)  # who reads it still has it open
-                    total -= held
+        cache.make_room(self._folder(), size, self._bytes, "make room")
 
 
 def _used(path: Path, size: int) -> bool:

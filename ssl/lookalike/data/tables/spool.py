@@ -2,10 +2,8 @@
 one process, used by all.
 """
 
-import contextlib
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +13,6 @@ from lookalike.errors import DataError, printable
 from lookalike.folder import atomic_write
 
 _STRIPES = 64
-_ABANDONED = 86_400.0
 
 
 class Spool:
@@ -60,17 +57,7 @@ class Spool:
                 f"data.cache_gb: {self.bytes / 1e9:g} is less than one row group of "
                 f"{size / 1e9:.2g} GB: raise it"
             )
-        with cache.locked("make room for rows"):
-            kept = []
-            for path in home.iterdir():
-                with contextlib.suppress(OSError):
-                    kept.append((path.stat().st_mtime, path.stat().st_size, path))
-            total = sum(held for _, held, _ in kept)
-            for stamp, held, path in sorted(kept):
-                writing = path.name.startswith(".tmp-") and time.time() - stamp < _ABANDONED
-                if total + size > self.bytes and not writing:
-                    path.unlink(missing_ok=True)  # who reads it still has it open
-                    total -= held
+        cache.make_room(home, size, self.bytes, "make room for rows")
 
 
 def folder() -> Path:
