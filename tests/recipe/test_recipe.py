@@ -846,3 +846,41 @@ def test_a_shipped_recipe_loads_and_fits_the_schema(
     recipe = load_recipe(path)
     for plain in (read(path.read_text(encoding="utf-8"), path.name).plain(), recipe.plain()):
         assert [error.message for error in pipeline_schema.iter_errors(plain)] == []
+
+
+# Names of one's own
+NAMED = toy.sections(sets=(dict[str, Annotated[Spec, METHOD]] | None, None), seed=(Index, 0))
+
+
+def named(text: str, *overrides: str) -> Any:
+    return from_text(text, "x.yaml", overrides, NAMED)
+
+
+def test_sections_under_names_of_one_s_own_are_read_written_and_told_apart() -> None:
+    text = "sets:\n  mine: barlow_twins\n  other: {name: barlow_twins, off_diagonal: 0.5}\n"
+    recipe = named(text)
+    assert list(recipe.sets) == ["mine", "other"]
+    assert {spec.name for spec in recipe.sets.values()} == {"barlow_twins"}
+    assert recipe.sets["other"].args["off_diagonal"] == 0.5
+    assert named(recipe.text()) == recipe
+    jsonschema.validate(recipe.plain(), schema(NAMED))
+    assert named(text, "sets.mine.off_diagonal=0.5").sets["mine"] == recipe.sets["other"]
+    assert digest(recipe) != digest(named(text, "sets.other.off_diagonal=0.25"))
+    assert digest(recipe) != digest(named(text.replace("mine", "yours")))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sets: barlow_twins", "sets: give each a name of its own"),
+        ("sets: {name: barlow_twins, off_diagonal: 0.5}", "sets: give each a name of its own"),
+        ("sets: {'a b': barlow_twins}", 'sets: "a b" is no name'),
+        ("sets: {mine: barlow_twin}", 'sets.mine: "barlow_twin" is unknown'),
+        ("sets: {mine: {name: barlow_twins, off: 1}}", "sets.mine.off: unknown"),
+    ],
+)
+def test_a_name_of_one_s_own_that_is_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        named(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

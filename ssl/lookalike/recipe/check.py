@@ -3,6 +3,7 @@ gathers problems.
 """
 
 import json
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
@@ -67,9 +68,19 @@ class ListOf:
     make: type
 
 
+@dataclass(frozen=True)
+class MapOf:
+    """Sections or choices under names that the recipe gives them."""
+
+    item: Any
+
+
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
+
+
 def kind_of(annotation: Any) -> tuple[Any, bool]:
-    """Choice, dataclass, Many of these or None for a leaf; and whether the annotation allows
-    null.
+    """Choice, dataclass, ListOf or MapOf these or None for a leaf; and whether the annotation
+    allows null.
     """
     if get_origin(annotation) is Annotated:
         kind, optional = kind_of(get_args(annotation)[0])
@@ -84,6 +95,9 @@ def kind_of(annotation: Any) -> tuple[Any, bool]:
     if (make := get_origin(annotation)) in (list, tuple) and get_args(annotation):
         item = get_args(annotation)[0]
         return (None if kind_of(item)[0] is None else ListOf(item, make)), False
+    if get_origin(annotation) is dict:
+        item = get_args(annotation)[1]
+        return (None if kind_of(item)[0] is None else MapOf(item)), False
     wanted = isinstance(annotation, type) and is_dataclass(annotation) and annotation is not Spec
     return annotation if wanted else None, False
 
@@ -181,6 +195,8 @@ class Check:
             return None
         if isinstance(kind, Choice):
             return self.spec(node, kind, path, at)
+        if isinstance(kind, MapOf):
+            return self.named(node, kind, path)
         return (
             self.many(node, kind, path)
             if isinstance(kind, ListOf)
@@ -204,6 +220,18 @@ class Check:
         return kind.make(
             self.value(item, Parameter(kind.item), f"{path}[{i}]", item.at) for i, item in items
         )
+
+    def named(self, node: Node, kind: MapOf, path: str) -> Any:
+        """Items by names of the recipe's own; `name` is none, for it names what a choice picks."""
+        if not isinstance(node.value, dict) or "name" in node.value:
+            return self.say(node.at, path, "give each a name of its own: {mine: …, other: …}")
+        for name, (where, _) in node.value.items():
+            if not SET_NAME.fullmatch(name):
+                self.say(where, path, f"{quoted(name)} is no name: letters, digits, _, - and .")
+        return {
+            name: self.value(item, Parameter(kind.item), join(path, name), where)
+            for name, (where, item) in node.value.items()
+        }
 
     def spec(self, node: Node, choice: Choice, path: str, at: Position) -> Any:
         members = dict(node.value) if isinstance(node.value, dict) else {"name": (node.at, node)}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lookalike.recipe.check import Choice, ListOf, kind_of
+from lookalike.recipe.check import SET_NAME, Choice, ListOf, MapOf, kind_of
 from lookalike.recipe.docstrings import summary
 from lookalike.recipe.signatures import Parameter, keys_of
 from lookalike.recipe.values import is_json, plain_of
@@ -41,6 +41,12 @@ def _value_schema(wanted: Parameter) -> dict[str, Any]:
         found = _choice_schema(kind)
     elif isinstance(kind, ListOf):
         found = {"type": "array", "items": _value_schema(Parameter(kind.item))}
+    elif isinstance(kind, MapOf):
+        found = {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{SET_NAME.pattern}$", "not": {"const": "name"}},
+            "additionalProperties": _value_schema(Parameter(kind.item)),
+        }
     else:
         found = _object_schema(keys_of(kind, set(), {}), kind)
     if optional and kind is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from lookalike.recipe.check import Choice, ListOf, kind_of
+from lookalike.recipe.check import Choice, ListOf, MapOf, kind_of
 from lookalike.recipe.docstrings import said_of, summary
 from lookalike.recipe.json_schema import inlined
 from lookalike.recipe.signatures import Parameter, keys_of
@@ -97,6 +97,9 @@ class _Page:
     def linked(self, kind: Any, path: str, *, free: bool) -> str:
         if isinstance(kind, ListOf):
             return f"list, each {self.value(Parameter(kind.item), path, free=free)}"
+        if isinstance(kind, MapOf):
+            item = self.value(Parameter(kind.item), path, free=free)
+            return f"names of your own, each {item}"
         if isinstance(kind, Choice):
             return f"one of [{len(kind.makers())} names]({_anchor(self.table(kind, path))}-names)"
         self.inner.append(partial(self.section, path, keys_of(kind, set(), {}), kind, free=free))

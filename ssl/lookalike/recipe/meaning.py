@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from lookalike.recipe.check import Choice, ListOf, kind_of
+from lookalike.recipe.check import Choice, ListOf, MapOf, kind_of
 from lookalike.recipe.recipes import Recipe
 from lookalike.recipe.signatures import Parameter, keys_of
 from lookalike.recipe.values import is_json, plain_of
@@ -79,6 +79,8 @@ def _plain(value: Any, key: Parameter, leave: Leave) -> Any:
         return plain_of(value)
     if isinstance(kind, ListOf):
         return [_plain(item, Parameter(kind.item), leave) for item in value]
+    if isinstance(kind, MapOf):
+        return {name: _plain(item, Parameter(kind.item), leave) for name, item in value.items()}
     if isinstance(kind, Choice):
         known = kind.keys(value.name)
         return {"name": value.name, **_members(value.args, known, leave)}

@@ -88,6 +88,8 @@ class Spec:
 def _built(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.build()
+    if type(value) is dict:
+        return {key: _built(part) for key, part in value.items()}
     return type(value)(map(_built, value)) if type(value) in (list, tuple) else value
 
 
