@@ -96,7 +96,16 @@ def two_steps(
     return losses, gradient, dict(module.named_buffers())
 
 
-@pytest.mark.parametrize("cut", [[8, 8], [5, 11], [4, 4, 4, 4], [3, 6, 5, 2]], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        [8, 8],
+        [3, 6, 5, 2],
+        pytest.param([5, 11], marks=pytest.mark.slow),
+        pytest.param([4, 4, 4, 4], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 @every_method
 def test_a_method_trains_on_ranks_as_in_one_process(ranks, name, cut):
     """Backbone and heads with batch statistics, teacher, queue and centre included, in fp64."""

@@ -434,7 +434,13 @@ def test_the_families_are_many():
     assert len(FAMILIES) > 35
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Every third of the families in the suite.
+SOME = [
+    n if k % 3 == 0 else pytest.param(n, marks=pytest.mark.slow) for k, n in enumerate(FAMILIES)
+]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_a_backbone_is_built_without_memory_first_and_then_bit_for_bit(name, tmp_path, monkeypatch):
     devices, true = [], sketches._sketch
     monkeypatch.setattr(sketches, "_sketch", lambda *args: devices.append(args[-1]) or true(*args))

@@ -74,7 +74,13 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+# Redundancy reduction and a teacher; the others take as long.
+QUICK = ("barlow_twins", "byol")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in HEALTHY]
+)
 @pytest.mark.parametrize(
     ("seed", "backbone"),
     [(0, toy.RESNET), *(pytest.param(s, SMALL, marks=pytest.mark.slow) for s in range(5))],
