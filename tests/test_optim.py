@@ -238,6 +238,11 @@ OURS_AND_TORCH = {
         lambda groups: torch.optim.AdamW(groups, betas=(0.7, 0.9), eps=1e-6),
         (0.1, 0.1, 0.3),
     ),
+    "adam": (
+        lambda groups: optim.adam(groups, lr=0.1, betas=(0.7, 0.9), eps=1e-6, weight_decay=0.3),
+        lambda groups: torch.optim.Adam(groups, betas=(0.7, 0.9), eps=1e-6),
+        (0.1, 0.1, 0.3),
+    ),
 }
 
 
@@ -264,6 +269,7 @@ def test_only_lars_must_see_whole_layers():
     }
     assert {name: optim.is_layerwise(o) for name, o in made.items()} == {
         "sgd": False,
+        "adam": False,
         "adamw": False,
         "lars": True,
     }

@@ -101,31 +101,50 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to be told how many of `total` are done: on stderr a bar, or in a pipe a line
-    every ten seconds.
+def progress(
+    title: str, total: int, *, unit: str = "images", active: bool = True, bar: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """A function to be told how many of `total` are done: on stderr a bar, or in a pipe, and for
+    what has bars of its own inside (`bar` false), a line every ten seconds, with how many a second
+    and the time that is left. Silent unless `active`.
     """
-    console = Console(stderr=True)
-    if console.is_terminal:
+    pace = Pace(total, unit)
+    console = Console(stderr=True) if active and bar else None
+    if console is not None and console.is_terminal:
         columns = (
             TextColumn(title),
             BarColumn(20),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
         )
-        bar = Bar(Progress(*columns, console=console, transient=True), title, total)
-        with bar:
-            yield lambda done: bar.update(completed=done)
+        drawn = Bar(Progress(*columns, console=console, transient=True), title, total, shown="")
+        with drawn:
+            yield lambda done: drawn.update(completed=done, shown=pace.told(done))
         return
     said = time.monotonic()
 
     def tell(done: int) -> None:
         nonlocal said
-        if time.monotonic() - said >= _EVERY:
+        if active and time.monotonic() - said >= _EVERY:
             said = time.monotonic()
-            note(f"{title}: {done} of {total}")
+            note(f"{title}: {pace.told(done)}")
 
     yield tell
+
+
+class Pace:
+    """How fast work goes on, in words, since this was made."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._total, self._unit, self._began = total, unit, time.monotonic()
+
+    def told(self, done: int) -> str:
+        """So many are done by now."""
+        seconds = max(1e-9, time.monotonic() - self._began)
+        rate, left = done / seconds, (self._total - done) * seconds / max(1, done)
+        return (
+            f"{done:,} of {self._total:,}, {rate:,.{0 if rate >= 10 else 1}f} {self._unit}/s, "
+            f"{int(left) // 60} min {int(left) % 60:02d} s left"
+        )
 
 
 def note(text: str) -> None:

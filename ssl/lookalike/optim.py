@@ -6,15 +6,16 @@ Learning rates are final: nothing scales them by the batch behind the reader's b
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import Field
 from timm.optim import Lars
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lookalike.errors import RunError
-from lookalike.recipe import Fraction, NonNegative, Positive
+from lookalike.recipe import Choice, Fraction, NonNegative, Positive
 
 Groups = list[dict[str, Any]]
 
@@ -152,6 +153,21 @@ def adamw(
     return AdamW(_set_rates(groups, lr, bias_lr, weight_decay), lr=lr, betas=betas, eps=eps)
 
 
+def adam(
+    groups: Groups,
+    *,
+    lr: Positive,
+    bias_lr: NonNegative | None = None,
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
+) -> Optimizer:
+    """Adam (Kingma & Ba, ICLR 2015, arXiv 1412.6980), torch's: weight decay is an L2 term of the
+    gradient.
+    """
+    return Adam(_set_rates(groups, lr, bias_lr, weight_decay), lr=lr, betas=betas, eps=eps)
+
+
 def lars(
     groups: Groups,
     *,
@@ -171,7 +187,12 @@ def lars(
     return optimizer
 
 
-OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {"sgd": sgd, "adamw": adamw, "lars": lars}
+OPTIMIZERS: Mapping[str, Callable[..., Optimizer]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "lars": lars,
+}
 
 
 def is_layerwise(optimizer: Optimizer) -> bool:
@@ -185,8 +206,73 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, final: float) -> float:
     restarts).
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return warm_up(step, warmup, None)
     return cosine(1.0, final, (step - warmup) / max(1, steps - 1 - warmup))
+
+
+class Course(NamedTuple):
+    """Where a schedule stands that is past its warm-up: at `step` (from 0) of `steps`, after
+    `warmup` steps, in epochs of `per_epoch` steps; `final`: the factor at the last step.
+    """
+
+    step: int
+    steps: int
+    warmup: int
+    per_epoch: int
+    final: float
+
+    @property
+    def progress(self) -> float:
+        """0 at the first step after the warm-up, 1 at the last of all."""
+        return (self.step - self.warmup) / max(1, self.steps - 1 - self.warmup)
+
+
+def by_cosine(course: Course) -> float:
+    """Along a half cosine to `final_lr` times the base rate (Loshchilov & Hutter, arXiv 1608.03983,
+    without restarts).
+    """
+    return cosine(1.0, course.final, course.progress)
+
+
+def by_line(course: Course) -> float:
+    """Along a straight line to `final_lr` times the base rate."""
+    return 1.0 + (course.final - 1.0) * min(max(course.progress, 0.0), 1.0)
+
+
+def by_steps(
+    course: Course,
+    *,
+    at: Annotated[tuple[Positive, ...], Field(min_length=1)],
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+) -> float:
+    """In steps. `at`: the epochs, counted from the beginning of the training, at each of which the
+    rate is multiplied by `factor`.
+    """
+    gone = sum(course.step >= round(epoch * course.per_epoch) for epoch in at)
+    return factor**gone
+
+
+def stays(course: Course) -> float:
+    """As it is, after the warm-up."""
+    return 1.0
+
+
+SCHEDULES: Mapping[str, Callable[..., float]] = {
+    "cosine": by_cosine,
+    "steps": by_steps,
+    "linear": by_line,
+    "constant": stays,
+}
+SCHEDULE = Choice(SCHEDULES, supplied={"course"})
+
+
+def warm_up(step: int, warmup: int, start: float | None) -> float:
+    """The factor at `step` < `warmup`: from 1 / warmup to 1 at the last of them by equal steps, or,
+    where there is a `start`, from that to 1 at the step that follows them.
+    """
+    if start is None:
+        return (step + 1) / warmup
+    return start + (1.0 - start) * step / warmup
 
 
 class Progress(NamedTuple):

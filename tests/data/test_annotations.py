@@ -31,6 +31,7 @@ def known() -> Annotations:
         roles,
         pairs,
         torch.arange(COUNT) // 2,
+        torch.arange(COUNT)[:, None] % 3 == torch.arange(2),
     )
 
 
@@ -67,6 +68,7 @@ def test_every_annotation_follows_the_rows_of_a_subset_of_a_subset(make):
         [[True, False, False], [False, True, True]],
         [[[0, 1], [1, 2]], [True, True], [0, 2]],
         [0, 2, 1],
+        [[True, False], [False, False], [True, False]],
     ]
     for name in Annotations._fields:
         assert getattr(some, name) is getattr(some.annotations, name)
@@ -77,7 +79,7 @@ def test_every_annotation_follows_the_rows_of_a_subset_of_a_subset(make):
 @pytest.mark.parametrize("make", [array, files])
 def test_of_what_says_nothing_a_subset_says_nothing(make):
     some = subset(make(Annotations()), [1, 0])
-    assert some.annotations == (None, (), None, None, None, None)
+    assert some.annotations == (None, (), None, None, None, None, None)
 
 
 def test_pairs_of_which_one_is_missing_go_and_none_that_stays_is_none():

@@ -58,7 +58,7 @@ def complaint(source, split: str = "train") -> str:
 
 def test_sources_are_their_recipe_schema():
     published = ["cub", "cars196", "sop", "in_shop", "market1501", "duke_mtmc", "msmt17", "lfw"]
-    wanted = ["digits", "idx", "folder", "shards", "video", "manifest", "hf", *published]
+    wanted = ["digits", "idx", "folder", "shards", "video", "manifest", "hf", "masks", *published]
     assert list(SOURCES) == wanted
     for source in SOURCES.values():
         assert source.__doc__

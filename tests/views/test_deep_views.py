@@ -148,7 +148,7 @@ def test_the_graph_makes_the_same_views_of_deep_pixels(channels):
     draws = policy.draws(torch.arange(8), 1, 1, range(2), 20, 20)
     as_wanted = fused.ViewFormat((16, 16), "bicubic", 2.0, (0.5,), (0.5,))
     eager = torch.cat(fused.make(canvas, draws, as_wanted))
-    known = fused.flat(draws, channels)
+    known = fused.flat(draws, channels, as_wanted.sides)
     radius = fused.colour.kernel_radius(2.0, 16)
     known["taps"] = fused.colour.taps(torch.where(known["blur"], known["sigma"], 1e-3), radius)
     graph = fused.graph(canvas, known, as_wanted, True)

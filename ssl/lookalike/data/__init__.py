@@ -5,6 +5,7 @@ order.
 from lookalike.data.hf import Hf
 from lookalike.data.idx import Idx
 from lookalike.data.manifest import Manifest
+from lookalike.data.masks import Masks
 from lookalike.data.published.cars196 import Cars196
 from lookalike.data.published.cub import Cub
 from lookalike.data.published.in_shop import InShop
@@ -24,6 +25,7 @@ SOURCES: dict[str, type[Source]] = {
     "video": Video,
     "manifest": Manifest,
     "hf": Hf,
+    "masks": Masks,
     "cub": Cub,
     "cars196": Cars196,
     "sop": StanfordOnlineProducts,

@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from lookalike.data import headers
-from lookalike.data.decoders import allowed, pixels_in
+from lookalike.data.decoders import allowed, numbers_in, pixels_in
 from lookalike.errors import printable
 from lookalike.folder import read_regular
 from lookalike.geometry import PixelFormat, central, sides
@@ -131,6 +131,14 @@ def decode(
     if size is None:
         return opened.pixels().contiguous()
     return opened.canvas(torch.empty(form.channels, *sides(size), dtype=form.dtype), whole=whole)
+
+
+def numbers(data: bytes, name: str, max_pixels: int | None = None) -> Tensor:
+    """The numbers that the pixels of a mask hold, (H, W), uint8 or uint16, upright: a grey PNG's
+    values, or the indices of its palette. Raises BadImage as Opened does.
+    """
+    header = _judged(name, lambda: _look(data, PixelFormat(1), max_pixels))
+    return _judged(name, lambda: numbers_in(data, header, max_pixels is None))
 
 
 def cut(

@@ -45,6 +45,16 @@ class Batch(NamedTuple):
     bad: list[Bad]
 
 
+class Canvases(NamedTuple):
+    """Images `ids` as canvases (B, C, H, W) of their form, each at its place; those that cannot be
+    read, at the places `bad`, are zeros. Valid as long as a `Batch`.
+    """
+
+    ids: Sequence[int]
+    bad: list[int]
+    pixels: Any
+
+
 class Key(NamedTuple):
     """What one batch is read from."""
 
@@ -110,6 +120,33 @@ def in_order(
         _stream(partial(_fill_readable, images), canvas, keys, workers, pin)
     ) as stream:
         yield from ((ids, parts[0][: len(ids)]) for _, parts, ids in stream if ids)
+
+
+def in_place(
+    images: Images, parts: Iterable[list[int]], workers: int = 0, pin: bool = False
+) -> Generator[Canvases, None, None]:
+    """The images of each part, a list of ids, of which the first is a longest one."""
+    keys = (Key(0, ids) for ids in parts)
+    canvas = Parts([images.shape], images.form.dtype)
+    with contextlib.closing(
+        _stream(partial(_fill_in_place, images), canvas, keys, workers, pin)
+    ) as stream:
+        yield from (Canvases(key.ids, bad, filled[0]) for key, filled, bad in stream)
+
+
+def _fill_in_place(images: Images, key: Key, parts: list[Tensor]) -> list[int]:
+    """Fills a batch, with zeros for what cannot be read; returns the places of those."""
+    if isinstance(images, ArrayImages):
+        images.read_many(key.ids, parts[0])
+        return []
+    bad: list[int] = []
+    for place, i in enumerate(key.ids):
+        try:
+            images.read(i, parts[0][place])
+        except BadImage:
+            parts[0][place].zero_()
+            bad.append(place)
+    return bad
 
 
 def _fill(reader: Reader, key: Key, parts: list[Tensor]) -> list[Bad]:

@@ -19,7 +19,7 @@ from lookalike.data.images.parquet import ParquetImages
 from lookalike.data.reading import FileSource
 from lookalike.data.sources import Split, checked, folder_at
 from lookalike.data.tables import repeats
-from lookalike.data.tables.classes import numbered, of_known
+from lookalike.data.tables.classes import numbered, of_known, several
 from lookalike.data.tables.columns import Columns
 from lookalike.data.tables.parquet import read_parquet
 from lookalike.data.tables.rooted import look_for, rooted
@@ -44,7 +44,8 @@ class Manifest(FileSource):
     without the column a hash of each path splits. Labels and cameras are any words or numbers;
     their sorted values are the classes, and the numbering of `cameras`. `is_query` and `is_gallery`
     (true, false, 1, 0) say which rows of the test set ask and which are searched; of one alone the
-    other is the opposite. Elsewhere they are not read. An image listed in both sets, with two
+    other is the opposite. Elsewhere they are not read. `separator`: what stands between the labels
+    of an image where it may have several, as in `cat|dog`. An image listed in both sets, with two
     labels, or twice in one set, is said; with `strict` it is refused.
     """
 
@@ -57,12 +58,13 @@ class Manifest(FileSource):
         test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         strict: bool = False,
         columns: Annotated[Columns | None, SINCE_0_2] = None,
+        separator: Annotated[str | None, Field(min_length=1), SINCE_0_2] = None,
         **reading: Any,
     ) -> None:
         super().__init__(**reading)
         self._path, self._root, self._test_fraction = path, root, test_fraction
         self._strict, self._looked = strict, False
-        self._columns = columns or Columns()
+        self._columns, self._separator = columns or Columns(), separator
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         wants_test, share = checked(name) == "test", self._share(name)
@@ -77,7 +79,7 @@ class Manifest(FileSource):
         paths = rooted(printable(file), table.lines, table.columns["path"], root)
         sets_N = self._sets(file, table, paths, share)
         mask_N = self._mask(file, sets_N, wants_test)
-        known = _known(file, table, mask_N, wants_test)
+        known = self._known(file, table, mask_N, wants_test)
         if not self._looked:
             look_for(printable(file), table.lines, paths, root)
         self._look_for_repeats(file, table, paths, sets_N)
@@ -89,9 +91,20 @@ class Manifest(FileSource):
         wants_test, share = checked(name) == "test", self._share(name)
         images = ParquetImages([file], table.image, self.reading(size))
         mask_N = self._mask(file, self._sets(file, table, images.keys(), share), wants_test)
-        images.keep(mask_N, _known(file, table, mask_N, wants_test))
+        images.keep(mask_N, self._known(file, table, mask_N, wants_test))
         images.shuffle_by("auto")
         return self.settled(images, name)
+
+    def _known(self, file: Path, table: Table, mask_N: np.ndarray, wants_test: bool) -> Annotations:
+        """What the table says of the rows of the mask."""
+        words = table.columns.get("label")
+        if self._separator is None or words is None:
+            return _known(file, table, mask_N, wants_test)
+        alone = {role: column for role, column in table.columns.items() if role != "label"}
+        bare = table._replace(columns=alone, classes=())
+        several_NC, classes = several(words, self._separator)
+        rest = _known(file, bare, mask_N, wants_test)
+        return rest._replace(classes=classes, several=several_NC[torch.from_numpy(mask_N)])
 
     def _mask(self, file: Path, sets_N: np.ndarray, wants_test: bool) -> np.ndarray:
         """Which rows are in the set. Raises DataError where none is."""

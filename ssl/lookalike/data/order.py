@@ -2,14 +2,15 @@
 
 The global batch of a step is a slice of the epoch's permutation; micro-batches cut it, ranks cut
 those, workers only decode. So none of them changes what is trained, and a restart goes on by
-skipping to its step. There are three samplers, chosen by what the images are and never by how they
-are read: up to SORTED images the sorted permutation; beyond it one that is computed place by place
-and takes no memory; in windows where the images lie in runs (shards) that are slow to change.
+skipping to its step. Three samplers show every image once an epoch, chosen by what the images are
+and never by how they are read: up to SORTED images the sorted permutation; beyond it one that is
+computed place by place and takes no memory; in windows where the images lie in runs (shards) that
+are slow to change. A fourth shows every class equally often.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import torch
@@ -112,6 +113,78 @@ class EpochOrder:
             yield from (
                 (epoch, micro) for micro in self.ids(epoch, within).tensor_split(self.accumulate)
             )
+
+
+@dataclass(frozen=True, eq=False)
+class BalancedOrder:
+    """Steps of `batch` (global) samples in which every class comes equally often; an epoch has as
+    many as fit the images once.
+
+    labels_N: the class of each sample, whole numbers of any size. The samples of all epochs are one
+    sequence of rounds, and each class comes once a round, in an order drawn for it: no class ever
+    comes more than once more than another. In round r a class of n images gives the (r mod n)-th of
+    its own, which are shuffled anew every n rounds: all come before any comes again, whatever the
+    epoch. Raises DataError when there are fewer samples than one batch.
+    """
+
+    labels_N: Tensor
+    batch: int
+    accumulate: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        EpochOrder(len(self.labels_N), self.batch, self.accumulate, self.seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.labels_N) // self.batch
+
+    @cached_property
+    def _members(self) -> tuple[Tensor, ...]:
+        """The samples of each class, ascending."""
+        _, y_N, count_C = torch.unique(self.labels_N, return_inverse=True, return_counts=True)
+        return torch.split(torch.argsort(y_N, stable=True), count_C.tolist())
+
+    def ids(self, epoch: int, step: int) -> Tensor:
+        """The samples of the epoch's `step`-th global batch, int64."""
+        start, classes = (epoch * self.steps_per_epoch + step) * self.batch, len(self._members)
+        place_B = torch.arange(start, start + self.batch)
+        round_B, first = place_B // classes, start // classes
+        round_R = torch.arange(first, int(round_B[-1]) + 1)
+        words_RC = rng.bits(self.seed, "classes", round_R[:, None], torch.arange(classes))
+        class_B = words_RC.argsort(dim=1, stable=True)[round_B - first, place_B % classes]
+        found = [
+            _of_class(self, chosen, turn)
+            for chosen, turn in zip(class_B.tolist(), round_B.tolist(), strict=True)
+        ]
+        return torch.tensor(found)
+
+    def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]:
+        """(step, global micro-batch) from `first_step` to before `last_step`, counted over all
+        epochs. The step stands in the epoch's place among what views are drawn by: a sample that
+        comes again in its epoch is another view.
+        """
+        for step in range(first_step, last_step):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            for micro in self.ids(epoch, within).tensor_split(self.accumulate):
+                yield step, micro
+
+
+def _of_class(order: BalancedOrder, chosen: int, turn: int) -> int:
+    """The sample that a class gives in a round."""
+    number, place = divmod(turn, len(order._members[chosen]))
+    return _shuffled(order, chosen, number)[place]
+
+
+@lru_cache(maxsize=4096)
+def _shuffled(order: BalancedOrder, chosen: int, number: int) -> list[int]:
+    """The samples of a class as they come the `number`-th time, from 0; a list, of which one is
+    taken in no time.
+    """
+    ids = order._members[chosen]
+    words = rng.bits(order.seed, "members", number, ids)
+    found: list[int] = ids[words.argsort(stable=True)].tolist()
+    return found
 
 
 def order_of(images: Images, batch: int, accumulate: int, seed: int) -> EpochOrder:

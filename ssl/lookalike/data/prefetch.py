@@ -1,15 +1,24 @@
 """The next batch on its way to the GPU while this one is trained on."""
 
 from collections.abc import Generator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from lookalike.data.loader import Batch
-
 Pixels = Tensor | list[Tensor]
 Mark = TypeVar("Mark")
+
+
+class Pixelled(Protocol):
+    """A tuple by names with pixels among them, as `loader.Batch`."""
+
+    @property
+    def pixels(self) -> Any: ...
+    def _replace(self, *, pixels: Any) -> Self: ...
+
+
+B = TypeVar("B", bound=Pixelled)
 
 
 class Copies(Protocol[Mark]):
@@ -25,24 +34,20 @@ class Copies(Protocol[Mark]):
         """Holds the host until the copy has ended."""
 
 
-def prefetch(
-    batches: Generator[Batch, None, None], device: torch.device
-) -> Generator[Batch, None, None]:
+def prefetch(batches: Generator[B, None, None], device: torch.device) -> Generator[B, None, None]:
     """The same batches, their pixels on the device, one copied ahead; on a CPU as they are."""
     if device.type != "cuda":
         return batches
     return ahead(batches, SideStream(device))
 
 
-def ahead(
-    batches: Generator[Batch, None, None], copies: Copies[Any]
-) -> Generator[Batch, None, None]:
+def ahead(batches: Generator[B, None, None], copies: Copies[Any]) -> Generator[B, None, None]:
     """Begins the copy of batch i + 1 before batch i is handed out.
 
     A batch on the host stays valid until the next but one is asked for, so its copy has to end
     before that.
     """
-    coming: list[tuple[Batch, Any]] = []
+    coming: list[tuple[B, Any]] = []
     ended: list[Any] = []
     try:
         for batch in batches:
@@ -59,7 +64,7 @@ def ahead(
         batches.close()
 
 
-def _hand_out(coming: list[tuple[Batch, Any]], ended: list[Any], copies: Copies[Any]) -> Batch:
+def _hand_out(coming: list[tuple[B, Any]], ended: list[Any], copies: Copies[Any]) -> B:
     batch, mark = coming.pop(0)
     ended.append(mark)
     copies.use(batch.pixels, mark)

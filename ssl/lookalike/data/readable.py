@@ -15,8 +15,9 @@ LOOKED_AT = 16
 """So many images of a set are decoded, evenly spread from its first to its last."""
 
 
-def look(images: Images) -> tuple[str, str]:
+def look(images: Images, key: str = "data") -> tuple[str, str]:
     """Why the set cannot be used, and what is to be said of it otherwise; empty where all is well.
+    `key`: where the recipe names it.
 
     Images in memory are not looked at, nor those in remote shards, of which one image costs a
     shard.
@@ -31,8 +32,9 @@ def look(images: Images) -> tuple[str, str]:
     first = f"first {bad[0]}"
     if len(bad) == count:
         what = "its only image" if count == 1 else f"none of the {count} images looked at"
-        return f"data: {what} can be read, {first}: give files that can, or another data.path", ""
-    return "", f"data: {len(bad)} of {count} images looked at cannot be read, {first}"
+        remedy = f"give files that can, or another {key}.path"
+        return f"{key}: {what} can be read, {first}: {remedy}", ""
+    return "", f"{key}: {len(bad)} of {count} images looked at cannot be read, {first}"
 
 
 def _is_far(images: Images) -> bool:

@@ -9,7 +9,7 @@ nothing of another name, goes when its folder is next written: `sweep`.
 """
 
 from lookalike.folder.leftovers import leftovers, recover, sweep, sweep_beside
-from lookalike.folder.locks import has_locks, held, lock, unlock, wait_for_lock
+from lookalike.folder.locks import has_locks, held, lock, try_lock, unlock, wait_for_lock
 from lookalike.folder.manifest import FORMAT, MANIFEST, read_manifest, verify
 from lookalike.folder.regular import at_home, read_regular, without_waiting
 from lookalike.folder.shared import await_visible, look_again, patiently
@@ -44,6 +44,7 @@ __all__ += [
     "refuse_unwritable",
     "sweep",
     "sweep_beside",
+    "try_lock",
     "unlock",
     "verify",
     "wait_for_lock",

@@ -32,6 +32,7 @@ _OUR_PARTS |= {
 _OUR_FILES = re.compile(
     r"recipe\.yaml|(metrics|bad_samples)\.jsonl|(latest|probe|evaluate|pack|index)\.json|evaluate\.html"
     r"|(train|test)-\d{6}\.tar(\.idx)?|[0-9a-f]{32}\.safetensors|[0-9a-f]{40}"
+    r"|(rows|ids)\.npy|blocks\.jsonl"
 )
 
 

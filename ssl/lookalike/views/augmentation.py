@@ -11,7 +11,6 @@ from torch import Tensor
 from lookalike.geometry import sides
 from lookalike.recipe import Size
 from lookalike.views import Symmetric, fused
-from lookalike.views.fused import ViewFormat
 
 
 class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
@@ -24,6 +23,11 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
 
     def __init__(self, policy: Symmetric, size: Size, view: int = 0) -> None:
         super().__init__(p=1.0, same_on_batch=False, p_batch=1.0)
+        if policy.randaugment:
+            raise ValueError(
+                "randaugment: boxes and masks cannot follow it: set it to 0, or use the policy "
+                "itself"
+            )
         self.policy, self.sides, self.view = policy, sides(size), view
         self.flags = {"size": self.sides}
 
@@ -49,7 +53,10 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
         matrix_B33[:, 2, 2] = 1
         mirror_33 = torch.tensor([[-1.0, 0, self.sides[1] - 1], [0, 1, 0], [0, 0, 1]]).to(input)
         flip_B11 = params["flip"].to(input.device)[:, None, None]
-        return torch.where(flip_B11, mirror_33 @ matrix_B33, matrix_B33)
+        matrix_B33 = torch.where(flip_B11, mirror_33 @ matrix_B33, matrix_B33)
+        if "shift" in params:
+            matrix_B33[:, :2, 2] -= params["shift"].to(input).flip(1)
+        return matrix_B33
 
     def apply_transform(
         self,
@@ -60,12 +67,5 @@ class FusedView(GeometricAugmentationBase2D):  # type: ignore[misc]
     ) -> Tensor:
         """The view, not normalised."""
         draws = {name: value[None].cpu() for name, value in params.items() if name in fused.DRAWN}
-        form = ViewFormat(
-            self.sides,
-            self.policy.interpolation,
-            self.policy.blur_sigma[1],
-            (0.0,),
-            (1.0,),
-            input.dtype,
-        )
+        form = self.policy.form(self.sides, (0.0,), (1.0,), input.dtype)
         return fused.make(input, draws, form)[0]

@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike.views import colour
-from lookalike.views.resample import Interpolation, crop_resize
+from lookalike.views.erasing import ErasedWith, erase, erase_boxes
+from lookalike.views.randaugment import augmented
+from lookalike.views.resample import Interpolation, Outside, crop_resize, shifted
+from lookalike.views.send import on_marked, send
 
 Draws = Mapping[str, Tensor]
 DRAWN = (
     *("box", "flip", "jitter", "factors", "order", "grey", "blur", "sigma", "solarize"),
-    *("drop", "channel"),
+    *("drop", "channel", "shift", "operations", "strengths"),
+    *("erase", "erase_area", "erase_aspect", "erase_place", "erase_word"),
 )
 # Elements of float32 that stay in a core's second cache from one operation to the next.
 _CACHED = 1 << 18
@@ -30,7 +34,9 @@ _NEVER = 4  # the turn of the hue where there is no jitter
 
 
 class ViewFormat(NamedTuple):
-    """What the views are besides what is drawn for them; `sides`: height and width."""
+    """What the views are besides what is drawn for them; `sides`: height and width; `fill`: what
+    stands for the mean where something is erased or moved out of sight, by default `mean` itself.
+    """
 
     sides: tuple[int, int]
     interpolation: Interpolation
@@ -38,6 +44,13 @@ class ViewFormat(NamedTuple):
     mean: Sequence[float]
     std: Sequence[float]
     dtype: torch.dtype = torch.float32
+    outside: Outside = "zero"
+    erase_with: ErasedWith = "mean"
+    fill: Sequence[float] | None = None
+
+    @property
+    def filling(self) -> Sequence[float]:
+        return self.mean if self.fill is None else self.fill
 
 
 def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
@@ -48,7 +61,7 @@ def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -
     """
     first = images if isinstance(images, Tensor) else images[0]
     (views, batch), channels, device = draws_VB["flip"].shape, first.shape[1], first.device
-    draws = flat(draws_VB, channels)
+    draws = flat(draws_VB, channels, form.sides)
     shape = (views * batch, *form.sides, channels)
     out_MCHW = torch.empty(shape, dtype=form.dtype, device=device).permute(0, 3, 1, 2)
     mean_C11, std_C11 = (
@@ -61,12 +74,9 @@ def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -
     )
     for rows in groups(draws, limit):
         chosen = {name: value[rows] for name, value in draws.items()}
-        x = (
-            colours(cut(images, rows, chosen, form), chosen, form.sigma_max)
-            .sub_(mean_C11)
-            .div_(std_C11)
-        )
-        put(out_MCHW, rows, x)
+        x = moved(cut(images, rows, chosen, form), chosen, form)
+        x = erased(colours(x, chosen, form.sigma_max), chosen, form)
+        put(out_MCHW, rows, x.sub_(mean_C11).div_(std_C11))
     return list(torch.split(out_MCHW, batch))
 
 
@@ -78,17 +88,25 @@ def cached() -> int:
     return _CACHED if threads == 1 else 2 * threads * _CACHED
 
 
-def flat(draws_VB: Draws, channels: int) -> dict[str, Tensor]:
-    """The draws of M = V · B views, row view · B + image, with the blends and the hue's turn that
-    follow; `channel` by number, and no drop of an only channel.
+def flat(draws_VB: Draws, channels: int, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The draws of M = V · B views of this size, row view · B + image, with the blends, the hue's
+    turn and the boxes to erase that follow; `channel` by number, and no drop of an only channel.
     """
     draws = {name: value.flatten(0, 1) for name, value in draws_VB.items()}
     if "drop" in draws:
         draws["channel"] = channel_of(draws["channel"], channels)
         draws["drop"] = draws["drop"] & (channels > 1)
+    if "erase" in draws:
+        draws["erase_box"], fits = erased_boxes(draws, size)
+        draws["erase"] = draws["erase"] & fits
     draws["blends"] = colour.coefficients(draws["factors"], draws["order"], channels)
     draws["hue_turn"] = hue_turns(draws, channels)
     return draws
+
+
+def erased_boxes(draws: Draws, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What is erased of views of this size, (…, 4), where that is drawn; and whether it fits."""
+    return erase_boxes(draws["erase_area"], draws["erase_aspect"], draws["erase_place"], size)
 
 
 def channel_of(share: Tensor, channels: int) -> Tensor:
@@ -176,6 +194,23 @@ def in_unit(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
 
 
+def moved(x: Tensor, chosen: Draws, form: ViewFormat) -> Tensor:
+    """Padded and cropped back, then RandAugment's operations, where they are drawn; in place."""
+    if "shift" in chosen:
+        x = shifted(x, chosen["shift"], form.outside)
+    if "operations" in chosen:
+        x = augmented(x, chosen["operations"], chosen["strengths"], form.filling)
+    return x
+
+
+def erased(x: Tensor, chosen: Draws, form: ViewFormat) -> Tensor:
+    """Without what is drawn to be erased; in place."""
+    if "erase" not in chosen:
+        return x
+    on, box, word = (chosen[name] for name in ("erase", "erase_box", "erase_word"))
+    return erase(x, on, box, word, form.erase_with, form.filling)
+
+
 def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
     """Jitter of a group, then grey, blur, solarization and the loss of a channel for the images for
     which they were drawn; in place.
@@ -190,16 +225,16 @@ def colours(x: Tensor, chosen: Draws, sigma_max: float) -> Tensor:
                 _, grey, mean = chosen["blends"][:, t].any(dim=0).tolist()
                 x = colour.blend(x, blends[:, t], grey=grey, mean=mean)
     if x.shape[1] == 3:
-        x = _on(x, chosen["grey"], lambda y: y.copy_(colour.luma(y)))
+        x = on_marked(x, chosen["grey"], lambda y: y.copy_(colour.luma(y)))
     if chosen["blur"].any():
         x = _blurred(
             x, chosen["blur"], chosen["sigma"], colour.kernel_radius(sigma_max, min(x.shape[2:]))
         )
-    x = _on(x, chosen["solarize"], colour.solarize)
+    x = on_marked(x, chosen["solarize"], colour.solarize)
     if "drop" not in chosen:
         return x
     channel = send(chosen["channel"][chosen["drop"]], device)
-    return _on(x, chosen["drop"], lambda y: colour.drop(y, channel))
+    return on_marked(x, chosen["drop"], lambda y: colour.drop(y, channel))
 
 
 def _blurred(x: Tensor, on: Tensor, sigma: Tensor, radius: int) -> Tensor:
@@ -207,18 +242,7 @@ def _blurred(x: Tensor, on: Tensor, sigma: Tensor, radius: int) -> Tensor:
     weights = colour.taps(sigma[on], radius)
     idle = int((weights.sum(dim=0) == 0)[:radius].sum())
     weights = send(weights[:, idle : weights.shape[1] - idle], x.device)
-    return _on(x, on, lambda y: colour.blur(y, weights))
-
-
-def _on(x: Tensor, on: Tensor, operation) -> Tensor:  # type: ignore[no-untyped-def]
-    """The operation on the marked images only; `on` lies on the host."""
-    if on.all():
-        made: Tensor = operation(x)
-        return made
-    if on.any():
-        rows = send(torch.nonzero(on).flatten(), x.device)
-        x[rows] = operation(x[rows])
-    return x
+    return on_marked(x, on, lambda y: colour.blur(y, weights))
 
 
 def channels_last(x_BCHW: Tensor) -> Tensor:
@@ -230,19 +254,12 @@ def channels_last(x_BCHW: Tensor) -> Tensor:
     return x_BCHW.as_strided(x_BCHW.shape, (c * h * w, 1, c * w, c))
 
 
-def send(x: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it: only what is pinned is copied behind the host's
-    back.
-    """
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
-
-
 def make_compiled(
     images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat
 ) -> list[Tensor]:
     """As `make`, by one graph that torch.compile has made."""
     first = images if isinstance(images, Tensor) else images[0]
-    draws = flat(draws_VB, first.shape[1])
+    draws = flat(draws_VB, first.shape[1], form.sides)
     radius = colour.kernel_radius(form.sigma_max, min(form.sides))
     draws["taps"] = colour.taps(torch.where(draws["blur"], draws["sigma"], 1e-3), radius)
     sent = {name: send(value, first.device) for name, value in draws.items()}

@@ -8,12 +8,15 @@ factor, weights cut at the rectangle's edge and normalised; cubic with a = -1/2,
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike.geometry import central, sides
 from lookalike.recipe import Size
+from lookalike.views.send import send
 
 Interpolation = Literal["bilinear", "bicubic"]
+Outside = Literal["zero", "reflect"]
 
 ATTEMPTS = 10
 
@@ -91,22 +94,28 @@ def crop_boxes(
     height, width = (
         torch.as_tensor(side, device=top.device).expand(top.shape) for side in (height, width)
     )
-    area = (height * width)[..., None] * _between(area_A, *scale)
-    low, high = torch.tensor(ratio, dtype=torch.float32).log().tolist()
-    aspect = _between(aspect_A, low, high).exp()
+    area = (height * width)[..., None] * between(area_A, *scale)
+    aspect = log_between(aspect_A, *ratio)
     w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
     fits = (w > 0) & (w <= width[..., None]) & (h > 0) & (h <= height[..., None])
     first = fits.int().argmax(dim=-1, keepdim=True)
     h, w = h.gather(-1, first)[..., 0], w.gather(-1, first)[..., 0]
-    drawn = torch.stack([_below(top, height - h + 1), _below(left, width - w + 1), h, w], dim=-1)
+    drawn = torch.stack([below(top, height - h + 1), below(left, width - w + 1), h, w], dim=-1)
     return torch.where(fits.any(dim=-1, keepdim=True), drawn, _central(height, width, ratio))
 
 
-def _between(u: Tensor, low: float, high: float) -> Tensor:
+def between(u: Tensor, low: float, high: float) -> Tensor:
+    """A number in [low, high) of one in [0, 1)."""
     return low + u * (high - low)
 
 
-def _below(u: Tensor, n: Tensor) -> Tensor:
+def log_between(u: Tensor, low: float, high: float) -> Tensor:
+    """The same, uniform in its logarithm."""
+    low, high = torch.tensor([low, high], dtype=torch.float32).log().tolist()
+    return between(u, low, high).exp()
+
+
+def below(u: Tensor, n: Tensor) -> Tensor:
     """A whole number in [0, n); the product may round up to n itself."""
     return torch.minimum((u * n).long(), n - 1)
 
@@ -117,6 +126,45 @@ def _central(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tenso
     w = torch.where(wide, (height * high).round().long(), width)
     h = torch.where(narrow, (width / low).round().long(), height)
     return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=-1)
+
+
+def shifted(x_NCHW: Tensor, shift_N2: Tensor, outside: Outside) -> Tensor:
+    """Each image, in place, as seen through its own frame, moved down and right by `shift` pixels
+    (int64, on the host): what padding by as much and cropping back gives. Outside it is black or
+    mirrored.
+    """
+    height, width = x_NCHW.shape[2:]
+    most = int(shift_N2.abs().max())
+    if x_NCHW.device.type != "cpu" or most >= min(height, width):
+        return _gathered(x_NCHW, shift_N2, outside)
+    wide = F.pad(x_NCHW, (most,) * 4, mode="constant" if outside == "zero" else outside)
+    for x, padded, (down, right) in zip(x_NCHW, wide, (shift_N2 + most).tolist(), strict=True):
+        x.copy_(padded[:, down : down + height, right : right + width])
+    return x_NCHW
+
+
+def _gathered(x_NCHW: Tensor, shift_N2: Tensor, outside: Outside) -> Tensor:
+    """The same without a loop over images, by any shift."""
+    rows_NH, has_row_NH = _seen(shift_N2[:, 0], x_NCHW.shape[2])
+    columns_NW, has_column_NW = _seen(shift_N2[:, 1], x_NCHW.shape[3])
+    rows, columns = send(rows_NH, x_NCHW.device), send(columns_NW, x_NCHW.device)
+    y_NCHW = torch.take_along_dim(x_NCHW, rows[:, None, :, None], dim=2)
+    y_NCHW = torch.take_along_dim(y_NCHW, columns[:, None, None, :], dim=3)
+    if outside == "zero":
+        there = (has_row_NH[:, :, None] & has_column_NW[:, None, :])[:, None]
+        y_NCHW.mul_(send(there.to(x_NCHW.dtype), x_NCHW.device))
+    return y_NCHW
+
+
+def _seen(shift_N: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(N, n): which row stands at each place of a moved frame, mirrored beyond the edge; and
+    whether it lies within.
+    """
+    place_Nn = torch.arange(n) + shift_N[:, None]
+    period = max(1, 2 * (n - 1))
+    mirrored_Nn = place_Nn % period
+    inside_Nn = (place_Nn >= 0) & (place_Nn < n)
+    return torch.minimum(mirrored_Nn, period - mirrored_Nn).clamp(max=n - 1), inside_Nn
 
 
 def resize_crop(

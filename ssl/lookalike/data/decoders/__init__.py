@@ -7,18 +7,20 @@ library, which is imported when the first such file is met. Then conform.py.
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from lookalike.data import headers
 from lookalike.data.decoders import codecs, dicoms, heic, plain, tiffs
 from lookalike.data.decoders.conform import conform, floats_refused
-from lookalike.data.decoders.pillow import raster_of
+from lookalike.data.decoders.orientation import upright
+from lookalike.data.decoders.pillow import numbers_of, raster_of
 from lookalike.data.decoders.pixels import pixels_of
 from lookalike.data.decoders.raster import Raster
 from lookalike.data.headers import Header
 from lookalike.geometry import PixelFormat
 
-__all__ = ["allowed", "pixels_in"]
+__all__ = ["allowed", "numbers_in", "pixels_in"]
 
 _DECODERS: dict[str, Callable[[bytes, Header], Raster]] = {
     "PNG": codecs.png,
@@ -56,6 +58,14 @@ def pixels_in(
     if _as_ever(header, form):
         return pixels_of(data, header, form.channels, shrink, limited)
     return conform(_raster(data, header, limited, frame), form)
+
+
+def numbers_in(data: bytes, header: Header, limited: bool) -> Tensor:
+    """(H, W), uint8 or uint16, upright: the number that each pixel of a PNG holds. Raises as
+    `numbers_of` does.
+    """
+    numbers_HW = torch.from_numpy(numbers_of(data, header, limited))
+    return upright(numbers_HW[None], header.turn)[0]
 
 
 def _as_ever(header: Header, form: PixelFormat) -> bool:

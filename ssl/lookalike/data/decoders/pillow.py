@@ -1,4 +1,6 @@
-"""All bits that Pillow has of an image: 8 of most, 16 and 32 of greys."""
+"""All bits that Pillow has of an image: 8 of most, 16 and 32 of greys. And the numbers of a mask,
+which are no colours.
+"""
 
 from collections.abc import Callable
 
@@ -48,3 +50,23 @@ def _strips(opened: Image.Image, mode: str) -> Callable[[slice], np.ndarray]:
         return pixels.reshape(*pixels.shape[:2], -1)
 
     return strip
+
+
+def numbers_of(data: bytes, header: headers.Header, limited: bool) -> np.ndarray:
+    """What each pixel of a PNG holds as a number, (H, W) of uint8 or uint16, as stored: of a
+    palette the index, of fewer bits than 8 the number itself.
+
+    Raises ValueError for another format and for colours, else as `pixels_of` does.
+    """
+    if header.kind != "PNG":
+        raise ValueError(f"a mask in {header.kind}: save it as PNG, whose numbers are kept")
+    with allowing(header.width * header.height):
+        opened = loaded(data, header, 1, 1, limited)
+    if opened.mode not in ("1", "L", "P", "I") and not opened.mode.startswith("I;16"):
+        raise ValueError(
+            f"a mask of colours ({opened.mode}): save the classes' numbers as a grey or palette PNG"
+        )
+    numbers_HW = np.array(opened)  # a copy: Pillow's own memory is not to be written
+    if opened.mode == "L" and data[24] < 8:  # Pillow spreads two and four bits over eight
+        return numbers_HW // np.uint8(255 // (2 ** data[24] - 1))
+    return numbers_HW.astype(np.uint16 if deep(opened.mode) else np.uint8, copy=False)

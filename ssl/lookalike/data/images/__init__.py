@@ -17,6 +17,7 @@ from lookalike.data.images.contract import (
 )
 from lookalike.data.images.encoded import EncodedImages, Subset
 from lookalike.data.images.files import FileImages, file_states
+from lookalike.data.images.masked import LayeredImages, MaskedImages
 from lookalike.data.images.video import VideoImages
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "FileImages",
     "Fit",
     "Images",
+    "LayeredImages",
+    "MaskedImages",
     "Pairs",
     "QueryGallery",
     "Reading",
@@ -39,6 +42,8 @@ def subset(images: Images, ids: Sequence[int] | Tensor) -> Images:
     array.
     """
     ids_N = torch.as_tensor(ids, dtype=torch.int64)
+    if isinstance(images, MaskedImages | LayeredImages):
+        return images.rows(ids_N)
     if isinstance(images, EncodedImages):
         return Subset(images, ids_N)
     if isinstance(images, ArrayImages | VideoImages):

@@ -69,6 +69,11 @@ class ArrayImages(Annotated):
             digest.update(self._images_MCHW[self._rows_N[start : start + 1024]].numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def order(self) -> str:
+        """The fingerprint tells it."""
+        return self.fingerprint
+
     def name(self, i: int) -> str:
         return f"{self._name}/{int(self._rows_N[i])}"
 

@@ -76,7 +76,8 @@ class Annotations(NamedTuple):
     `labels`: int64 (N,) into `classes`, which is empty where there are none; `cameras`: int64 (N,);
     `roles`: queries and gallery. Re-identification asks for cameras and roles, verification for
     `pairs`. `groups`: int64 (N,), images that belong together, as frames of a clip, and that no
-    split may part.
+    split may part. `several`: where an image has any number of labels, bool (N, C) over `classes`;
+    then there are no `labels`.
     """
 
     labels: Tensor | None = None
@@ -85,6 +86,7 @@ class Annotations(NamedTuple):
     roles: QueryGallery | None = None
     pairs: Pairs | None = None
     groups: Tensor | None = None
+    several: Tensor | None = None
 
     def of(self, ids_K: Tensor) -> "Annotations":
         """Those of these rows, int64; the classes stay as they are."""
@@ -95,6 +97,7 @@ class Annotations(NamedTuple):
             None if self.roles is None else self.roles.of(ids_K),
             None if self.pairs is None else self.pairs.of(ids_K),
             None if self.groups is None else self.groups[ids_K],
+            None if self.several is None else self.several[ids_K],
         )
 
 
@@ -131,12 +134,16 @@ class Annotated:
     def groups(self) -> Tensor | None:
         return self.annotations.groups
 
+    @property
+    def several(self) -> Tensor | None:
+        return self.annotations.several
+
 
 class Images(Protocol):
     """N images of one `shape` (C, H, W) and `form`, read by number; all can be pickled for loader
     workers.
 
-    `labels`, `classes`, `cameras`, `roles`, `pairs` and `groups` are those of `annotations`.
+    `labels`, `classes`, `cameras`, `roles`, `pairs`, `groups`, `several`: those of `annotations`.
     `fingerprint` is a sha256 in hex that changes when the images do.
     """
 
@@ -154,6 +161,8 @@ class Images(Protocol):
     def pairs(self) -> Pairs | None: ...
     @property
     def groups(self) -> Tensor | None: ...
+    @property
+    def several(self) -> Tensor | None: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
     @property

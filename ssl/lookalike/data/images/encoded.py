@@ -53,6 +53,13 @@ class EncodedImages(Annotated, ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str: ...
+    @property
+    def order(self) -> str:
+        """A hash that tells, beside the fingerprint, in which order the images are: that itself,
+        unless it is the same for any.
+        """
+        return self.fingerprint
+
     @abstractmethod
     def name(self, i: int) -> str:
         """Where the image lies, for people: a path, or a shard and the member in it."""
@@ -96,6 +103,12 @@ class Subset(EncodedImages):
         return digest.hexdigest()
 
     @property
+    def order(self) -> str:
+        digest = hashlib.sha256(self._images.order.encode())
+        digest.update(self._ids_N.numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
     def whole(self) -> EncodedImages:
         """The images of which these are some."""
         return self._images.whole if isinstance(self._images, Subset) else self._images
@@ -122,6 +135,13 @@ class PackedNames(Sequence[bytes]):
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all names in their order."""
+        digest = hashlib.sha256(self._joined)
+        digest.update(self._offsets.tobytes())
+        return digest.hexdigest()
 
     def __iter__(self) -> Iterator[bytes]:
         ends = self._offsets.tolist()

@@ -67,6 +67,11 @@ class FileImages(EncodedImages):
         """
         return self._digests[0]
 
+    @cached_property
+    def order(self) -> str:
+        """sha256 of the folder and of the paths in their order."""
+        return hashlib.sha256(os.fsencode(f"{self._root}\0{self._paths.digest}")).hexdigest()
+
     @property
     def times(self) -> str:
         """sha256 of the files' mtimes (nanoseconds), in the order of paths: the same only where

@@ -1,7 +1,9 @@
 """Images in files below several folders, as one set."""
 
+import hashlib
 import os
 from collections.abc import Sequence
+from functools import cached_property
 
 from lookalike.data.images.contract import NOTHING, Annotations, Reading
 from lookalike.data.images.files import FileImages, file_states
@@ -25,6 +27,12 @@ class ManyRoots(FileImages):
         self._walls = [os.path.realpath(os.fspath(wall)) for wall in within or ()]
         numbered = (b"%d/%b" % (k, p) for k, (_, paths) in enumerate(roots) for p in paths)
         super().__init__("", numbered, reading, annotations)
+
+    @cached_property
+    def order(self) -> str:
+        """sha256 of the folders and of the paths in their order."""
+        places = "\0".join([*self._roots, self._paths.digest])
+        return hashlib.sha256(os.fsencode(places)).hexdigest()
 
     def name(self, i: int) -> str:
         number, path = self._place(i)

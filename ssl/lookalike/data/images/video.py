@@ -67,6 +67,11 @@ class VideoImages(Annotated):
         digest.update(self._clip_N.tobytes() + self._number_N.tobytes())
         return digest.hexdigest()
 
+    @property
+    def order(self) -> str:
+        """The fingerprint tells it."""
+        return self.fingerprint
+
     def name(self, i: int) -> str:
         """`ROOT/clip.mp4@12.000s`."""
         i = range(len(self))[i]

@@ -65,6 +65,19 @@ def of_known(
     return torch.from_numpy(labels_N), names
 
 
+def several(words: Sequence[str], separator: str) -> tuple[Tensor, tuple[str, ...]]:
+    """A column of any number of labels a row, as `cat|dog`: which each row has, bool (N, C), of
+    its sorted values, and these. Spaces around a label do not count; an empty field has none.
+    """
+    parts = [[part.strip() for part in word.split(separator)] for word in words]
+    names = tuple(_ordered({part for row in parts for part in row if part}))
+    index = {name: number for number, name in enumerate(names)}
+    several_NC = torch.zeros(len(words), len(names), dtype=torch.bool)
+    for row, found in enumerate(parts):
+        several_NC[row, [index[part] for part in found if part]] = True
+    return several_NC, names
+
+
 def _are_floats(values: Collection[str]) -> bool:
     """Whether all are whole numbers, at least one of them written as a float, apart from
     missing ones.
