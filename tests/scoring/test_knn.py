@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -130,53 +131,69 @@ def test_no_temperature_overflows(temperature):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 30])
-def test_the_chunk_does_not_matter(chunk):
+def test_the_chunk_does_not_matter(chunk, monkeypatch):
     train_ND, labels_N, test_MD, true_M = made()
-    few, all_at_once = (knn.votes(train_ND, labels_N, test_MD, chunk=c) for c in (chunk, 2048))
-    torch.testing.assert_close(few, all_at_once, rtol=2 * knn.STEP / 0.07, atol=0)
+    wanted = knn.votes(train_ND, labels_N, test_MD)
+    assert knn.votes(train_ND, labels_N, test_MD, chunk=chunk).equal(wanted)
     one = knn.accuracy(train_ND, labels_N, test_MD, true_M, chunk=chunk)
     assert one == knn.accuracy(train_ND, labels_N, test_MD, true_M)
+    monkeypatch.setattr(knn, "VOTES", 7 * chunk)
+    assert knn.votes(train_ND, labels_N, test_MD).equal(wanted)
 
 
-def watched(monkeypatch):
-    seen, inner = [], knn._votes
-    monkeypatch.setattr(
-        knn, "_votes", lambda part_QD, *rest: (seen.append(len(part_QD)), inner(part_QD, *rest))[1]
-    )
-    return seen
+def test_many_classes_are_voted_for_by_fewer_rows_at_once(monkeypatch):
+    seen, real = [], knn._votes
+
+    def watched(steps_Qk, *rest):
+        seen.append(len(steps_Qk))
+        return real(steps_Qk, *rest)
+
+    monkeypatch.setattr(knn, "_votes", watched)
+    monkeypatch.setattr(knn, "VOTES", 60)
+    knn.accuracy(*made())
+    assert seen == [8, 8, 8, 6]
 
 
-def test_no_more_pairs_at_once_than_memory_holds(monkeypatch):
-    train_ND, labels_N, test_MD, true_M = made()
-    wanted = knn.accuracy(train_ND, labels_N, test_MD, true_M)
-    votes_MC = knn.votes(train_ND, labels_N, test_MD)
-    seen = watched(monkeypatch)
-    for pairs, rows in ((80 * 30, 30), (80 * 30 - 1, 29), (80 * 7 + 79, 7), (80, 1), (1, 1)):
-        monkeypatch.setattr(knn, "PAIRS", pairs)
-        seen.clear()
-        torch.testing.assert_close(
-            knn.votes(train_ND, labels_N, test_MD), votes_MC, rtol=2 * knn.STEP / 0.07, atol=0
-        )
-        assert max(seen) == rows
-        assert sum(seen) == 30
-        assert knn.accuracy(train_ND, labels_N, test_MD, true_M) == wanted
+@pytest.mark.parametrize("rows", [80, 4000])
+def test_several_k_are_answered_as_each_alone(rows):
+    sets = made(rows=rows, tests=300)
+    found = knn.accuracies(*sets, ks=(10, 1, 20, 100), temperature=0.07)
+    assert list(found) == [10, 1, 20, 100]
+    assert found == {k: knn.accuracy(*sets, k=k) for k in found}
+    assert len({each["top1"] for each in found.values()}) > 2
 
 
-def test_the_bound_is_a_few_gigabytes_at_the_size_of_imagenet():
-    assert knn.PAIRS * 12 < 2e9
-    assert knn.PAIRS // 1_281_167 > 50
-    assert knn.PAIRS >= 2048 * 60_000
+def test_accuracies_equal_scikit_learns_where_no_two_are_equally_near():
+    train_ND, labels_N, test_MD, true_M = made(rows=4000, tests=200, width=32)
+    found = knn.accuracies(train_ND, labels_N, test_MD, true_M, ks=(5, 20), temperature=0.2)
+    for k in (5, 20):
+        peer = KNeighborsClassifier(
+            k,
+            metric="cosine",
+            algorithm="brute",
+            weights=lambda far: torch.tensor(1 - far).div(0.2).exp().numpy(),
+        ).fit(train_ND.double(), labels_N)
+        assert found[k]["top1"] == pytest.approx(peer.score(test_MD.double(), true_M))
 
 
-def test_the_chunk_changes_no_bit_where_similarities_are_exact():
-    generator = torch.Generator().manual_seed(0)
-    sign_ND = torch.randint(0, 2, (90, 16), generator=generator).float() * 2 - 1
-    labels_N = torch.arange(60) % 6
-    found = [
-        knn.votes(sign_ND[:60], labels_N, sign_ND[60:], chunk=chunk)
-        for chunk in (1, 3, 7, 29, 30, 2048)
-    ]
-    assert all(votes_MC.equal(found[0]) for votes_MC in found)
+def everything(sets):
+    return knn.accuracies(*sets, ks=(1, 20))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_rows_and_get_the_same_numbers(ranks, world):
+    sets = made(rows=900, tests=700)
+    assert ranks.run(everything, sets, world=world) == world * [everything(sets)]
+    few = made(rows=900, tests=3)  # fewer blocks than ranks
+    assert ranks.run(everything, few, world=world) == world * [everything(few)]
+
+
+def test_a_mapped_half_precision_matrix_is_never_copied(tmp_path):
+    rows = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float16, (3000, 8))
+    rows[:] = made(rows=3000, width=8)[0].half().numpy()
+    train_ND, (_, labels_N, test_MD, true_M) = torch.from_numpy(rows), made(rows=3000, width=8)
+    wanted = knn.accuracy(train_ND.clone().float(), labels_N, test_MD, true_M)
+    assert knn.accuracy(train_ND, labels_N, test_MD, true_M) == wanted
 
 
 def test_labels_may_be_any_whole_numbers():

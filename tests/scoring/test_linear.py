@@ -213,9 +213,11 @@ def test_a_choice_inside_the_grid_is_no_edge(monkeypatch):
     train = made()
     inside = {1e-3: 0.5, 1e-2: 0.9, 1e-1: 0.7}
     said = iter(sorted(inside, reverse=True))
-    real = linear.hits
+    real = linear.sweep.hits
     monkeypatch.setattr(
-        linear, "hits", lambda *a: {"top1": inside[l2]} if (l2 := next(said, None)) else real(*a)
+        linear.sweep,
+        "hits",
+        lambda *a: {"top1": inside[l2]} if (l2 := next(said, None)) else real(*a),
     )
     found = linear.probe(*train, grid=list(inside))
     assert (found["l2"], found["held_out_top1"], found["grid_edge"]) == (1e-2, 0.9, False)

@@ -9,8 +9,9 @@ from sklearn.metrics import average_precision_score
 
 from lookalike.errors import Error
 from lookalike.geometry import DISTANCES
-from lookalike.scoring import ranks
+from lookalike.scoring import ranks, retrieval, similarity
 from lookalike.scoring.retrieval import each, scores
+from lookalike.scoring.similarity import nearness, points
 
 
 def made(rows=60, width=8, classes=7, seed=0):
@@ -27,7 +28,7 @@ def with_ties(seed=0):
     return embeddings_ND, torch.randint(6, (50,), generator=generator)
 
 
-def nearness(points, i, j, distance):
+def steps(points, i, j, distance):
     a, b = points[i], points[j]
     if distance == "cosine":
         return round(
@@ -43,7 +44,7 @@ def brute_force(embeddings_ND, labels_N, distance="cosine"):
     found = []
     for i, own in enumerate(labels):
         others = [j for j in range(len(labels)) if j != i]
-        near = {j: nearness(points, i, j, distance) for j in others}
+        near = {j: steps(points, i, j, distance) for j in others}
         others.sort(key=lambda j: (-near[j], labels[j] == own))
         right = [labels[j] == own for j in others]
         total = sum(right)
@@ -333,3 +334,106 @@ def test_what_cannot_be_scored_is_refused(change, message):
     assert scores(**good)["recall@1"] == 1
     with pytest.raises(Error, match=message):
         scores(**(good | change))
+
+
+def in_float64(embeddings_ND, labels_N, ks, distance):
+    """Every list whole, from one float64 product: how version 0.1.0 did it."""
+    from_ND, to_ND = points(embeddings_ND, embeddings_ND, distance)
+    own_N = torch.arange(len(labels_N))
+    relevant_N = retrieval.relevant(labels_N, labels_N, own_N)
+    row_Q = relevant_N.nonzero()[:, 0]
+    right_QN = (labels_N[row_Q][:, None] == labels_N) & (row_Q[:, None] != own_N)
+    absent_QN = row_Q[:, None] == own_N
+    near_QN = nearness(from_ND[row_Q], to_ND, distance)
+    place_QR = ranks.rank_positions(near_QN, right_QN, absent_QN, int(relevant_N.max()))
+    relevant_Q = relevant_N[row_Q]
+    return {f"recall@{k}": ranks.found_within(place_QR, k) for k in ks} | {
+        "p@1": ranks.found_within(place_QR, 1),
+        "r_precision": ranks.r_precision(place_QR, relevant_Q),
+        "map@r": ranks.map_at_r(place_QR, relevant_Q),
+        "map": ranks.average_precision(place_QR, relevant_Q),
+    }
+
+
+def clustered(rows=1500, width=16, per_class=5):
+    generator = torch.Generator().manual_seed(0)
+    labels_N = torch.arange(rows) // per_class
+    labels_N[::50] = torch.arange(10_000, 10_000 + len(labels_N[::50]))
+    centre_CD = torch.randn(rows, width, generator=generator)
+    return centre_CD[labels_N.clamp_max(rows - 1)] + torch.randn(
+        rows, width, generator=generator
+    ), labels_N
+
+
+def hard(name):
+    x_ND, labels_N = clustered()
+    if name == "copies":
+        x_ND = x_ND[torch.arange(1500) % 300]
+    elif name == "near ties":
+        x_ND = x_ND[torch.arange(1500) % 300] + 1e-7 * x_ND
+    elif name == "collapse":
+        x_ND = torch.full_like(x_ND, 0.3)
+    elif name == "zero rows":
+        x_ND[::4] = 0
+    elif name == "float16":
+        x_ND = x_ND.half()
+    elif name == "a large class":
+        labels_N[:40] = -3
+    return x_ND, labels_N
+
+
+HARD = ("plain", "copies", "near ties", "collapse", "zero rows", "float16", "a large class")
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("name", HARD)
+def test_the_top_alone_gives_the_bits_of_whole_lists_in_float64(name, distance, monkeypatch):
+    sets, real, asked = hard(name), retrieval._short, []
+    monkeypatch.setattr(retrieval, "_short", lambda *how: (asked.append(how[1]), real(*how))[1])
+    wanted = in_float64(*sets, (1, 10), distance)
+    whole = each(*sets, ks=(1, 10), distance=distance)
+    assert asked == []
+    short = each(*sets, ks=(1, 10), distance=distance, whole=False)
+    assert asked == [39 if name == "a large class" else 10]
+    assert set(wanted) - set(short.values) == {"map"}
+    assert torch.equal(short.row_Q, whole.row_Q)
+    assert short.dropped == whole.dropped
+    for found in (whole, short):
+        for measure, value_Q in found.values.items():
+            assert torch.equal(value_Q, wanted[measure])
+
+
+def test_a_top_that_is_most_of_the_list_is_the_whole_list():
+    found = scores(*made(), whole=False)
+    wanted = scores(*made())
+    assert found == {name: value for name, value in wanted.items() if name != "map"}
+
+
+def test_a_gallery_of_another_set_gives_the_same_top():
+    x_ND, labels_N = hard("copies")
+    sets = (x_ND[:400], labels_N[:400], x_ND[200:], labels_N[200:])
+    own_N = torch.arange(-200, 200).clamp_min(-1)
+    whole, short = (scores(*sets, own_N=own_N, whole=w) for w in (True, False))
+    assert short == {name: value for name, value in whole.items() if name != "map"}
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_gallery_too_large_to_be_held_in_float64_is_taken_in_blocks(distance, monkeypatch):
+    wanted = scores(*with_ties(), distance=distance)
+    monkeypatch.setattr(similarity, "KEPT", 0)
+    monkeypatch.setattr(similarity, "WIDE", 21)
+    assert scores(*with_ties(), distance=distance) == wanted
+
+
+def both(sets):
+    return [
+        scores(*sets, whole=whole, chunk=chunk) for whole in (True, False) for chunk in (None, 99)
+    ]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_the_queries_and_get_the_same_bits(ranks, world):
+    sets = hard("copies")
+    assert ranks.run(both, sets, world=world) == world * [both(sets)]
+    few = (torch.eye(4).repeat_interleave(2, 0), torch.arange(8) // 2)  # one block for all
+    assert ranks.run(both, few, world=world) == world * [both(few)]

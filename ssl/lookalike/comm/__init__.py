@@ -13,6 +13,7 @@ from lookalike.comm.exchange import (
     sum,
 )
 from lookalike.comm.group import bandwidth, barrier, is_peer_failure, start, stop
+from lookalike.comm.share import consecutive, cut, in_turn
 from lookalike.comm.topology import (
     TIMEOUT,
     address,
@@ -40,6 +41,7 @@ __all__ = [
     "unusable",
     "world_size",
 ]
+__all__ += ["consecutive", "cut", "in_turn"]
 __all__ += ["bandwidth", "barrier", "is_peer_failure", "start", "stop"]
 __all__ += [
     "all_max",

@@ -8,14 +8,11 @@ the same images.
 import warnings
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from lookalike.errors import Error
 from lookalike.geometry import Distance
-from lookalike.scoring.knn import check
+from lookalike.scoring.rows import check
 from lookalike.scoring.similarity import points
 
 
@@ -35,6 +32,11 @@ def nmi(
     cluster and scores 0. Raises Error when the embeddings cannot be scored or there is one class
     only.
     """
+    # A second of every start, were it imported with the module.
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import normalized_mutual_info_score
+
     check(embeddings_ND, "clustering", labels_N)
     classes_C, class_N = torch.unique(labels_N.long(), return_inverse=True)
     if len(classes_C) < 2 or iterations < 1:

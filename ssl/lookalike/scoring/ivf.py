@@ -17,6 +17,7 @@ from torch import Tensor
 from lookalike.errors import Error
 from lookalike.geometry import Distance
 from lookalike.scoring.search import nearest
+from lookalike.scoring.similarity import Frame
 
 SHARE = 16
 """One in so many rows is looked at."""
@@ -66,14 +67,21 @@ def _rows(x_BD: Tensor, distance: Distance) -> np.ndarray:
 
 
 def nearest_in_lists(
-    query_QD: Tensor, x_ND: Tensor, k: int, cells: InvertedLists, *, distance: Distance = "cosine"
+    query_QD: Tensor,
+    x_ND: Tensor,
+    k: int,
+    cells: InvertedLists,
+    *,
+    distance: Distance = "cosine",
+    known: Frame | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `nearest` gives, among the rows of the nearest cells: at least k, and one in `SHARE`."""
     wanted = min(len(x_ND), max(k, -(-len(x_ND) // SHARE)))
     found = []
     for query_1D in torch.split(query_QD, 1):
         row_M = _looked_at(query_1D, cells, wanted, distance)
-        place_1k, near_1k = nearest(query_1D, x_ND[row_M], k, distance=distance)
+        of_rows = known and known._replace(length_N=known.length_N[row_M])
+        place_1k, near_1k = nearest(query_1D, x_ND[row_M], k, distance=distance, known=of_rows)
         found.append((row_M[place_1k], near_1k))
     row_Qk, near_Qk = (torch.cat(part) for part in zip(*found, strict=True))
     return row_Qk, near_Qk

@@ -5,54 +5,35 @@ arXiv 1805.01978, section 3.4, with k and temperature as in DINO (Caron et al., 
 2104.14294).
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lookalike import comm
 from lookalike.errors import Error
+from lookalike.scoring.rows import STEP, check, same_width, shared, split
+from lookalike.scoring.similarity import Bank
+from lookalike.scoring.topk import QUERIES, topk
 
-STEP = 1e-6
-"""Cosine similarities are compared in steps of this size: a smaller difference is noise, so a tie.
-"""
+__all__ = [
+    "STEP",
+    "accuracies",
+    "accuracy",
+    "check",
+    "dense",
+    "hits",
+    "predict",
+    "rank",
+    "same_width",
+    "votes",
+]
 
-PAIRS = 2**27
-"""Similarities in memory at once, each taking 12 bytes."""
+CHUNK = 4096
+"""Test rows at once."""
 
-
-def check(features_ND: Tensor, name: str, labels_N: Tensor | None = None) -> None:
-    """Raises Error, with `name`, for features `(N, D)` or labels `(N,)` that cannot be scored.
-
-    Raises RuntimeError under autocast, which would score in half precision.
-    """
-    if torch.is_autocast_enabled(features_ND.device.type):
-        raise RuntimeError(
-            "scoring under torch.autocast; leave it first, half precision changes the ranking"
-        )
-    if features_ND.ndim != 2 or 0 in features_ND.shape:
-        raise Error(
-            f"{name} features: shape {tuple(features_ND.shape)}; pass a full (rows, width) tensor"
-        )
-    if not bool(features_ND.isfinite().all()):
-        bad = int((~features_ND.isfinite().all(1)).sum())
-        raise Error(
-            f"{name} features: NaN or Inf in {bad} rows; check the weights and the precision"
-        )
-    if labels_N is None:
-        return
-    if labels_N.shape != features_ND.shape[:1]:
-        rows = len(features_ND)
-        raise Error(
-            f"{name} labels: shape {tuple(labels_N.shape)} for {rows} rows; pass one per row"
-        )
-    if labels_N.is_floating_point() or labels_N.is_complex() or labels_N.dtype == torch.bool:
-        raise Error(f"{name} labels: dtype {labels_N.dtype}; pass whole numbers, best int64")
-
-
-def same_width(train_ND: Tensor, test_MD: Tensor) -> None:
-    """Raises Error when train `(N, D)` and test `(M, D)` differ in D."""
-    if train_ND.shape[1] != test_MD.shape[1]:
-        widths = f"{train_ND.shape[1]} in train, {test_MD.shape[1]} in test"
-        raise Error(f"features: width {widths}; use one backbone for both")
+VOTES = 2**23
+"""Votes in memory at once, queries × classes, each taking about 24 bytes."""
 
 
 def dense(train_labels_N: Tensor, test_labels_M: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -90,57 +71,67 @@ def votes(
     k: int = 20,
     temperature: float = 0.07,
     classes: int | None = None,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
 ) -> Tensor:
     """Sum of exp((s - s_max) / temperature) over the k nearest train rows of each class, float64
     `(M, C)`.
 
-    s: fp32 cosine similarity rounded to `STEP`; at equal s the earlier train row is nearer; k above
-    N is N. Memory: 12 bytes × chunk × N, with fewer at once where that were more than `PAIRS`, and
-    a float32 copy of the train rows. Labels lie in 0 … C-1; C is the highest label + 1 unless
-    `classes` is given. Raises Error when features or labels cannot be scored, or k, temperature or
-    chunk is not above 0.
+    s: cosine similarity in float64 rounded to `STEP`; at equal s the earlier train row is nearer; k
+    above N is N. Labels lie in 0 … C-1; C is the highest label + 1 unless `classes` is given.
+    `chunk` test rows are answered at once. Features may be half precision or mapped from a file,
+    which is never copied whole: see `topk`. Raises Error when features or labels cannot be scored,
+    or k, temperature or chunk is not above 0.
     """
     check(train_ND, "train", train_labels_N)
     check(test_MD, "test")
-    same_width(train_ND, test_MD)
-    if k < 1 or chunk < 1 or temperature <= 0:
-        raise Error(f"kNN: k {k}, temperature {temperature}, chunk {chunk}; each must be above 0")
+    _refuse(train_ND, test_MD, (k,), temperature, chunk)
     labels_N = train_labels_N.long()
     width = classes or int(labels_N.max()) + 1
     if int(labels_N.min()) < 0 or int(labels_N.max()) >= width:
         span = f"{int(labels_N.min())} to {int(labels_N.max())}"
         raise Error(f"train labels: {span}; number the {width} classes from 0")
-    near_ND = F.normalize(train_ND.float())
-    parts = [
-        _votes(
-            F.normalize(part_QD.float()),
-            near_ND,
-            labels_N,
-            min(k, len(train_ND)),
-            temperature,
-            width,
-        )
-        for part_QD in torch.split(test_MD, min(chunk, max(1, PAIRS // len(train_ND))))
-    ]
+    every_M = torch.arange(len(test_MD))
+    ballots = _ballots(Bank(train_ND, "cosine"), labels_N, test_MD, every_M, k, _size(chunk, width))
+    parts = [_votes(steps, label, k, temperature, width) for _, steps, label in ballots]
     return torch.cat(parts)
 
 
-def _votes(
-    test_QD: Tensor, train_ND: Tensor, labels_N: Tensor, k: int, temperature: float, classes: int
-) -> Tensor:
-    """Votes of one chunk of unit rows `(Q, D)`; summed as whole numbers, so that the order does not
-    show.
+def _refuse(
+    train_ND: Tensor, test_MD: Tensor, ks: Sequence[int], temperature: float, chunk: int
+) -> None:
+    """Raises Error for what kNN cannot be asked."""
+    same_width(train_ND, test_MD)
+    if not ks or min(ks) < 1 or chunk < 1 or temperature <= 0:
+        asked = ", ".join(str(k) for k in ks) or "missing"
+        raise Error(
+            f"kNN: k {asked}, temperature {temperature}, chunk {chunk}; each must be above 0"
+        )
+
+
+def _ballots(
+    bank: Bank, labels_N: Tensor, test_MD: Tensor, row_M: Tensor, k: int, size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Some rows of the test set, and their k nearest train rows: similarity in steps, and class,
+    int64 `(Q, k)` both.
     """
-    rows = len(train_ND)
-    key_QN = (test_QD @ train_ND.T).div_(STEP).round_().long()
-    key_QN.mul_(rows).add_(torch.arange(rows - 1, -1, -1, device=key_QN.device))
-    key_Qk, row_Qk = key_QN.topk(k, dim=1)
-    steps_Qk = key_Qk.div(rows, rounding_mode="floor")
-    unit = 2.0 ** (62 - k.bit_length())
+    for row_Q in split(row_M, size):
+        top = topk(test_MD[row_Q[0] : row_Q[-1] + 1], bank, k)
+        yield row_Q, top.steps_Qk, labels_N[top.row_Qk]
+
+
+def _size(chunk: int, classes: int) -> int:
+    return max(1, min(chunk, VOTES // classes))
+
+
+def _votes(steps_Qk: Tensor, label_Qk: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """Votes of the first k of some lists, `(Q, C)`; summed as whole numbers, so that the order does
+    not show.
+    """
+    steps_Qk, label_Qk = steps_Qk[:, :k], label_Qk[:, :k]
+    unit = 2.0 ** (62 - steps_Qk.shape[1].bit_length())
     weight_Qk = ((steps_Qk - steps_Qk[:, :1]).double() * (STEP / temperature)).exp()
     whole_Qk = (weight_Qk * unit).round().long().clamp_min(1)
-    total_QC = whole_Qk.new_zeros(len(test_QD), classes).scatter_add_(1, labels_N[row_Qk], whole_Qk)
+    total_QC = whole_Qk.new_zeros(len(steps_Qk), classes).scatter_add_(1, label_Qk, whole_Qk)
     return total_QC.double() / unit
 
 
@@ -157,6 +148,45 @@ def predict(
 
 
 @torch.no_grad()
+def accuracies(
+    train_ND: Tensor,
+    train_labels_N: Tensor,
+    test_MD: Tensor,
+    test_labels_M: Tensor,
+    *,
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    chunk: int = CHUNK,
+) -> dict[int, dict[str, float]]:
+    """For each k `top1`, and `top5` with more than 5 classes, in [0, 1]: the lowest class wins a
+    tie, no vote is no hit. The neighbours are looked for once.
+
+    Labels may be any whole numbers; a test class that train lacks is a miss. All ranks call this
+    with the same rows, share the test rows and get the same numbers. Memory: see `topk`, and
+    `VOTES`. Raises Error as `votes` does, or when train has one class only.
+    """
+    check(train_ND, "train", train_labels_N)
+    check(test_MD, "test", test_labels_M)
+    _refuse(train_ND, test_MD, ks, temperature, chunk)
+    classes, near_N, true_M = dense(train_labels_N.long(), test_labels_M.long())
+    if classes < 2:
+        raise Error("train labels: one class only; kNN accuracy needs two or more")
+    bank, mine_M = Bank(train_ND, "cosine"), shared(len(test_MD), QUERIES)
+    size = _size(chunk, classes)
+    parts = [torch.empty(0, len(ks), dtype=torch.int64)]
+    for row_Q, steps_Qk, label_Qk in _ballots(bank, near_N, test_MD, mine_M, max(ks), size):
+        ballots = (_votes(steps_Qk, label_Qk, k, temperature, classes) for k in ks)
+        parts.append(torch.stack([_rank(each, true_M[row_Q]) for each in ballots], 1).cpu())
+    rank_MK = comm.cat(torch.cat(parts))
+    return {k: hits(rank_M, classes) for k, rank_M in zip(ks, rank_MK.T, strict=True)}
+
+
+def _rank(votes_QC: Tensor, true_Q: Tensor) -> Tensor:
+    """As `rank`; behind all where nobody voted for the true class."""
+    voted_Q = votes_QC.gather(1, true_Q.clamp_min(0)[:, None])[:, 0] > 0
+    return rank(votes_QC, true_Q).where(voted_Q, votes_QC.shape[1])
+
+
 def accuracy(
     train_ND: Tensor,
     train_labels_N: Tensor,
@@ -165,26 +195,8 @@ def accuracy(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    chunk: int = 2048,
+    chunk: int = CHUNK,
 ) -> dict[str, float]:
-    """`top1`, and `top5` with more than 5 classes, in [0, 1]: the lowest class wins a tie, no vote
-    is no hit.
-
-    Labels may be any whole numbers; a test class that train lacks is a miss.
-    Raises Error when features or labels cannot be scored, or train has one class only.
-    """
-    check(train_ND, "train", train_labels_N)
-    check(test_MD, "test", test_labels_M)
-    classes, near_N, true_M = dense(train_labels_N.long(), test_labels_M.long())
-    if classes < 2:
-        raise Error("train labels: one class only; kNN accuracy needs two or more")
-    ranks = []
-    for part_QD, true_Q in zip(
-        torch.split(test_MD, chunk), torch.split(true_M, chunk), strict=True
-    ):
-        votes_QC = votes(
-            train_ND, near_N, part_QD, k=k, temperature=temperature, classes=classes, chunk=chunk
-        )
-        voted_Q = votes_QC.gather(1, true_Q.clamp_min(0)[:, None])[:, 0] > 0
-        ranks.append(rank(votes_QC, true_Q).where(voted_Q, classes))
-    return hits(torch.cat(ranks), classes)
+    """`accuracies` for one k."""
+    sets = (train_ND, train_labels_N, test_MD, test_labels_M)
+    return accuracies(*sets, ks=(k,), temperature=temperature, chunk=chunk)[k]

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from lookalike.errors import Error
 from lookalike.geometry import Distance
-from lookalike.scoring.knn import STEP
-from lookalike.scoring.similarity import nearness, points
+from lookalike.scoring.rows import STEP, check
+from lookalike.scoring.similarity import Bank, refuse_widths
+from lookalike.scoring.topk import Kind, topk
 
 RIGHT, JUNK, WRONG, ABSENT = 0, 1, 2, 3
 """What an item is to a query; junk is listed and takes no place, what is absent is not listed."""
-
-QUERIES = 16
-"""Queries at once; each takes about 30 bytes an item."""
 
 
 class Nearest(NamedTuple):
@@ -52,15 +50,14 @@ class Gallery(NamedTuple):
     distance: Distance
 
 
-def kinds(sets: Gallery, query_B: Tensor) -> Tensor:
-    """What every item is to these queries, int8 `(B, N)`."""
-    same_BN = sets.labels_Q[query_B][:, None] == sets.labels_N
-    kind_BN = torch.where(same_BN, RIGHT, WRONG).to(torch.int8)
+def kinds(sets: Gallery, query_B: Tensor, row_BK: Tensor) -> Tensor:
+    """What some items are to these queries, int64 `(B, K)`."""
+    label_B1, label_BK = sets.labels_Q[query_B][:, None], sets.labels_N[row_BK]
+    kind_BK = torch.where(label_B1 == label_BK, RIGHT, WRONG)
     if sets.cameras_Q is not None and sets.cameras_N is not None:
-        kind_BN[same_BN & (sets.cameras_Q[query_B][:, None] == sets.cameras_N)] = JUNK
-    has_H = (sets.own_Q[query_B] >= 0).nonzero()[:, 0]
-    kind_BN[has_H, sets.own_Q[query_B[has_H]]] = ABSENT
-    return kind_BN
+        seen_BK = sets.cameras_Q[query_B][:, None] == sets.cameras_N[row_BK]
+        kind_BK[(label_B1 == label_BK) & seen_BK] = JUNK
+    return kind_BK.masked_fill_(sets.own_Q[query_B][:, None] == row_BK, ABSENT)
 
 
 @torch.no_grad()
@@ -70,18 +67,22 @@ def nearest(sets: Gallery, query_B: Tensor, k: int) -> Nearest:
     """
     if k < 1:
         raise Error(f"nearest: k {k}; it must be above 0")
-    from_QD, to_ND = points(sets.query_QD, sets.gallery_ND, sets.distance)
-    rows, k = len(to_ND), min(k, len(to_ND))
-    last_N = torch.arange(rows - 1, -1, -1, device=to_ND.device)
-    parts = []
-    for row_B in torch.split(query_B, QUERIES):
-        near_BN, kind_BN = nearness(from_QD[row_B], to_ND, sets.distance), kinds(sets, row_B)
-        # One whole number an item, no two alike: nearness, then what it is, then the row; below
-        # 2^62.
-        key_BN = (near_BN.long() * 4 + kind_BN).mul_(rows).add_(last_N)
-        key_BN.masked_fill_(kind_BN == ABSENT, torch.iinfo(torch.int64).min)
-        row_BK = key_BN.topk(k, dim=1).indices
-        kind_BK, near_BK = kind_BN.gather(1, row_BK), near_BN.gather(1, row_BK).double().mul_(STEP)
-        row_BK = row_BK.masked_fill(kind_BK == ABSENT, -1)
-        parts.append((row_BK, near_BK if sets.distance == "cosine" else -near_BK, kind_BK))
-    return Nearest(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    check(sets.query_QD, "query")
+    check(sets.gallery_ND, "gallery")
+    refuse_widths(sets.query_QD, sets.gallery_ND)
+    bank = Bank(sets.gallery_ND, sets.distance)
+    top = topk(sets.query_QD[query_B], bank, k, kind=_kind(sets, query_B))
+    near_BK = top.steps_Qk.double().mul_(STEP)
+    near_BK = near_BK if bank.cosine else near_BK.abs_()  # in units of the spread
+    absent_BK = top.row_Qk < 0
+    return Nearest(top.row_Qk, near_BK, top.kind_Qk.masked_fill(absent_BK, ABSENT).to(torch.int8))
+
+
+def _kind(sets: Gallery, query_B: Tensor) -> Kind:
+    """The same as `topk` asks for it, wherever that computes."""
+
+    def kind(place_B: Tensor, row_BK: Tensor) -> Tensor:
+        kind_BK = kinds(sets, query_B[place_B.cpu()], row_BK.cpu())
+        return kind_BK.masked_fill_(kind_BK == ABSENT, -1).to(row_BK.device)
+
+    return kind

@@ -17,6 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike import comm
+from lookalike.scoring.rows import shared, split
+
 ABSENT = -(2**31) + 1
 """Below every key; odd, like a wrong item's."""
 
@@ -43,25 +46,35 @@ class PerQuery(NamedTuple):
 
 
 def evaluate_queries(
-    lists: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    places: Callable[[Tensor], Tensor],
     measures: Callable[[Tensor, Tensor], dict[str, Tensor]],
     relevant_Q: Tensor,
     chunk: int,
 ) -> PerQuery:
     """The measures of all queries that have something to find, of which there is one, `chunk` at a
-    time.
+    time, shared among ranks.
 
-    `lists`: near, right and absent, as `places` takes them, of the queries of these numbers;
+    `places`: of the right items of the queries of these numbers, as `rank_positions` gives them;
     `measures`: values `(B,)` from places and numbers of relevant items; relevant: how many each
     query has, int64.
     """
-    query_Q, width = relevant_Q.nonzero()[:, 0], int(relevant_Q.max())
-    parts = [
-        measures(rank_positions(*lists(row_B), width), relevant_Q[row_B])
-        for row_B in torch.split(query_Q, chunk)
-    ]
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    query_Q = relevant_Q.nonzero()[:, 0]
+    mine = query_Q[shared(len(query_Q), chunk).to(query_Q.device)]
+    # A rank without a query still has to know what is measured.
+    parts = [measures(places(row_B), relevant_Q[row_B]) for row_B in split(mine, chunk)]
+    empty = measures(relevant_Q.new_ones(0, 1), relevant_Q[:0])
+    values = {
+        name: comm.cat(torch.cat([value, *(part[name] for part in parts)]))
+        for name, value in empty.items()
+    }
     return PerQuery(query_Q, values, len(relevant_Q) - len(query_Q))
+
+
+def at_once(rows: int) -> int:
+    """Queries whose lists of so many rows are ranked at once: few enough for `PAIRS`, and for ranks
+    to share them.
+    """
+    return max(1, min(1024, PAIRS // rows))
 
 
 def count_twins(of_Q: Tensor, among_N: Tensor) -> Tensor:
@@ -95,7 +108,7 @@ def rank_positions(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: 
     return torch.cat(parts)
 
 
-def _padded(value_K: Tensor, row_K: Tensor, rows: int, width: int, fill: int) -> Tensor:
+def padded(value_K: Tensor, row_K: Tensor, rows: int, width: int, fill: int) -> Tensor:
     """Values listed row by row as a matrix `(rows, width)`, `fill` where a row has no more."""
     size_B = torch.bincount(row_K, minlength=rows)
     place_K = torch.arange(len(row_K), device=row_K.device) - (size_B.cumsum(0) - size_B)[row_K]
@@ -108,7 +121,7 @@ def _counted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) -
     """By a comparison of the row with each relevant item: width × N steps of a vector unit."""
     row_K, column_K = right_BN.nonzero(as_tuple=True)
     level_BR = (
-        _padded(near_BN[row_K, column_K], row_K, len(near_BN), width, ABSENT)
+        padded(near_BN[row_K, column_K], row_K, len(near_BN), width, ABSENT)
         .sort(1, descending=True)
         .values
     )
@@ -131,7 +144,7 @@ def _sorted(near_BN: Tensor, right_BN: Tensor, absent_BN: Tensor, width: int) ->
     else:
         key_BN = key_BN.sort(1).values
     row_K, column_K = ((key_BN & 1) == 0).flip(1).nonzero(as_tuple=True)
-    return _padded(column_K + 1, row_K, len(key_BN), width, 0)
+    return padded(column_K + 1, row_K, len(key_BN), width, 0)
 
 
 def _hits(place_BR: Tensor) -> Tensor:

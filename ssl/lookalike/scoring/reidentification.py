@@ -17,9 +17,9 @@ from torch import Tensor
 from lookalike.errors import Error
 from lookalike.geometry import Distance
 from lookalike.scoring import ranks
-from lookalike.scoring.knn import check
 from lookalike.scoring.ranks import PerQuery
-from lookalike.scoring.similarity import nearness, of_distances, points
+from lookalike.scoring.rows import check
+from lookalike.scoring.similarity import Bank, nearness_to, of_distances, refuse_widths
 
 AP = Literal["step", "trapezoid"]
 
@@ -46,20 +46,24 @@ def each(
 
     Cosine similarity, or Euclidean distance, by `distance`. `ap`: `step`, 1/R Σ m / place_m,
     or `trapezoid`, the official Market-1501 code's. CMC@k beyond the end of a list is that of its
-    end. Memory: about 20 bytes × `chunk` × N. Raises Error when something cannot be scored, cameras
-    are missing, or no query has a match.
+    end. Memory: about 20 bytes × `chunk` × N. All ranks call this with the same rows and share the
+    queries. Raises Error when something cannot be scored, cameras are missing, or no query has a
+    match.
     """
     check(query_QD, "query", ids_Q)
     check(gallery_ND, "gallery", ids_N)
     kept_N = _kept(ids_N)
-    from_QD, to_ND = points(query_QD, gallery_ND[kept_N], distance)
+    refuse_widths(query_QD, gallery_ND)
+    bank = Bank(gallery_ND if bool(kept_N.all()) else gallery_ND[kept_N], distance)
     cameras_Q, cameras_N = (
         _cameras(cameras_Q, ids_Q, "query"),
         _cameras(cameras_N, ids_N, "gallery"),
     )
 
+    to_gallery = nearness_to(bank)
+
     def near(row_B: Tensor) -> Tensor:
-        return nearness(from_QD[row_B], to_ND, distance)
+        return to_gallery(bank.placed(query_QD[row_B])).to(query_QD.device)
 
     return _each(near, ids_Q, cameras_Q, ids_N[kept_N], cameras_N[kept_N], ks, ap, chunk)
 
@@ -195,9 +199,12 @@ def _each(
         )
     precision = ranks.average_precision if ap == "step" else ranks.trapezoid_precision
 
-    def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    width = int(relevant_Q.max())
+
+    def places(row_B: Tensor) -> Tensor:
         same_BN, seen_BN = ids_Q[row_B][:, None] == ids_N, cameras_Q[row_B][:, None] == cameras_N
-        return near(row_B), same_BN & ~seen_BN, same_BN & seen_BN
+        marks = (same_BN & ~seen_BN, same_BN & seen_BN)
+        return ranks.rank_positions(near(row_B), *marks, width)
 
     def measures(place_BR: Tensor, relevant_B: Tensor) -> dict[str, Tensor]:
         cmc = {f"cmc@{k}": ranks.found_within(place_BR, k) for k in ks}
@@ -206,9 +213,7 @@ def _each(
             "minp": ranks.inverse_penalty(place_BR, relevant_B),
         }
 
-    return ranks.evaluate_queries(
-        lists, measures, relevant_Q, chunk or max(1, ranks.PAIRS // len(ids_N))
-    )
+    return ranks.evaluate_queries(places, measures, relevant_Q, chunk or ranks.at_once(len(ids_N)))
 
 
 def relevant_and_junk(

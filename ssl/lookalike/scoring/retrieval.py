@@ -6,8 +6,9 @@ equally near items the wrong ones come first. See `ranks` for the measures, `nea
 equally near means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,15 @@ from torch import Tensor
 from lookalike.errors import Error
 from lookalike.geometry import Distance
 from lookalike.scoring import ranks
-from lookalike.scoring.knn import check
 from lookalike.scoring.ranks import PerQuery
-from lookalike.scoring.similarity import nearness, points
+from lookalike.scoring.rows import check
+from lookalike.scoring.similarity import Bank, nearness_to, refuse_widths
+from lookalike.scoring.topk import DIRECT, QUERIES, topk
+
+BEYOND = 2**40
+"""The place of what a list that is not ranked to its end does not reach."""
+
+_RIGHT, _WRONG, _ITSELF = 0, 1, -1
 
 
 @torch.no_grad()
@@ -31,6 +38,7 @@ def each(
     ks: Sequence[int] = (1, 5),
     chunk: int | None = None,
     distance: Distance = "cosine",
+    whole: bool = True,
 ) -> PerQuery:
     """The measures of `scores` for each query that has something to find.
 
@@ -50,23 +58,74 @@ def each(
             raise Error("retrieval: own_N names rows of a gallery; pass one, or leave it out")
         gallery_MD, gallery_labels_M = embeddings_ND, labels_N
         own_N = torch.arange(len(labels_N), device=labels_N.device)
-    check(gallery_MD, "gallery", gallery_labels_M)
+    else:
+        check(gallery_MD, "gallery", gallery_labels_M)
     own_N = _own(own_N, labels_N, len(gallery_MD))
     relevant_N = relevant(labels_N, gallery_labels_M, own_N)
-    class_N, class_M = _numbered(labels_N, gallery_labels_M)
     if not bool(relevant_N.any()):
         raise Error(
             "retrieval labels: no query has a match (no class has two rows); pass more per class"
         )
-    from_ND, to_MD = points(embeddings_ND, gallery_MD, distance)
-
-    def lists(row_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        right_BM, absent_BM = _marks(class_N[row_B], class_M, own_N[row_B])
-        return nearness(from_ND[row_B], to_MD, distance), right_BM, absent_BM
-
+    refuse_widths(embeddings_ND, gallery_MD)
+    bank, width = Bank(gallery_MD, distance), int(relevant_N.max())
+    class_N, class_M = (part.to(bank.device) for part in _numbered(labels_N, gallery_labels_M))
+    asked = _Asked(embeddings_ND, class_N, class_M, own_N.to(bank.device), bank, width)
+    reach = max(width, *ks)
+    short = not whole and (reach + 1) * DIRECT <= len(bank)
+    some = 4 * QUERIES if short else ranks.at_once(len(bank))
     return ranks.evaluate_queries(
-        lists, partial(_measures, ks=ks), relevant_N, chunk or max(1, ranks.PAIRS // len(to_MD))
+        _short(asked, reach) if short else _whole(asked),
+        partial(_measures, ks=ks, whole=whole),
+        relevant_N,
+        chunk or some,
     )
+
+
+class _Asked(NamedTuple):
+    """Queries and gallery, their classes as int32, which row of the gallery a query is, and how
+    many match at most. All but the rows lie where the bank computes.
+    """
+
+    query_ND: Tensor
+    class_N: Tensor
+    class_M: Tensor
+    own_N: Tensor
+    bank: Bank
+    width: int
+
+
+def _whole(asked: _Asked) -> Callable[[Tensor], Tensor]:
+    """The places of the right items in the whole list, `(B, width)`."""
+    near = nearness_to(asked.bank)
+
+    def places(row_B: Tensor) -> Tensor:
+        from_BD, row_B = asked.bank.placed(asked.query_ND[row_B]), row_B.to(asked.bank.device)
+        marks = _marks(asked.class_N[row_B], asked.class_M, asked.own_N[row_B])
+        return ranks.rank_positions(near(from_BD), *marks, asked.width).to(asked.query_ND.device)
+
+    return places
+
+
+def _short(asked: _Asked, reach: int) -> Callable[[Tensor], Tensor]:
+    """The places of the right items among the first `reach`, `BEYOND` for others."""
+
+    def kind(row_B: Tensor, row_BK: Tensor) -> Tensor:
+        wrong_BK = asked.class_N[row_B][:, None] != asked.class_M[row_BK]
+        itself_BK = asked.own_N[row_B][:, None] == row_BK
+        return torch.where(wrong_BK, _WRONG, _RIGHT).masked_fill_(itself_BK, _ITSELF)
+
+    def places(row_B: Tensor) -> Tensor:
+        there_B = row_B.to(asked.bank.device)
+        top = topk(
+            asked.query_ND[row_B],
+            asked.bank,
+            reach,
+            kind=lambda place_B, row_BK: kind(there_B[place_B], row_BK),
+        )
+        of_K, place_K = ((top.kind_Qk == _RIGHT) & (top.row_Qk >= 0)).nonzero(as_tuple=True)
+        return ranks.padded(place_K + 1, of_K, len(row_B), asked.width, BEYOND)
+
+    return places
 
 
 def scores(
@@ -79,15 +138,20 @@ def scores(
     ks: Sequence[int] = (1, 5),
     chunk: int | None = None,
     distance: Distance = "cosine",
+    whole: bool = True,
 ) -> dict[str, float]:
     """`recall@k` (a hit in the first k) for each k, `p@1`, `r_precision`, `map@r` and `map`, means
     in [0, 1].
 
     Cosine similarity, or Euclidean distance, by `distance`; compared in steps of 1e-6 (for
     Euclidean: of the root mean square distance from the mean). `queries`: rows averaged over;
-    `dropped`: rows without a match. Labels are whole numbers, exact up to 2⁶³. `chunk` queries at a
-    time: about 20 bytes × chunk × M, and float64 copies of the embeddings. Raises Error when the
-    embeddings or labels cannot be scored.
+    `dropped`: rows without a match. Labels are whole numbers, exact up to 2⁶³.
+
+    `map` alone needs the `whole` list; without it only the first max(k, R) places are looked for, R
+    the most that a query has to find, and all other measures are the same to the bit. `chunk`
+    queries at a time: of the whole list about 20 bytes × chunk × M, and 8 bytes a number of the
+    gallery up to `KEPT`. All ranks call this with the same rows, share the queries and get the same
+    numbers. Raises Error when the embeddings or labels cannot be scored.
     """
     found = each(
         embeddings_ND,
@@ -98,6 +162,7 @@ def scores(
         ks=ks,
         chunk=chunk,
         distance=distance,
+        whole=whole,
     )
     return ranks.summary(found)
 
@@ -144,11 +209,14 @@ def _marks(class_B: Tensor, class_M: Tensor, own_B: Tensor) -> tuple[Tensor, Ten
     return right_BM & ~absent_BM, absent_BM
 
 
-def _measures(place_BR: Tensor, relevant_B: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+def _measures(
+    place_BR: Tensor, relevant_B: Tensor, ks: Sequence[int], whole: bool
+) -> dict[str, Tensor]:
     """Each measure per query, float64 `(B,)`, from the places of its R right items."""
     out = {f"recall@{k}": ranks.found_within(place_BR, k) for k in ks}
     out["p@1"] = ranks.found_within(place_BR, 1)
     out["r_precision"] = ranks.r_precision(place_BR, relevant_B)
     out["map@r"] = ranks.map_at_r(place_BR, relevant_B)
-    out["map"] = ranks.average_precision(place_BR, relevant_B)
+    if whole:
+        out["map"] = ranks.average_precision(place_BR, relevant_B)
     return out
