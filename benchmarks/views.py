@@ -1,11 +1,12 @@
 """Fused views beside kornia's sequential and torchvision's transforms, same operations, one
 process.
 
-    python benchmarks/views.py kornia|torchvision [size] [batch] [rounds]
+    python benchmarks/views.py kornia|torchvision|classify [size] [batch] [rounds]
 
 Both make the two views of Barlow Twins (Asymmetric) of a uint8 canvas 8/7 as large, normalised,
-float32. A round is one batch by each, in alternation; the last line is the median of the rounds'
-ratios.
+float32; with `classify` the one view of Classification, RandAugment and erasing, beside
+torchvision's. A round is one batch by each, in alternation; the last line is the median of the
+rounds' ratios.
 """
 
 import statistics
@@ -19,16 +20,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lookalike.views import Asymmetric
+from lookalike.views import Asymmetric, Classification, Symmetric
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KERNEL = 13
 BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)
 
 
-def ours(size: int) -> Callable[[Tensor, int], list[Tensor]]:
-    """The law `asymmetric` of views/."""
-    policy = Asymmetric()
+def ours(size: int, policy: Symmetric) -> Callable[[Tensor, int], list[Tensor]]:
+    """A policy of views/."""
 
     def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
         ids_B = torch.arange(len(canvas_BCHW))
@@ -86,15 +86,43 @@ def torchvision(size: int) -> Callable[[Tensor, int], list[Tensor]]:
     return views
 
 
-PEERS = {"kornia": kornia, "torchvision": torchvision}
+def torchvision_classify(size: int) -> Callable[[Tensor, int], list[Tensor]]:
+    """Its transforms for a classifier, an image at a time."""
+    policy = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.RandAugment(
+                interpolation=v2.InterpolationMode.BILINEAR, fill=[255 * mean for mean in MEAN]
+            ),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.RandomErasing(0.25, value="random"),
+        ]
+    )
+
+    def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
+        return [torch.stack([policy(x) for x in canvas_BCHW])]
+
+    return views
+
+
+PEERS = {
+    "kornia": (Asymmetric(), kornia),
+    "torchvision": (Asymmetric(), torchvision),
+    "classify": (Classification(), torchvision_classify),
+}
 
 
 def seconds(views: Callable[[Tensor, int], list[Tensor]], canvas_BCHW: Tensor, epoch: int) -> float:
-    """Wall time of one batch."""
-    began = time.perf_counter()
+    """Time of one batch, by the wall; of one thread the processor's, which no other process
+    lengthens.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = clock()
     made = views(canvas_BCHW, epoch)
     made[-1].sum().item()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def main(peer: str, size: int = 224, batch: int = 64, rounds: int = 15) -> None:
@@ -104,16 +132,17 @@ def main(peer: str, size: int = 224, batch: int = 64, rounds: int = 15) -> None:
     coarse = torch.rand(batch, 3, side // 8, side // 8)
     canvas = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
     canvas_BCHW = (canvas * 235 + 20 * torch.rand(batch, 3, side, side)).to(torch.uint8)
+    policy, its_views = PEERS[peer]
     sides = [
-        partial(seconds, make(size), canvas_BCHW)
-        for make in (ours, {"kornia": kornia, "torchvision": torchvision}[peer])
+        partial(seconds, views, canvas_BCHW) for views in (ours(size, policy), its_views(size))
     ]
     for one in sides:
         one(0)
     times = [[one(r) for one in sides] for r in range(1, rounds + 1)]
     mine, its = (statistics.median(column) * 1000 / batch for column in zip(*times, strict=True))
     low, middle, high = statistics.quantiles([b / a for a, b in times], n=4)
-    what = f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, two views"
+    views = "one view" if policy.total == 1 else "two views"
+    what = f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, {views}"
     print(f"{what}: ours {mine:.2f} ms an image, {peer} {its:.2f}")
     print(f"{peer} / ours: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
 

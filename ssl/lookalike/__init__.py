@@ -13,15 +13,20 @@ if TYPE_CHECKING:
     from lookalike.models import Backbone, load_backbone
     from lookalike.models.embedding import load_model
     from lookalike.pipeline import run
+    from lookalike.stages.classify import classify
+    from lookalike.stages.embed import embed
     from lookalike.stages.evaluate import evaluate
     from lookalike.stages.export import export
     from lookalike.stages.finetune import finetune
     from lookalike.stages.pretrain import pretrain
     from lookalike.stages.probe import probe
+    from lookalike.stages.segment import segment
 
 __all__ = [
     "Backbone",
     "Error",
+    "classify",
+    "embed",
     "evaluate",
     "export",
     "finetune",
@@ -31,11 +36,14 @@ __all__ = [
     "pretrain",
     "probe",
     "run",
+    "segment",
 ]
 
 _ROOMS = {
     "Backbone": "models",
     "Error": "errors",
+    "classify": "stages.classify",
+    "embed": "stages.embed",
     "evaluate": "stages.evaluate",
     "export": "stages.export",
     "finetune": "stages.finetune",
@@ -45,6 +53,7 @@ _ROOMS = {
     "pretrain": "stages.pretrain",
     "probe": "stages.probe",
     "run": "pipeline",
+    "segment": "stages.segment",
 }
 
 

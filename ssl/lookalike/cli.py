@@ -100,6 +100,86 @@ def probe(
 
 
 @app.command()
+def segment(
+    recipe: RecipeFile, overrides: Overrides = None, *, out: Out, model: Model = None
+) -> None:
+    """Linear segmentation on a backbone's patches -> DIR/segment.json."""
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    lookalike.segment(model or _backbone(loaded, out), loaded, out, name=model)
+
+
+@app.command()
+def classify(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    *,
+    out: Out,
+    model: Model = None,
+    accept_changes: Accept = False,
+) -> None:
+    """A classifier from a backbone and labels -> DIR/classify/classifier, DIR/classify.json."""
+    loaded = lookalike.load_recipe(recipe, overrides or ())
+    lookalike.classify(model or _backbone(loaded, out), loaded, out, accept_changes=accept_changes)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A classifier's folder.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Image files, or folders; -: paths on stdin."),
+    ],
+    *,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="So many classes.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each image.")] = False,
+) -> None:
+    """The classes of images, by a classifier."""
+    from lookalike.stages.predict import predict as stage
+
+    for line in stage(model, images, top=top, as_json=as_json):
+        print(line)
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or a timm or Hub name.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder of images; or a recipe, for its data.")
+    ],
+    overrides: Overrides = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .parquet, .npz or .csv.")],
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images at once, a rank.")] = 256,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Loader processes of each rank.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|bf16|fp16", help="What the network computes in.")
+    ] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(metavar="float32|float16", help="What is written.")
+    ] = "float32",
+) -> None:
+    """Features of images, a row each with name and label, by all ranks; a killed one goes on."""
+    how: dict[str, Any] = {"batch": batch, "workers": workers, "precision": precision}
+    lookalike.embed(model, source, out, overrides or (), store=dtype, **how)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Scores of several runs and their checkpoints in one table, and what differs between their
+    recipes.
+    """
+    from lookalike.stages.compare import compare as stage
+
+    print(stage(runs, as_json=as_json))
+
+
+@app.command()
 def finetune(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -139,7 +219,9 @@ def evaluate(
 
     loaded = lookalike.load_recipe(recipe, overrides or ())
     name, folder = (model, model) if model else own(out, loaded)
-    print(table({name: lookalike.evaluate(folder, loaded, out, name=name, gallery=gallery)}))
+    found = lookalike.evaluate(folder, loaded, out, name=name, gallery=gallery)
+    if not int(os.environ.get("RANK") or 0):
+        print(table({name: found}))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lookalike import comm
 from lookalike.checkpoint import refuse_other
 from lookalike.errors import RecipeError
-from lookalike.experiment import Experiment, Export
+from lookalike.experiment import Experiment, Export, Training
 from lookalike.folder import refuse_strangers, refuse_unwritable
 from lookalike.log import note, say
 from lookalike.models import Backbone, card, load_backbone
@@ -17,7 +17,18 @@ from lookalike.models.embedding import open_model
 from lookalike.models.fitting import Taken
 from lookalike.process import fault
 from lookalike.runs import Run
-from lookalike.stages import evaluate, export, fetch, finetune, pretrain, preview, probe
+from lookalike.stages import (
+    classify,
+    evaluate,
+    export,
+    fetch,
+    finetune,
+    pretrain,
+    preview,
+    probe,
+    segment,
+)
+from lookalike.training.courses import chosen, make_order
 
 
 class Plan(NamedTuple):
@@ -26,6 +37,8 @@ class Plan(NamedTuple):
     pretrain: pretrain.Job | None
     fetch: fetch.Job | None
     probe: probe.Job | None
+    segment: segment.Job | None
+    classify: classify.Job | None
     finetune: finetune.Job | None
     evaluate: evaluate.Job | None
     export: Export | None
@@ -65,6 +78,8 @@ def plan(run: Run) -> Plan:
         first,
         given,
         probe.job(run, architecture) if wanted.probe else None,
+        segment.job(run, architecture) if wanted.segment else None,
+        classify.job(run, backbone) if wanted.classify else None,
         tuned,
         evaluate.job(run, architecture) if wanted.evaluate else None,
         export.job(wanted) if wanted.export else None,
@@ -82,6 +97,8 @@ def refuse_others_work(out: Path, planned: Plan) -> None:
     if planned.pretrain and planned.pretrain.work:
         refuse_strangers(out / "backbone")
     made = [out / "finetune" / "embedding"] if planned.finetune else []
+    made += [out / "classify" / "classifier"] if planned.classify else []
+    made += [out / "probe" / "classifier"] if planned.probe else []
     made += [out / "backbone"] if planned.fetch and planned.fetch.folder is None else []
     for target in made:
         if not card.read(target):
@@ -90,6 +107,8 @@ def refuse_others_work(out: Path, planned: Plan) -> None:
         refuse_strangers(out / "export" / "backbone")
     if planned.export and planned.finetune:
         refuse_strangers(out / "export" / "embedding")
+    if planned.export and planned.classify:
+        refuse_strangers(out / "export" / "classifier")
 
 
 def bare(run: Run, first: pretrain.Job | None) -> Backbone:
@@ -125,7 +144,7 @@ def run(recipe: Experiment, out: str | Path, *, accept_changes: bool = False) ->
     """Every stage the recipe names, in order, in the run folder `out`; goes on where an earlier run
     stopped.
 
-    Training stages run on all ranks, scores and export on the first.
+    All stages but export run on all ranks.
     """
     return go(Run(recipe, out, accept_changes=accept_changes))
 
@@ -140,19 +159,25 @@ def go(run: Run) -> Path:
     comm.barrier()
     folder, scores, first = run.claim(), {}, comm.rank() == 0
     backbone = pretrain.do(planned.pretrain) if planned.pretrain else fetched(planned)
-    if planned.probe and first:
+    if planned.probe:
         probe.tell_other(backbone, planned.probe.sets[0])
         scores = probe.do(planned.probe, load_backbone(backbone))
-    comm.barrier(patient=True)
+    if planned.segment:
+        segment.do(planned.segment, load_backbone(backbone))
+    models: list[tuple[str, Path, dict[str, Any]]] = [("backbone", backbone, scores)]
+    if planned.classify:
+        classifier, known = classify.do(classify.job(run, load_backbone(backbone)))
+        models.append(("classifier", classifier, known))
     embedding = None
     if planned.finetune:
         embedding = finetune.do(finetune.job(run, load_backbone(backbone)))
+    found = scored(planned, backbone, embedding) if planned.evaluate else {}
+    if embedding:
+        models.append(("embedding", embedding, found))
+    if planned.export and first:
+        for name, model, about in models:
+            export.do(planned.export, model, folder / "export" / name, about)
     if first:
-        found = scored(planned, backbone, embedding) if planned.evaluate else {}
-        if planned.export:
-            export.do(planned.export, backbone, folder / "export" / "backbone", scores)
-        if planned.export and embedding:
-            export.do(planned.export, embedding, folder / "export" / "embedding", found)
         say(results(folder))
     comm.barrier(patient=True)
     return folder
@@ -173,7 +198,9 @@ def scored(planned: Plan, backbone: Path, embedding: Path | None) -> dict[str, A
             model = open_model(folder, None)
             job = evaluate.job(run, model.architecture, embedding if name == "fine-tuned" else None)
             scores[name] = evaluate.do(job, model, name)
-    say(evaluate.table(scores))
+    if comm.rank() == 0:
+        say(evaluate.table(scores))
+    comm.barrier(patient=True)  # the pages are the first rank's work
     return {key: value for key, value in list(scores.values())[-1].items() if key != "breakdown"}
 
 
@@ -186,7 +213,12 @@ def results(folder: Path) -> str:
         "data.json": "which images were found, and what was left out",
         "metrics.jsonl": "the training curve",
         "tensorboard": "the same for TensorBoard",
-        "probe.json": "linear probe and kNN",
+        "probe.json": "scores of the frozen backbone",
+        "probe/classifier": "backbone and the best linear probe, timm layout",
+        "segment.json": "linear segmentation of patches",
+        "segment.html": "the same, with test images to look at",
+        "classify/classifier": "the classifier, timm layout",
+        "classify.json": "the classifier's scores on the test set",
         "finetune/embedding": "the embedding model",
         "evaluate.json": "retrieval, re-identification or verification on unseen classes",
         "evaluate.html": "the same, with the worst queries to look at",
@@ -198,16 +230,43 @@ def results(folder: Path) -> str:
 
 
 def draw(recipe: Experiment, out: Path, *, images: int = 8, epoch: int = 0) -> list[str]:
-    """A preview of the views that pretraining would see: see stages/preview.py."""
-    if not recipe.pretrain:
+    """A preview of the views that the recipe's first training by gradients would see: see
+    stages/preview.py.
+    """
+    preview.refuse(out)
+    run = Run(recipe)
+    shown, order = _shown(run)
+    for line in run.told():
+        note(line)
+    return preview.preview(shown, recipe, order.ids(epoch, 0)[:images], epoch, out)
+
+
+def _shown(run: Run) -> tuple[preview.Shown, Any]:
+    """What a preview shows, and the order of its images: of pretraining, else of classification,
+    else of fine-tuning.
+    """
+    recipe = run.experiment
+    if recipe.pretrain:
+        work = pretrain.job(run).work
+        assert work is not None
+        architecture = work.module.backbone.architecture
+        images, policy = work.images, work.views
+        order: Any = work.order
+        settings: Training = recipe.pretrain
+    elif recipe.classify:
+        settings, backbone = recipe.classify, run.backbone(published=False)
+        planned = classify.job(run, backbone)
+        main, architecture = planned.courses[0], backbone.architecture
+        images, order = chosen(planned.sets[0], main.targets), make_order(main, planned.sets[0])
+        policy = settings.views.build()
+    elif recipe.finetune and not recipe.finetune.estimator:
+        settings, backbone = recipe.finetune, run.backbone(published=False)
+        tuned = finetune.job(run, backbone)
+        architecture = backbone.architecture
+        images, policy, order = tuned.divided.seen, settings.views.build(), tuned.order
+    else:
         raise RecipeError(
             f"{recipe.name}: pretrain: not there, so there are no views to show: add the section"
         )
-    preview.refuse(out)
-    run = Run(recipe)
-    work = pretrain.job(run).work
-    assert work is not None
-    for line in run.told():
-        note(line)
-    shown = preview.Shown(work.images, work.views, work.module.backbone.architecture.size)
-    return preview.preview(shown, recipe, work.order.ids(epoch, 0)[:images], epoch, out)
+    mean, _ = architecture.normalisation()
+    return preview.Shown(settings, images, policy, architecture.size, mean), order

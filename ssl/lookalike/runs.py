@@ -11,7 +11,13 @@ from typing import Any
 from torch import nn
 
 from lookalike import comm
-from lookalike.checkpoint import earlier_recipe, hold_run, newest_manifest, open_run
+from lookalike.checkpoint import (
+    earlier_recipe,
+    hold_run,
+    newest_manifest,
+    open_run,
+    visit_run,
+)
 from lookalike.data import readable
 from lookalike.data.account import FILE, Account
 from lookalike.data.images import Images
@@ -22,7 +28,7 @@ from lookalike.data.sources import Split as Name
 from lookalike.doctor import agree
 from lookalike.errors import DataError, Error
 from lookalike.experiment import Experiment, Training
-from lookalike.folder import at_home, write_file
+from lookalike.folder import at_home, refuse_unwritable, write_file
 from lookalike.geometry import PixelFormat
 from lookalike.log import note, say
 from lookalike.metric.classes import Split, split_classes
@@ -56,6 +62,7 @@ class Run:
         self._form: PixelFormat | None = None  # of a model that came from elsewhere
         self.joins, self.ranks = not ranks, ranks or comm.world_size()
         self.fetches = False
+        self._unfitted: dict[int, Source] = {}
         self._sources: dict[int, Source] = {}
         self._images: dict[tuple[int, Name, Size | None], Images] = {}
         self._classes: dict[Size | None, Split] = {}
@@ -165,11 +172,17 @@ class Run:
 
     def _source(self, spec: Spec) -> Source:
         if id(spec) not in self._sources:
-            source = spec.build()
+            source = self._built(spec)
             if wanted := self._wanted(spec):
                 fit_to(source, wanted)
             self._sources[id(spec)] = source
         return self._sources[id(spec)]
+
+    def _built(self, spec: Spec) -> Source:
+        """The source as it is asked for, before a model says how it takes images."""
+        if id(spec) not in self._unfitted:
+            self._unfitted[id(spec)] = spec.build()
+        return self._unfitted[id(spec)]
 
     def _wanted(self, spec: Spec) -> PixelFormat | None:
         """The form that a model wants images in; None where they decide."""
@@ -193,7 +206,8 @@ class Run:
         recipe = self.experiment
         scored = recipe.evaluate is not None and recipe.evaluate.data is None
         watched = recipe.pretrain is not None and recipe.pretrain.knn_every_epochs > 0
-        return scored or watched or recipe.probe is not None or recipe.finetune is not None
+        named = (recipe.probe, recipe.classify, recipe.finetune)
+        return scored or watched or any(section is not None for section in named)
 
     def _whole(self, source: Source, size: Size | None) -> Images:
         """The train set, of images without labels with what would be held out of it for nobody; not
@@ -212,8 +226,7 @@ class Run:
 
     def accounts(self) -> list[Account]:
         """What the sources gave so far and left out, as the recipe names them."""
-        evaluate = self.experiment.evaluate
-        named = {"data": self._data, "evaluate.data": evaluate and evaluate.data}
+        named = {"data": self._data, **self._more}
         found = []
         for key, spec in named.items():
             made = {
@@ -229,6 +242,16 @@ class Run:
                 found.append(Account(key, sets, inventory, idle))
         return found
 
+    @property
+    def _more(self) -> dict[str, Spec]:
+        """The sources beside the recipe's own, by their keys."""
+        evaluate, probe = self.experiment.evaluate, self.experiment.probe
+        scored = {"evaluate.data": evaluate.data} if evaluate and evaluate.data else {}
+        segmented = self.experiment.segment
+        masked = {"segment.data": segmented.data} if segmented else {}
+        probed = (probe.data or {}) if probe else {}
+        return masked | scored | {f"probe.data.{name}": spec for name, spec in probed.items()}
+
     def told(self, file: Path | None = None) -> list[str]:
         """The same in lines for people, a line a source; `file`: where the whole list lies."""
         return [line for account in self.accounts() for line in account.lines(file)]
@@ -237,9 +260,8 @@ class Run:
         """Has the sources get what they read from elsewhere; `show` and `check` never do. Raises
         DataError.
         """
-        evaluated = self.experiment.evaluate
-        for spec in (self.experiment.data, evaluated.data if evaluated else None):
-            fetch = getattr(self._source(spec), "fetch", None) if spec else None
+        for spec in (self.experiment.data, *self._more.values()):
+            fetch = getattr(self._built(spec), "fetch", None)
             if fetch:
                 fetch()
 
@@ -248,8 +270,8 @@ class Run:
         train, test = self.images("train", size), self.images("test", size)
         if train.labels is None or test.labels is None:
             raise DataError(
-                "data: no labels, which probe, finetune and evaluate need: use class folders, or "
-                "remove them"
+                "data: no labels, which probe, classify, finetune and evaluate need: use class "
+                "folders, or remove them"
             )
         return train, test
 
@@ -262,21 +284,27 @@ class Run:
             self._classes[size] = split_classes(*self.labelled(size), held_out)
         return self._classes[size]
 
-    def look(self, *sets: Images, alone: bool = False) -> None:
+    def look(self, *sets: Images) -> None:
         """Raises DataError where of one of these sets not one image of some can be read; where only
-        some cannot, that is said. All ranks call it, and the first looks, once at each set; `alone`
-        asks no other rank.
+        some cannot, that is said. All ranks call it, and the first looks, once at each set.
         """
         for images in sets:
             whole = getattr(images, "whole", images)
             if any(whole is looked for looked in self._looked):
                 continue
             self._looked.append(whole)
-            found = readable.look(images) if comm.rank() == 0 or alone else ("", "")
-            refusal, warning = found if alone else comm.broadcast_object(found)
+            key = self._key_of(images)
+            found = readable.look(images, key) if comm.rank() == 0 else ("", "")
+            refusal, warning = comm.broadcast_object(found)
             if refusal:
                 raise DataError(refusal)
             self.remark(warning)
+
+    def _key_of(self, images: Images) -> str:
+        """Where the recipe names the source of these images."""
+        inner = {id(images), *(id(getattr(images, name, None)) for name in ("whole", "images"))}
+        sources = {of for (of, _, _), one in self._images.items() if id(one) in inner}
+        return next((key for key, spec in self._more.items() if id(spec) in sources), "data")
 
     def remark(self, text: str) -> None:
         """Says a line to be read before the first step, if it is none that was said; the first rank
@@ -290,15 +318,32 @@ class Run:
         """Joins the other ranks. Raises RunError unless all are about to do the same; `words` are
         compared too.
         """
-        fault.refuse_unknown()
         self.fetches = True
-        sections = (self.experiment.pretrain, self.experiment.finetune)
+        recipe = self.experiment
+        sections = (recipe.pretrain, recipe.classify, recipe.finetune)
         patience = [section.timeout for section in sections if isinstance(section, Training)]
-        comm.start(seconds=max(patience, default=1800.0))
+        join_ranks(max(patience, default=1800.0))
         self.ranks = comm.world_size()
         self.fetch()
         words |= self.weights if self.experiment.backbone.weights else {}
         agree(self.experiment, self._asked, accept_changes=self.accept_changes, **words)
+
+    def visit(self, **words: Any) -> None:
+        """For a verb that adds scores to the run folder, or to none, without training there: joins
+        the other ranks, and removes what a kill left. Raises RunError as `join`, and where nothing
+        can be written.
+        """
+        if self.folder:
+            refuse_unwritable(self.folder)
+        self.join(**words)
+        if self.folder:
+            visit_run(self.folder)
+
+    def tell(self) -> None:
+        """Says which images were found, beside the answer; the first rank does."""
+        if comm.rank() == 0:
+            for line in self.told():
+                note(line)
 
     def _asked(self, name: Name) -> Images:
         """The images of a split that a stage may ask for. Raises DataError for another."""
@@ -326,6 +371,12 @@ class Run:
             for line in self.told(folder / FILE):
                 say(line)
         return folder
+
+
+def join_ranks(seconds: float = 1800.0) -> None:
+    """Joins the other ranks, for what has no recipe to agree on. Raises RunError."""
+    fault.refuse_unknown()
+    comm.start(seconds=seconds)
 
 
 def _idle(source: Source, trained: int) -> dict[str, Images]:

@@ -9,9 +9,10 @@ from lookalike.data.images import Images
 from lookalike.experiment import Experiment, Pretrain, Training
 from lookalike.geometry import sides
 from lookalike.models import Backbone
+from lookalike.nn.ema import Averaged
 from lookalike.pipeline import Plan, bare, plan
 from lookalike.runs import Run
-from lookalike.stages import finetune, pretrain
+from lookalike.stages import classify, finetune, pretrain
 from lookalike.training.loop import make_optimizer
 
 
@@ -30,6 +31,8 @@ def describe(run: Run, planned: Plan) -> list[str]:
     lines += [f"weights     {planned.taken.line()}"] if planned.taken else []
     if planned.pretrain and planned.pretrain.work:
         lines += _pretraining(planned.pretrain.settings, planned.pretrain.work)
+    if planned.classify:
+        lines += _classifying(planned.classify)
     if planned.finetune:
         lines += _finetuning(planned.finetune)
     return lines
@@ -54,6 +57,22 @@ def _pretraining(settings: Pretrain, work: pretrain.Work) -> list[str]:
         f"method      {settings.method.name}: {views}",
         _steps(settings, work.order.steps_per_epoch, settings.batch),
         *_groups(settings, module),
+    ]
+
+
+def _classifying(job: classify.Job) -> list[str]:
+    settings, course = job.settings, job.courses[0]
+    kind = "any number of labels an image" if settings.multi_label else "one label an image"
+    held = f", {len(job.held_out)} held out for the temperature" if len(job.held_out) else ""
+    more = len(job.courses) - 1
+    shapes = f"(B, {job.backbone.dim}) -> (B, {len(job.classes)})"
+    return [
+        f"classify    {len(job.classes)} classes, {kind}: {len(course.targets)} images to learn "
+        f"from{held}, {len(job.test)} to score",
+        f"classifier  {shapes}, {_parameters(job.system)}",
+        *([f"trainings   {more} more: few labels, or from an untrained network"] if more else []),
+        _steps(settings, job.train_steps, settings.batch),
+        *_groups(settings, job.system),
     ]
 
 
@@ -91,10 +110,18 @@ def _groups(settings: Training, module: nn.Module) -> list[str]:
             f"group       {group['name']}: {len(group['params'])} tensors, {count:,} parameters, "
             f"lr {group['base_lr']:g}, weight decay {group['weight_decay']:g}"
         )
-    frozen = [p.numel() for p in module.parameters() if not p.requires_grad]
+    averages = {
+        id(p) for part in module.modules() if isinstance(part, Averaged) for p in part.values
+    }
+    frozen = [
+        p.numel() for p in module.parameters() if not p.requires_grad and id(p) not in averages
+    ]
     if frozen:
         lines.append(f"frozen      {len(frozen)} tensors, {sum(frozen):,} parameters")
     memory = f"{_mebibytes(module, settings.optimizer.name)} MiB of weights, gradient and optimizer"
+    if averages:
+        lines.append(f"average     of {len(averages)} tensors, which is kept at the end")
+    lines.append(f"schedule    {settings.course}")
     return [*lines, f"memory      {memory} state, without activations"]
 
 
@@ -106,7 +133,7 @@ def _mebibytes(module: nn.Module, optimizer: str) -> int:
     """fp32 weights and, of those that are trained, the gradient and one (momentum) or two (Adam)
     moments.
     """
-    more = 3 if optimizer == "adamw" else 2
+    more = 3 if optimizer in ("adam", "adamw") else 2
     return round(
         4 * sum((1 + more * p.requires_grad) * p.numel() for p in module.parameters()) / 2**20
     )

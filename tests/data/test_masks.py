@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from squares import drawn, squares, write_image, write_mask
 
 from lookalike.data.decode import BadImage, numbers
 from lookalike.data.images import LayeredImages, subset
@@ -15,6 +14,7 @@ from lookalike.data.images.masked import nearest, unlayered
 from lookalike.data.loader import in_order
 from lookalike.data.masks import Masks, classes_in
 from lookalike.errors import DataError
+from squares import drawn, squares, write_image, write_mask
 
 
 def encoded(image, tmp_path):

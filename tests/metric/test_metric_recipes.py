@@ -36,6 +36,7 @@ def test_a_recipe_trains_an_embedding(path, tmp_path):
     """Three steps, and batches as large as the data allow; the header says how to run it."""
     assert f"lookalike run recipes/metric/{path.name} --out runs/{path.stem}" in path.read_text()
     words = ["finetune.epochs=1", "finetune.per_class=40", "finetune.log_every=1"]
+    words += ["finetune.schedule=cosine"]  # steps lie beyond one epoch
     plain = read(path.read_text(), path.name).plain()
     if "memory" in plain["finetune"]:
         words.append("finetune.memory.warmup_steps=1")

@@ -189,7 +189,7 @@ def refuse(*arguments, **how):
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(whole, monkeypatch, verb):
     out, backbone, wanted = Path("/proc/fs/run"), whole / "backbone", toy.recipe()
     for module in ("probe", "evaluate", "finetune"):
-        monkeypatch.setattr(f"lookalike.stages.{module}.extract", refuse)
+        monkeypatch.setattr(f"lookalike.stages.{module}.extracted", refuse)
     monkeypatch.setattr("lookalike.stages.search.embedded", refuse)
     monkeypatch.setattr("lookalike.stages.preview.read", refuse)
     monkeypatch.setattr(exporting, "to_onnx", refuse)

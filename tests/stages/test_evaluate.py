@@ -818,3 +818,19 @@ def test_the_verb_writes_scores_page_and_images(tmp_path, capsys):
 
 def load_fingerprint(path):
     return toy.scored(load_recipe(path)).fingerprint
+
+
+def test_without_the_whole_list_only_map_is_missing(given, tmp_path):
+    images = crowd()
+    whole = evaluate(Flat(), given(images), tmp_path / "whole")
+    found = evaluate(Flat(), given(images, "whole_list: false"), tmp_path / "top")
+    known = ("map", "intervals", "breakdown")
+    left = {name: value for name, value in whole.items() if name not in known}
+    assert {name: value for name, value in found.items() if name not in known} == left
+    assert "map" not in found
+    assert "lowest MAP@R by class" in table({"model": found})
+    assert "lowest mAP by class" in table({"model": whole})
+    assert (
+        "lowest by class</th><th>queries</th><th>MAP@R"
+        in (tmp_path / "top" / "evaluate.html").read_text()
+    )

@@ -1,75 +1,158 @@
-"""Features kept in a run folder: believed with their checksum, made again without, never used
-damaged.
+"""Features kept in a run folder: believed with their checksums, made again without, a block at a
+time, never used damaged.
 """
 
+import json
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import toy
-from lookalike.evaluation.features import PIXELS, Features, cached, pixels
+from lookalike.evaluation.blocks import BLOCK, BLOCKS, HEADER, IDS, PART, ROWS, Form
+from lookalike.evaluation.features import PIXELS, pixels
+from lookalike.evaluation.store import Made, Stored, stored
 from lookalike.stages.probe import probe
 
-KEY = ("model", "images")
+FORM = Form(3 * BLOCK + 40, "float32")
+WIDTH = 40
+ROW = 4 * WIDTH
+BAD = {0: (3,), 1: (), 2: (2 * BLOCK, 2 * BLOCK + 9), 3: ()}
 
 
-def made() -> Features:
-    x_ND = torch.rand(300, 40, generator=torch.Generator().manual_seed(0))
-    return Features(x_ND, torch.arange(300) % 7, 2, torch.arange(300))
+def made(asked: list[int], bad: dict[int, tuple[int, ...]] = BAD) -> Callable[..., Iterator[Made]]:
+    """A maker that notes what it was asked for."""
+
+    def make(numbers: Sequence[int]) -> Iterator[Made]:
+        for n in numbers:
+            asked.append(n)
+            ids = [i for i in FORM.images_of(n) if i not in bad[n]]
+            x_ND = torch.rand(FORM.images, WIDTH, generator=torch.Generator().manual_seed(0))
+            yield Made(n, bad[n], x_ND[ids])
+
+    return make
 
 
-def same(one: Features, other: Features) -> bool:
-    return one.dropped == other.dropped and all(
-        torch.equal(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, torch.Tensor)
-    )
+def same(one: Stored, other: Stored) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+WHOLE = stored(None, FORM, made([]))
 
 
 @pytest.fixture
 def kept(tmp_path) -> Path:
-    cached(tmp_path, KEY, made)
-    (path,) = tmp_path.iterdir()
-    return path
+    assert same(stored(tmp_path / "f", FORM, made([])), WHOLE)
+    return tmp_path / "f"
 
 
-def zeroed_page(path: Path) -> None:
+def change(path: Path, at: int, content: bytes) -> None:
     data = bytearray(path.read_bytes())
-    data[8192:12288] = bytes(4096)
+    data[at : at + len(content)] = content
     path.write_bytes(data)
 
 
-def flipped_bit(path: Path) -> None:
+def flip(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
-    data[-777] ^= 1
+    data[at] ^= 1
     path.write_bytes(data)
 
 
-def swapped_labels(path: Path) -> None:
-    tensors = load_file(path)
-    save_file({**tensors, "labels_N": tensors["labels_N"].flip(0)}, path, {"sha256": "0" * 64})
+def cut(path: Path, left: int) -> None:
+    path.write_bytes(path.read_bytes()[:left])
 
 
-DAMAGES = {
-    "a page of zeros": zeroed_page,
-    "one bit": flipped_bit,
-    "other labels": swapped_labels,
-    "no checksum": lambda path: save_file(load_file(path), path),
-    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "empty": lambda path: path.write_bytes(b""),
-    "another file": lambda path: path.write_bytes(b"PK\x03\x04" * 99),
-    "a tensor less": lambda path: save_file({"x_ND": torch.ones(3, 2)}, path),
+def without_line(kept: Path, n: int) -> None:
+    lines = (kept / BLOCKS).read_text().splitlines(keepends=True)
+    (kept / BLOCKS).write_text("".join(lines[: n + 1] + lines[n + 2 :]))
+
+
+def other_bad(kept: Path) -> None:
+    """A line that tells of another image than the one that could not be read."""
+    lines = (kept / BLOCKS).read_text().splitlines()
+    number, _, sha256 = json.loads(lines[1])
+    lines[1] = json.dumps([number, [4], sha256])
+    (kept / BLOCKS).write_text("\n".join(lines))
+
+
+SIZE = HEADER + (FORM.images - 3) * ROW
+# What is done to the folder, and which blocks are made again then.
+DAMAGES: dict[str, tuple[Callable[[Path], None], list[int]]] = {
+    "a page of zeros": (lambda kept: change(kept / ROWS, 8192, bytes(4096)), [0]),
+    "zeros over a border": (
+        lambda kept: change(kept / ROWS, HEADER + 255 * ROW - 9, bytes(99)),
+        [0, 1],
+    ),
+    "one bit": (lambda kept: flip(kept / ROWS, SIZE - 1), [3]),
+    "the header": (lambda kept: flip(kept / ROWS, 70), []),
+    "longer": (lambda kept: change(kept / ROWS, SIZE, b"more"), []),
+    "a line less": (lambda kept: without_line(kept, 1), [1]),
+    "a line less, of a block with gaps": (lambda kept: without_line(kept, 0), [0, 1, 2, 3]),
+    "another image left out": (other_bad, [0]),
+    "a width of others": (lambda kept: change(kept / BLOCKS, 0, b"{]"), [0, 1, 2, 3]),
+    "no checksum": (lambda kept: (kept / BLOCKS).unlink(), [0, 1, 2, 3]),
+    "no checksum, but an empty file": (lambda kept: cut(kept / BLOCKS, 0), [0, 1, 2, 3]),
+    "cut short": (lambda kept: cut(kept / ROWS, SIZE - 100), [3]),
+    "cut to half": (lambda kept: cut(kept / ROWS, SIZE // 2), [1, 2, 3]),
+    "empty": (lambda kept: cut(kept / ROWS, 0), [0, 1, 2, 3]),
+    "another file": (lambda kept: (kept / ROWS).write_bytes(b"PK\x03\x04" * 99), [0, 1, 2, 3]),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damaged_features_are_made_again_and_that_is_said(kept, capsys, kind):
-    DAMAGES[kind](kept)
-    assert same(cached(kept.parent, KEY, made), made())
+    """And those alone."""
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    asked: list[int] = []
+    damage, expected = DAMAGES[kind]
+    damage(kept)
+    assert same(stored(kept, FORM, made(asked)), WHOLE)
+    assert sorted(set(asked)) == expected
     assert f"{kept}: kept features are damaged (" in capsys.readouterr().err
-    assert same(cached(kept.parent, KEY, lambda: pytest.fail("made again")), made())
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert same(stored(kept, FORM, lambda numbers: pytest.fail("made again")), WHOLE)
     assert not capsys.readouterr().err
+
+
+def test_damage_in_what_is_half_done_is_found_too(tmp_path, capsys):
+    def three(numbers: Sequence[int]) -> Iterator[Made]:
+        yield from made([])(numbers[:3])
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        stored(tmp_path, FORM, three)
+    flip(tmp_path / PART, HEADER + BLOCK * ROW + 5)
+    with (tmp_path / "blocks-0.jsonl").open("a") as file:
+        file.write('[3, [], "torn')
+    asked: list[int] = []
+    assert same(stored(tmp_path, FORM, made(asked)), WHOLE)
+    assert asked == [1, 3]
+    assert "1 of 4 blocks changed since they were written" in capsys.readouterr().err
+
+
+def test_numbers_of_images_for_others_are_written_again(kept):
+    (kept / IDS).write_bytes(b"")
+    stored(kept, FORM, made([]))
+    assert np.array_equal(np.load(kept / IDS), WHOLE.ids_N)
+    assert np.array_equal(np.load(kept / ROWS), WHOLE.x_ND)
+
+
+def test_an_image_that_can_be_read_again_moves_all_rows_after_it(kept):
+    """Where its block is made again: all are then, since none lies where it did."""
+    flip(kept / ROWS, HEADER + 300 * ROW)
+    more = {**BAD, 1: (BLOCK + 7,)}
+    found = stored(kept, FORM, made([], more))
+    assert same(found, stored(None, FORM, made([], more)))
+    assert len(found.x_ND) == len(WHOLE.x_ND) - 1
+
+
+def test_what_is_changed_in_memory_changes_no_file(kept):
+    found = stored(kept, FORM, made([]))
+    found.x_ND.zero_()
+    assert same(stored(kept, FORM, lambda numbers: pytest.fail("made again")), WHOLE)
 
 
 def test_scores_come_from_whole_features_only(tmp_path, whole):
@@ -77,8 +160,9 @@ def test_scores_come_from_whole_features_only(tmp_path, whole):
     shutil.copytree(whole, run)
     recipe = toy.recipe("probe.baselines=false")
     first = probe(run / "backbone", recipe, run)
-    for path in (run / "features").iterdir():
-        zeroed_page(path)
+    for path in (run / "features").glob("*/rows.npy"):
+        change(path, 200, bytes(4096))
+    (run / "probe.json").unlink()  # where every score is there, no feature is looked at
     assert probe(run / "backbone", recipe, run) == first
 
 

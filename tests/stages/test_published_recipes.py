@@ -16,6 +16,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = (
     "finetune.epochs=1",
     "finetune.warmup_epochs=0",
+    "finetune.schedule=cosine",
     "finetune.classes_per_batch=4",
     "export=null",
 )

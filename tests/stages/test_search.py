@@ -31,12 +31,12 @@ from lookalike.geometry import DISTANCES, Distance, PixelFormat
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.embedding import Embedding, embedding_files, load_model
-from lookalike.scoring import search as exact
+from lookalike.scoring import topk
 from lookalike.scoring.ivf import SHARE, InvertedLists, nearest_in_lists, train_ivf
 from lookalike.scoring.search import nearest
-from lookalike.scoring.similarity import nearness, points
+from lookalike.scoring.similarity import frame, nearness, points
 from lookalike.search import results
-from lookalike.search.index import CELLS, NAMES, ROWS, SEEN, open_index, read_seen
+from lookalike.search.index import CELLS, LENGTHS, NAMES, ROWS, SEEN, open_index, read_seen
 from lookalike.stages import search as stage
 
 ARCHITECTURE = Architecture(
@@ -63,9 +63,7 @@ def open_search(folder, source, model, **how):
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize(
-    ("count", "queries", "k"), [(1, 1, 3), (exact.ROWS, 3, 5), (exact.ROWS + 1, 2, 2000)]
-)
+@pytest.mark.parametrize(("count", "queries", "k"), [(1, 1, 3), (513, 3, 5), (513, 2, 2000)])
 def test_blocks_give_what_the_whole_matrix_gives_and_the_earlier_of_equals_is_first(
     distance, count, queries, k
 ):
@@ -85,8 +83,8 @@ def test_blocks_give_what_the_whole_matrix_gives_and_the_earlier_of_equals_is_fi
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_scikit_learn_finds_the_same(distance, monkeypatch):
-    monkeypatch.setattr(exact, "ROWS", 100)
-    monkeypatch.setattr(exact, "QUERIES", 7)
+    monkeypatch.setattr(topk, "PRODUCT", 2000)
+    monkeypatch.setattr(topk, "QUERIES", 7)
     x_ND, query_QD = rows(730, 16).add_(0.5).double(), rows(20, 16, seed=1).double()
     before = query_QD.clone(), x_ND.clone()
     row_Qk, near_Qk = nearest(query_QD, x_ND, 9, distance=distance)
@@ -99,7 +97,7 @@ def test_scikit_learn_finds_the_same(distance, monkeypatch):
 
 
 def test_a_collapsed_matrix_is_a_tie_and_a_zero_row_is_near_to_nothing():
-    x_ND = torch.ones(exact.ROWS + 5, 3)
+    x_ND = torch.ones(512 + 5, 3)
     x_ND[2] = 0
     row_1k, near_1k = nearest(x_ND[:1], x_ND, 4)
     assert row_1k.tolist() == [[0, 1, 3, 4]]
@@ -109,7 +107,7 @@ def test_a_collapsed_matrix_is_a_tie_and_a_zero_row_is_near_to_nothing():
 
 
 def test_what_cannot_be_searched_is_refused():
-    x_ND = rows(exact.ROWS + 9)
+    x_ND = rows(512 + 9)
     for k, query, pattern in (
         (0, x_ND[:1], "at least 1"),
         (3, rows(2, 5), "width 5 of the queries, 6"),
@@ -119,9 +117,9 @@ def test_what_cannot_be_searched_is_refused():
     with pytest.raises(Error, match="query features: NaN or Inf in 1 rows"):
         nearest(torch.full((1, 6), torch.nan), x_ND, 1)
     for value in (torch.nan, torch.inf):
-        x_ND[exact.ROWS + 3, 2] = value
+        x_ND[512 + 3, 2] = value
         for distance in DISTANCES:
-            with pytest.raises(Error, match=f"NaN or Inf in row {exact.ROWS + 3}"):
+            with pytest.raises(Error, match=f"NaN or Inf in row {512 + 3}"):
                 nearest(rows(1), x_ND, 1, distance=distance)
 
 
@@ -225,9 +223,9 @@ def asked(monkeypatch):
     counts: list[int] = []
     real = stage.embedded
 
-    def counting(opened, sets, ids):
+    def counting(opened, found, ids, *how):
         counts.append(len(ids))
-        return real(opened, sets, ids)
+        return real(opened, found, ids, *how)
 
     monkeypatch.setattr(stage, "embedded", counting)
     return counts
@@ -443,8 +441,40 @@ def test_cells_are_kept_and_go_with_the_images(index, photos, monkeypatch):
     assert open_search(index, str(photos), None, approximate=True).cells is not None
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_an_index_without_lengths_is_measured_once_and_answers_the_same(
+    tmp_path, photos, distance, monkeypatch
+):
+    folder = tmp_path / "index"
+    open_search(folder, str(photos), str(written(tmp_path / "m", distance=distance)))
+    new = open_index(folder)
+    query_QD = new.x_ND[:3] + 0.1
+    wanted = new.nearest(query_QD, 5)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    files = {n: (folder / n).read_bytes() for n in manifest["files"] if n != LENGTHS}
+    write_folder(folder, files, {"index": manifest["index"]})
+    counts, real = [], frame
+    monkeypatch.setattr(
+        "lookalike.search.index.frame", lambda *how: (counts.append(1), real(*how))[1]
+    )
+    old = open_index(folder)
+    for _ in range(2):
+        assert all(map(torch.equal, old.nearest(query_QD, 5), wanted))
+    assert counts == [1]
+    assert all(map(torch.equal, old.frame, new.frame))
+    save(photos / "new.png", 99)
+    open_search(folder, str(photos), None)
+    assert (folder / LENGTHS).exists()
+
+
+def test_a_search_of_kept_lengths_looks_at_no_row_but_by_its_product(index, monkeypatch):
+    found = open_index(index)
+    monkeypatch.setattr("lookalike.scoring.similarity._lengths", lambda *_: pytest.fail("measured"))
+    assert found.nearest(found.x_ND[:1], 1)[0].tolist() == [[0]]
+
+
 @pytest.mark.parametrize(
-    "name", [ROWS, NAMES, SEEN, "model.safetensors", "head.safetensors", "config.json"]
+    "name", [ROWS, NAMES, SEEN, LENGTHS, "model.safetensors", "head.safetensors", "config.json"]
 )
 def test_a_flipped_byte_is_found(index, name):
     data = bytearray((index / name).read_bytes())
@@ -478,6 +508,16 @@ BROKEN_CELLS = [
     {"other": torch.zeros(1)},
 ]
 
+LENGTHS_OF_ALL = frame(torch.ones(COUNT, 8), "cosine")._asdict()
+BROKEN_LENGTHS = [
+    {"length_N": torch.ones(COUNT + 1, dtype=torch.float64)},
+    {"length_N": torch.ones(COUNT)},
+    {"length_N": torch.full((COUNT,), torch.nan, dtype=torch.float64)},
+    {"mean_D": torch.zeros(7, dtype=torch.float64)},
+    {"unit": torch.zeros((), dtype=torch.float64)},
+    {"other": torch.zeros(1)},
+]
+
 
 def tensors(part) -> bytes:
     return safetensors(WHOLE | part)
@@ -499,6 +539,7 @@ def tensors(part) -> bytes:
         {NAMES: b"\xff"},
         {CELLS: b"nothing"},
         *({CELLS: tensors(part)} for part in BROKEN_CELLS),
+        *({LENGTHS: safetensors(LENGTHS_OF_ALL | part)} for part in BROKEN_LENGTHS),
         {"canvas": "37"},
         {"canvas": [10, 10.0]},
         {"canvas": [37]},

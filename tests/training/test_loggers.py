@@ -24,7 +24,8 @@ import children
 import toy
 from lookalike.data.reader import Bad
 from lookalike.errors import RunError
-from lookalike.evaluation.features import Features, cached
+from lookalike.evaluation.blocks import Form
+from lookalike.evaluation.store import Made, stored
 from lookalike.process import fault
 from lookalike.process.signals import Stopped
 from lookalike.stages.pretrain import pretrain
@@ -296,13 +297,12 @@ def test_bad_samples_that_cannot_be_listed_are_counted(tmp_path, monkeypatch):
     assert len(texts) == 1
 
 
-def test_features_that_cannot_be_kept_are_not_lost(tmp_path):
+def test_features_that_cannot_be_kept_are_not_lost(tmp_path, capsys):
     (tmp_path / "features").write_text("a file where the folder should be")
-    made = Features(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64), 0, torch.arange(2))
-    with toy.heard() as texts:
-        assert cached(tmp_path / "features", ("key",), lambda: made) is made
-    assert len(texts) == 1
-    assert "these features are not kept" in texts[0]
+    made = Made(0, (), torch.ones(2, 3))
+    found = stored(tmp_path / "features/of", Form(2, "float32"), lambda numbers: [made])
+    assert torch.equal(found.x_ND, torch.ones(2, 3))
+    assert "these features are not kept" in capsys.readouterr().err
 
 
 def test_a_bundle_that_cannot_be_written_stops_no_rollback(tmp_path, monkeypatch, uneven):

@@ -17,8 +17,13 @@ from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.pack import Packing, pack
 from lookalike.errors import RecipeError
 from lookalike.pipeline import draw as preview
+from lookalike.runs import Run
+from lookalike.stages import finetune
 from lookalike.stages.preview import describe
+from lookalike.views import Symmetric, fused
+from lookalike.views.randaugment import OPERATIONS
 
+SIDE = torch.tensor([24])
 MULTI = (
     "pretrain={method: dino, views: {name: multi_crop, small: 2, small_size: 8}, batch: 8, epochs: "
     "1, "
@@ -100,6 +105,50 @@ def test_the_words_say_what_happens_in_its_order():
     assert describe(nothing, 0, 3) == "crop 0×0 at 0,0"
 
 
+def test_the_words_say_what_is_moved_augmented_and_erased():
+    policy = Symmetric(
+        views=1,
+        jitter=0.0,
+        blur=0.0,
+        grey=0.0,
+        flip=0.0,
+        pad=3,
+        randaugment=2,
+        erase=1.0,
+    )
+    drawn = policy.each(torch.arange(1), seed=0, epoch=0, heights_B=SIDE, widths_B=SIDE)[0]
+    drawn |= {
+        "shift": torch.tensor([[2, -1]]),
+        "operations": torch.tensor([[OPERATIONS.index("rotate"), OPERATIONS.index("equalize")]]),
+        "strengths": torch.tensor([[-0.3, 0.3]]),
+    }
+    top, left, height, width = fused.erased_boxes(drawn, (16, 16))[0][0].tolist()
+    words = describe(drawn, 0, 3, (16, 16)).split(", ")
+    assert words[1:] == [
+        "moved by -2,+1",
+        "rotate -9",
+        "equalize",
+        f"erased {height}×{width} at {top},{left}",
+    ]
+
+
+def test_without_pretraining_it_shows_the_views_of_fine_tuning(tmp_path):
+    words = ("pretrain=null", "probe=null", "backbone={name: resnet18, size: [24, 12], pool: avg,")
+    tuned = toy.recipe(
+        *words[:2],
+        words[2] + " channels: 1, pretrained: true}",
+        "finetune.views={name: reidentify, pad: 2, erase: 1.0}",
+    )
+    lines = preview(tuned, tmp_path / "a.html", images=4, epoch=1)
+    assert len(lines) == 8
+    assert all("moved by" in line and "erased" in line for line in lines[1::2])
+    order = finetune.job(Run(tuned), Run(tuned).backbone(published=False)).order
+    assert [int(line.split()[0]) for line in lines[::2]] == order.ids(1, 0)[:4].tolist()
+    # What is erased is the mean that normalises, grey, in every tile.
+    tiles = images((tmp_path / "a.html").read_text())
+    assert all((tile == 128).any() for tile in tiles[1::2])
+
+
 def test_names_of_files_are_text_in_the_page(tmp_path):
     (tmp_path / "photos").mkdir()
     for i in range(8):
@@ -120,7 +169,7 @@ def test_names_of_files_are_text_in_the_page(tmp_path):
 
 def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path):
     with pytest.raises(RecipeError, match=r"pretrain: not there.*add the section"):
-        preview(toy.recipe("pretrain=null"), tmp_path / "a.html")
+        preview(toy.recipe("pretrain=null", "finetune=null"), tmp_path / "a.html")
     with pytest.raises(RecipeError, match=r"a\.jpg: a preview is a \.png or an \.html"):
         preview(toy.recipe(), tmp_path / "a.jpg")
     assert list(tmp_path.iterdir()) == []

@@ -80,23 +80,31 @@ def meet(made: Path) -> None:
 
 
 def visit_run(out: Path) -> None:
-    """For a verb that adds scores or an export to `out` without training there.
+    """For a verb that adds scores or an export to `out` without training there; all ranks call it.
 
-    Raises RunError where nothing can be written, before any work; removes what a kill left, unless
-    another process holds the folder, which has done so.
+    Raises RunError where nothing can be written, before any work; the first removes what a kill
+    left, unless another process holds the folder, which has done so.
     """
     refuse_unwritable(out)
-    if out.is_dir() and not held(out):
+    if comm.rank() == 0 and out.is_dir() and not held(out):
         with contextlib.suppress(RunError):
             lock(out)
             tidy(out)
             unlock(out)
+    comm.barrier()
 
 
 def tidy(out: Path) -> None:
     """Removes what processes that were killed left half-done in a run folder whose lock is held."""
     sweep(out)
-    for pattern in ("checkpoints", "export", "features", "finetune*", "finetune*/checkpoints"):
+    for pattern in (
+        "checkpoints",
+        "export",
+        "features",
+        "probe",
+        "finetune*",
+        "finetune*/checkpoints",
+    ):
         for folder in out.glob(pattern):
             sweep(folder)
 

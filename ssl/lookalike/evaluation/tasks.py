@@ -46,7 +46,7 @@ class Reranking(NamedTuple):
 
 @dataclass(frozen=True)
 class Measures:
-    """What to measure beside the task's own scores."""
+    """What to measure beside the task's own scores; without `whole_list` retrieval has no mAP."""
 
     ks: tuple[int, ...] = (1, 5, 10)
     ap: AP = "step"
@@ -56,6 +56,7 @@ class Measures:
     level: float = 0.0
     breakdown: bool = True
     seed: int = 0
+    whole_list: bool = True
 
 
 class EmbeddedSet(NamedTuple):
@@ -264,6 +265,7 @@ def ranked(sets: Gallery, task: Task, asked: Measures) -> tuple[Results, PerQuer
             own_N=sets.own_Q,
             ks=asked.ks,
             distance=sets.distance,
+            whole=asked.whole_list,
         )
         variants = {"": (found, sets.labels_Q)}
     else:

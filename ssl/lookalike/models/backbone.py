@@ -365,6 +365,16 @@ class Backbone(nn.Module):
 
     def _features(self, x_BCHW: Tensor) -> Tensor:
         h: Tensor = self.model(x_BCHW)
+        return self._gem(h)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """What timm's `forward_features` gives, or a block's tokens of the same shape, as features
+        (B, D): pooled as this backbone pools.
+        """
+        model: Any = self.model
+        return self._gem(model.forward_head(tokens))
+
+    def _gem(self, h: Tensor) -> Tensor:
         if self.gem is None:
             return h
         pooled_BD: Tensor = self.gem(self._places(h))

@@ -30,6 +30,9 @@ _CARRIED = (
     "backbone",
     "distance",
     "classes",
+    "multi_label",
+    "temperature",
+    "classifier",
     "rows",
     "dropped",
     "images",
@@ -147,16 +150,28 @@ def text(card: Mapping[str, Any]) -> str:
     """The model card as Markdown; the front matter is the Hugging Face hub's."""
     image, own = card["input"], "module" in card
     library, name = ("lookalike", _code(card["module"])) if own else ("timm", card["architecture"])
+    classifier = "classifier" in card
+    task = "image-classification" if classifier else "image-feature-extraction"
     head = (
-        f"---\nlicense: apache-2.0\nlibrary_name: {library}\npipeline_tag: "
-        "image-feature-extraction\n---\n\n"
+        f"---\nlicense: apache-2.0\nlibrary_name: {library}\npipeline_tag: {task}\n---\n\n"
         f"# {name}, {_title(card.get('method'))} with lookalike\n\n"
         f"Takes {image['channels']}-channel images of {' × '.join(map(str, sides(image['size'])))} "
         "pixels "
         f"in 0 … 1, normalised by mean {list(image['mean'])} and std {list(image['std'])}; "
-        f"gives {card['features']} features. A file's {_raw(image)}.\n\n"
+        f"gives {_gives(card)}. A file's {_raw(image)}.\n\n"
     )
     return head + _loading(card) + _scores(card.get("scores", {})) + _origin(card)
+
+
+def _gives(card: Mapping[str, Any]) -> str:
+    """What comes out."""
+    if "classifier" not in card:
+        return f"{card['features']} features"
+    each = "a sigmoid of each" if card["multi_label"] else "softmax"
+    return (
+        f"logits of {card['classes']} classes, whose names are `label_names` of config.json; "
+        f"probabilities are {each} after a division by {card['temperature']:.4g}"
+    )
 
 
 def _raw(image: Mapping[str, Any]) -> str:
@@ -182,6 +197,25 @@ def _code(value: Any) -> str:
 
 
 def _loading(card: Mapping[str, Any]) -> str:
+    if "classifier" in card:
+        return _predicting(card) + _bare(card)
+    return _bare(card)
+
+
+def _predicting(card: Mapping[str, Any]) -> str:
+    """How a classifier is asked for classes."""
+    own = (
+        ""
+        if card["classifier"] == "timm"
+        else (
+            "timm, as below, gives the features under the classifier; the layer above them is "
+            "`classifier.safetensors`.\n\n"
+        )
+    )
+    return f"Classes of images: `lookalike predict PATH/TO/THIS/FOLDER IMAGES`.\n\n{own}"
+
+
+def _bare(card: Mapping[str, Any]) -> str:
     if "module" in card:
         return (
             "```python\nimport lookalike\n\n"

@@ -37,7 +37,7 @@ def _cifar_entry(name: str) -> Any:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         cfg = kwargs.pop("pretrained_cfg", None)
         if pretrained:
-            kwargs.setdefault("num_classes", 0)  # as the folder was saved
+            kwargs.setdefault("num_classes", _classes(cfg))  # as the folder was saved
         model: nn.Module = timm.create_model(
             name,
             pretrained=False,
@@ -50,12 +50,22 @@ def _cifar_entry(name: str) -> Any:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
         if pretrained:
-            head = {k: v for k, v in model.state_dict().items() if k.startswith("fc.")}
-            model.load_state_dict({**head, **load_file(Path(_local(cfg)) / "model.safetensors")})
+            stored = load_file(Path(_local(cfg)) / "model.safetensors")
+            if kwargs["num_classes"] != _classes(cfg):  # another number asked for: a fresh layer
+                head = {k: v for k, v in model.state_dict().items() if k.startswith("fc.")}
+                stored = {k: v for k, v in stored.items() if not k.startswith("fc.")} | head
+            model.load_state_dict(stored)
+            model.pretrained_cfg = cfg
         return model
 
     entry.__name__ = entry.__qualname__ = f"{name}_cifar"
     return entry
+
+
+def _classes(cfg: Any) -> int:
+    """How many classes the folder has, 0 of a backbone."""
+    found = cfg.get("num_classes") if isinstance(cfg, Mapping) else getattr(cfg, "num_classes", 0)
+    return int(found or 0)
 
 
 def _local(cfg: Any) -> str:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from lookalike.errors import BackboneError, printable
 from lookalike.folder import read_manifest
 from lookalike.geometry import Distance
-from lookalike.models import Architecture, Backbone, load_backbone, open_backbone
+from lookalike.models import Architecture, Backbone, open_backbone
+from lookalike.models.classifier import Classifier, classifier_from
 from lookalike.models.stored import mapped, misfit
+from lookalike.models.weights import open_folder
 
 HEAD = "head.safetensors"
 
@@ -132,20 +134,28 @@ def embedding_files(model: Embedding) -> dict[str, bytes]:
 
 def open_model(what: nn.Module | str | Path, like: Architecture | None) -> Any:
     """A model in memory, an embedding or backbone folder, or a timm name, which gets size and
-    channels of `like`, as a module of one's own does.
+    channels of `like`, as a module of one's own does. A classifier's folder stands for the
+    backbone below it.
     """
     if isinstance(what, nn.Module):
         return what if hasattr(what, "architecture") else open_backbone(what, like)
     if (Path(what) / "manifest.json").exists():
-        return load_model(what)
+        model = load_model(what)
+        return model.trunk if isinstance(model, Classifier) else model
     return open_backbone(what, like).eval()
 
 
-def load_model(folder: str | Path, module: nn.Module | None = None) -> Backbone | Embedding:
-    """The embedding model or plain backbone of a folder, in eval mode. `module` and errors are
-    those of load_backbone.
+def load_model(
+    folder: str | Path, module: nn.Module | None = None
+) -> Backbone | Embedding | Classifier:
+    """The embedding model, classifier or plain backbone of a folder, in eval mode. `module` and
+    errors are those of load_backbone.
     """
-    backbone, folder = load_backbone(folder, module), Path(folder)
+    folder = Path(folder)
+    opened = open_folder(folder, module)
+    if (classifier := classifier_from(opened)) is not None:
+        return classifier
+    backbone = opened.backbone
     if HEAD not in read_manifest(folder, BackboneError)["files"]:
         return backbone
     stored = mapped(folder / HEAD)

@@ -6,12 +6,13 @@ Loading reads JSON and safetensors and checks every file's sha256: never a pickl
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import timm
-from pydantic import TypeAdapter
+import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from lookalike.errors import BackboneError, printable
@@ -29,6 +30,33 @@ _ARCHITECTURE, _OWN = TypeAdapter(Architecture), TypeAdapter(Own)
 _TAKES = ("size", "channels", "mean", "std", "crop")
 _RAW = ("depth", "range", "alpha")
 _MOST_FILES = 100
+CLASSIFIER = "classifier"
+"""Under this key config.json says what is above a classifier's backbone."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What config.json says of a classifier; `layer`: timm's name of it in `model.safetensors`,
+    None where it lies in a file of its own.
+    """
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    multi_label: bool
+    temperature: Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
+    layer: Annotated[str, Field(min_length=1, max_length=100)] | None
+
+
+class Opened(NamedTuple):
+    """What lies in a folder: the backbone, and of a classifier what it says and weight and bias of
+    its layer.
+    """
+
+    backbone: Backbone
+    described: Described | None = None
+    layer: dict[str, Tensor] | None = None
+
+
+_DESCRIBED = TypeAdapter(Described)
 
 
 def folder_files(backbone: Backbone) -> dict[str, bytes]:
@@ -37,30 +65,81 @@ def folder_files(backbone: Backbone) -> dict[str, bytes]:
 
 
 def load_backbone(folder: str | Path, module: nn.Module | None = None) -> Backbone:
-    """The backbone of a folder, in eval mode, bit for bit as it was saved.
+    """The backbone of a folder, in eval mode, bit for bit as it was saved; of a classifier's the
+    backbone below it.
 
     `module`: where it is not timm's, a module made as the saved one was, which gets its weights:
     nothing that the folder names is imported. What the files ask for is held against what they hold
     before any memory is taken. Raises BackboneError when a file is missing, was changed since it
     was written, or does not fit the others or the module.
     """
+    return open_folder(folder, module).backbone
+
+
+def open_folder(folder: str | Path, module: nn.Module | None = None) -> Opened:
+    """The backbone of a folder as load_backbone gives it, and what is above it in a classifier's.
+
+    Raises BackboneError as that does, and where names, layer and backbone do not fit each other.
+    """
     folder = Path(folder)
     checked = _checked(folder)
     config = _among(checked, folder / "config.json")
-    architecture = _read_architecture(config)
+    architecture, described = _read_architecture(config), _read_classifier(config)
     _refuse_other(architecture, module, config)
     weights = _among(checked, folder / "model.safetensors")
-    stored = mapped(weights)
+    stored, layer = mapped(weights), None
+    if described is not None:
+        layer = _layer(described, stored, folder, checked)
     if module is not None:
-        return _filled(module, architecture, stored, weights)
+        backbone = _filled(module, architecture, stored, weights)
+    else:
+        backbone = _drawn(architecture, stored, weights, checked)
+    if described is not None and layer is not None:
+        _refuse_layer(described, layer, backbone.dim, config)
+    return Opened(backbone, described, layer)
+
+
+def _drawn(
+    architecture: Architecture, stored: Mapping[str, Tensor], weights: Path, checked: Any
+) -> Backbone:
+    """A backbone of timm's with the stored weights, which fit it."""
     drawn = sketch(architecture, stored, weights)
     _refuse_misfit(stored, drawn.model, weights)
-    power = _power(_among(checked, folder / "pool.safetensors"), drawn.gem) if drawn.gem else {}
+    pooling = weights.parent / "pool.safetensors"
+    power = _power(_among(checked, pooling), drawn.gem) if drawn.gem else {}
     backbone = Backbone(architecture, drawn.dim)
     backbone.model.load_state_dict(stored)
     if backbone.gem is not None:
         backbone.gem.load_state_dict(power)
     return backbone.eval()
+
+
+def _layer(
+    described: Described, stored: dict[str, Tensor], folder: Path, checked: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Weight and bias of a classifier's layer, taken out of the stored weights where they lie
+    there.
+    """
+    if described.layer is None:
+        return mapped(_among(checked, folder / f"{CLASSIFIER}.safetensors"))
+    found = {name: stored.pop(f"{described.layer}.{name}", None) for name in ("weight", "bias")}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _refuse_layer(
+    described: Described, layer: Mapping[str, Tensor], features: int, path: Path
+) -> None:
+    """Raises BackboneError unless the layer is one from so many features to its classes."""
+    count = len(described.classes)
+    wanted = {
+        "weight": torch.empty(count, features, device="meta"),
+        "bias": torch.empty(count, device="meta"),
+    }
+    if problem := misfit(layer, wanted):
+        raise BackboneError(
+            f"{printable(path)}: the classifier does not fit its {count} classes and {features} "
+            f"features: {problem}: export it again"
+        )
 
 
 def _refuse_other(architecture: Architecture, module: nn.Module | None, path: Path) -> None:
@@ -274,6 +353,29 @@ def _read_architecture(path: Path) -> Architecture:
         raise BackboneError(
             f"{printable(path)}: not a backbone of lookalike ({reason(error)}): export it again"
         ) from error
+
+
+def _read_classifier(path: Path) -> Described | None:
+    """What config.json, which says an architecture, says of a classifier; None of a backbone."""
+    try:
+        config = json.loads(read_regular(path, LARGEST_CONFIG))
+        if CLASSIFIER not in config:
+            return None
+        given = {**config[CLASSIFIER], "classes": config.get("label_names")}
+        if unknown := set(given) - {f.name for f in fields(Described)}:
+            raise ValueError(f"unknown {min(unknown)!r}")
+        return _DESCRIBED.validate_python({**given, "classes": _names(given["classes"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BackboneError(
+            f"{printable(path)}: not a classifier of lookalike ({reason(error)}): export it again"
+        ) from error
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """A JSON list of texts. Raises ValueError for anything else."""
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise ValueError("label_names: a list of texts wanted")
+    return tuple(given)
 
 
 def _without_range(ours: Any) -> Any:

@@ -39,11 +39,18 @@ def class_name(images: Images, label: int) -> str:
     return printable(images.classes[label]) if 0 <= label < len(images.classes) else str(label)
 
 
+def precision(found: PerQuery) -> Tensor:
+    """The average precision of each query, over its first R places where the list is not ranked to
+    its end, float64 `(Q,)`.
+    """
+    return found.values["map" if "map" in found.values else "map@r"]
+
+
 def chosen(found: PerQuery, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """The half of `count` queries whose AP is lowest, and as many of the others by chance; places
     in `found`.
     """
-    order_Q = found.values["map"].argsort(stable=True)
+    order_Q = precision(found).argsort(stable=True)
     worst, rest = order_Q[: (count + 1) // 2], order_Q[(count + 1) // 2 :]
     generator = torch.Generator().manual_seed(rng.seed(seed, "examples"))
     some = torch.randperm(len(rest), generator=generator)[: count // 2]
@@ -78,10 +85,8 @@ def of_lists(
                     mark = _MARKS.get(kind, "wrong")
                     where = "junk" if kind == JUNK else str(rank)
                     cards.append(named.card(int(gallery_G[row]), mark, where, f"{near:.3f}"))
-            precision = 100 * float(found.values["map"][place])
-            strips.append(
-                Strip(f"{query.kind}: AP {precision:.2f} %, {int(right_Q[ask])} to find", cards)
-            )
+            ap = 100 * float(precision(found)[place])
+            strips.append(Strip(f"{query.kind}: AP {ap:.2f} %, {int(right_Q[ask])} to find", cards))
         note = (
             f"{len(strips)} of {len(found.row_Q)} queries, the lowest average precision first."
             if not sections

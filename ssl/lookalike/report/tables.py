@@ -121,17 +121,29 @@ def spreads(found: Found) -> str:
 
 
 def worst(found: Found) -> dict[str, list[tuple[str, float, int]]]:
-    """The groups with the lowest mAP or accuracy, (name, value, size) of each, worst first; by kind
-    of group.
+    """The groups with the lowest mAP (MAP@R where lists are not ranked to their end) or accuracy,
+    (name, value, size) of each, worst first; by kind of group.
     """
     out = {}
     for kind, groups in found.get("breakdown", {}).items():
-        measure = "accuracy" if kind == "fold" else "map"
+        measure = _judged_by(kind, found)
         size = "pairs" if kind == "fold" else "queries"
         each = [(name, float(one[measure]), int(one[size])) for name, one in groups.items()]
         if len(each) > 1:
             out[kind] = sorted(each, key=lambda group: group[1])
     return out
+
+
+def _judged_by(kind: str, found: Found) -> str:
+    """By which measure a group of this kind is good or bad."""
+    if kind == "fold":
+        return "accuracy"
+    each = found["breakdown"][kind].values()
+    return "map" if all("map" in one for one in each) else "map@r"
+
+
+def _word(kind: str, found: Found) -> str:
+    return "accuracy" if kind == "fold" else _TITLES[_judged_by(kind, found)]
 
 
 def text(scores: Mapping[str, Any]) -> str:
@@ -160,8 +172,7 @@ def _lines(task: str, scores: Mapping[str, Found]) -> Iterator[str]:
             listed = ", ".join(
                 f"{group} ({100 * value:.2f} %)" for group, value, _ in groups[:_WORST]
             )
-            measure = "accuracy" if kind == "fold" else "mAP"
-            yield f"{name}: lowest {measure} by {kind}: {listed}"
+            yield f"{name}: lowest {_word(kind, found)} by {kind}: {listed}"
 
 
 def summary(scores: Mapping[str, Any], name: str) -> Summary:
@@ -174,11 +185,11 @@ def summary(scores: Mapping[str, Any], name: str) -> Summary:
     return Summary(
         " · ".join(filter(None, about)),
         [_table(task, some) for task, some in tasks],
-        [_lowest(kind, groups[:10]) for kind, groups in worst(found).items()],
+        [_lowest(kind, _word(kind, found), groups[:10]) for kind, groups in worst(found).items()],
     )
 
 
-def _lowest(kind: str, groups: Sequence[tuple[str, float, int]]) -> Table:
-    measure, size = ("accuracy", "pairs") if kind == "fold" else ("mAP", "queries")
+def _lowest(kind: str, measure: str, groups: Sequence[tuple[str, float, int]]) -> Table:
+    size = "pairs" if kind == "fold" else "queries"
     body = [[name, str(count), f"{100 * value:.2f} %"] for name, value, count in groups]
     return Table([f"lowest by {kind}", size, measure], body, [value for _, value, _ in groups])

@@ -1,10 +1,11 @@
 """Images embedded once, to be searched: a folder with their embeddings, their names and the model
 itself.
 
-`embeddings.npy`, float32 (N, D), is mapped and not loaded; `names.json` and `seen.json` say whose
-rows they are and of which state of the images; `cells.safetensors` is there for approximate search.
-The other files are the model's own, so that queries go through the very weights of the images: the
-folder is a model's folder as well.
+`embeddings.npy`, float32 (N, D), is mapped and not loaded; `lengths.safetensors` holds what a
+search needs to know of every row; `names.json` and `seen.json` say whose rows they are and of which
+state of the images; `cells.safetensors` is there for approximate search. The other files are the
+model's own, so that queries go through the very weights of the images: the folder is a model's
+folder as well.
 """
 
 import io
@@ -28,13 +29,16 @@ from lookalike.folder import read_manifest, recover, write_folder
 from lookalike.geometry import Distance
 from lookalike.models import Backbone
 from lookalike.models.card import weights_digest
-from lookalike.models.embedding import Embedding, load_model
+from lookalike.models.embedding import Embedding, open_model
 from lookalike.models.stored import mapped
 from lookalike.scoring.ivf import InvertedLists, nearest_in_lists, train_ivf
 from lookalike.scoring.search import nearest
+from lookalike.scoring.similarity import Frame, frame
 
 FORMAT = 1
 ROWS, NAMES, SEEN, CELLS = "embeddings.npy", "names.json", "seen.json", "cells.safetensors"
+LENGTHS = "lengths.safetensors"
+"""Not in an index of before version 0.2, which is measured when it is first searched."""
 
 Model = Backbone | Embedding
 
@@ -69,8 +73,10 @@ class SearchIndex:
         root: str = "",
         digest: str = "",
         cells: InvertedLists | None = None,
+        frame: Frame | None = None,
     ) -> None:
         self.model, self.x_ND, self.names, self.cells = model, x_ND, names, cells
+        self._frame = frame
         self.canvas, self.fit = canvas, fit
         self.root, self.digest = root, digest or weights_digest(model)
 
@@ -81,6 +87,15 @@ class SearchIndex:
     def distance(self) -> Distance:
         """How its embeddings are compared."""
         return self.model.distance
+
+    @property
+    def frame(self) -> Frame:
+        """The lengths of its rows, as they were kept or are found now. Raises Error where one is
+        NaN or Inf.
+        """
+        if self._frame is None:
+            self._frame = frame(self.x_ND, self.distance)
+        return self._frame
 
     def path(self, row: int) -> str:
         """Where the image of this row lies, or lay."""
@@ -110,11 +125,12 @@ class SearchIndex:
         """Rows (Q, k) and cosine similarity, or Euclidean distance; see
         `scoring.search.nearest`.
         """
+        how: dict[str, Any] = {"distance": self.distance, "known": self.frame}
         if not approximate:
-            return nearest(query_QD, self.x_ND, k, distance=self.distance)
+            return nearest(query_QD, self.x_ND, k, **how)
         if self.cells is None:
             self.cells = train_ivf(self.x_ND, self.distance)
-        return nearest_in_lists(query_QD, self.x_ND, k, self.cells, distance=self.distance)
+        return nearest_in_lists(query_QD, self.x_ND, k, self.cells, **how)
 
 
 def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
@@ -125,6 +141,7 @@ def write_index(folder: Path, index: SearchIndex, seen: Seen) -> None:
         ROWS: rows.getvalue(),
         NAMES: json.dumps(index.names).encode(),
         SEEN: json.dumps(seen._asdict()).encode(),
+        LENGTHS: save(index.frame._asdict()),
     }
     if index.cells is not None:
         files[CELLS] = save(index.cells._asdict())
@@ -162,7 +179,7 @@ def open_index(folder: str | Path) -> SearchIndex:
             f"{printable(folder)}: index format {written}, this version reads {FORMAT}: update "
             "lookalike"
         )
-    model = load_model(folder)
+    model = open_model(folder, None)
     try:
         index = SearchIndex(
             model,
@@ -173,6 +190,7 @@ def open_index(folder: str | Path) -> SearchIndex:
             root=_checked(about["root"], str),
             digest=_checked(about["model"], str),
             cells=InvertedLists(**mapped(folder / CELLS)) if CELLS in files else None,
+            frame=Frame(**mapped(folder / LENGTHS)) if LENGTHS in files else None,
         )
         _check(index)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, BackboneError) as error:
@@ -247,6 +265,8 @@ def _check(index: SearchIndex) -> None:
         or index.fit not in get_args(Fit)
     ):
         raise ValueError(f"canvas {index.canvas}, fit {index.fit!r}")
+    if index._frame is not None:
+        _check_frame(index._frame, count, width)
     if index.cells is None:
         return
     centre_CD, row_N, start_C1 = index.cells
@@ -264,3 +284,13 @@ def _check(index: SearchIndex) -> None:
         raise ValueError("cells do not hold every row once")
     if int(start_C1[0]) != 0 or int(start_C1[-1]) != count or bool((start_C1.diff() < 0).any()):
         raise ValueError("cells do not follow one another")
+
+
+def _check_frame(kept: Frame, count: int, width: int) -> None:
+    """Raises ValueError unless these are lengths of so many rows."""
+    shapes = [tuple(part.shape) for part in kept]
+    if shapes != [(count,), (width,), ()] or any(part.dtype != torch.float64 for part in kept):
+        raise ValueError("lengths of another matrix")
+    whole = all(bool(part.isfinite().all()) for part in kept)
+    if not whole or bool((kept.length_N < 0).any()) or float(kept.unit) <= 0:
+        raise ValueError("a length is no number of at least 0")

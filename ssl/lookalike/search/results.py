@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from lookalike import comm
 from lookalike.data.decode import BadImage, Opened, contents
 from lookalike.errors import DataError, Error, printable
 from lookalike.folder import write_file
@@ -56,15 +57,31 @@ def query_lines(
     if one was none.
     """
     count = failed = 0
-    for path in (os.fsdecode(line.rstrip(b"\r\n")) for line in lines):
+    for path in (os.fsdecode(line.rstrip(b"\r\n")) for line in on_all_ranks(lines)):
         count += 1
         try:
             yield from query(index, [path], k, approximate=approximate)
         except DataError as error:
             failed += 1
-            note(f"lookalike: {error}")
+            if comm.rank() == 0:
+                note(f"lookalike: {error}")
     if failed:
         raise DataError(f"{failed} of {count} queries could not be read")
+
+
+def on_all_ranks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines that the first rank reads, on every rank as they come."""
+    if comm.world_size() == 1:
+        yield from lines
+        return
+    source = iter(lines) if comm.rank() == 0 else iter(())
+    while True:
+        line = next(source, None)
+        comm.barrier(patient=True)
+        line = comm.broadcast_object(line)
+        if line is None:
+            return
+        yield line
 
 
 def refuse(k: int, show: Path | None, asked: bool) -> None:
@@ -85,10 +102,12 @@ def report(
     index: SearchIndex, answers: Iterable[Answer], as_json: bool = False, show: Path | None = None
 ) -> None:
     """Says each answer as it comes, for people or as a line of JSON; all of them go to `show`,
-    .html or .png.
+    .html or .png. All ranks ask, the first says.
     """
     kept = []
     for answer in answers:
+        if comm.rank() != 0:
+            continue
         say(line_of_json(index, answer) if as_json else listing(index, answer))
         if show:
             kept.append(answer)

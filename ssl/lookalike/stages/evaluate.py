@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from lookalike import comm
-from lookalike.checkpoint import differences, read_or_set_aside, visit_run
+from lookalike.checkpoint import differences, read_or_set_aside
 from lookalike.data.decode import BadImage
 from lookalike.data.images import Images
-from lookalike.data.loader import workers_for
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation import tasks
-from lookalike.evaluation.features import Features, cache_key, cached, embedder, extract
+from lookalike.evaluation.features import Features, embedder, extracted
 from lookalike.experiment import Evaluate, Experiment
 from lookalike.folder import refuse_unwritable, write_file
 from lookalike.geometry import Distance
-from lookalike.log import note, say
+from lookalike.log import say
 from lookalike.models import Architecture, Backbone
 from lookalike.models.card import read as read_card
 from lookalike.models.card import weights_digest
@@ -65,13 +64,11 @@ def evaluate(
     """
     target = _gallery_file(gallery, recipe.section(Evaluate))
     run = Run(recipe, out)
-    if run.folder:
-        visit_run(run.folder)
+    run.visit()
     opened = open_model(model, run.like(model))
     planned = job(run, opened.architecture, _own_embedding(model, run.folder))
-    for line in run.told():
-        note(line)
-    run.look(*planned.sets, alone=True)
+    run.tell()
+    run.look(*planned.sets)
     return do(planned, opened, name, target)
 
 
@@ -88,7 +85,7 @@ def job(run: Run, architecture: Architecture, embedding: Path | None = None) -> 
 
 
 def do(job: Job, model: Any, name: str, target: Path | None = None) -> dict[str, Any]:
-    """The model's scores, and the pages that show them."""
+    """The model's scores, on every rank; the first writes them, and the pages that show them."""
     settings, seed, folder, task = job.settings, job.run.seed, job.run.folder, job.task
     features = _features(model, job.images, settings, folder, labelled=task != "verification")
     tasks.refuse_numberless(features.x_ND, name)
@@ -98,6 +95,8 @@ def do(job: Job, model: Any, name: str, target: Path | None = None) -> dict[str,
     if settings.nmi:
         answers["scores"]["nmi"] = tasks.clusters(scene, seed)
     found = _record(task, answers, settings, job.images, features)
+    if comm.rank() != 0:
+        return found
     standing = keep(folder / "evaluate.json", name, found) if folder else {name: found}
     files = [folder / "evaluate.html"] if folder and settings.examples else []
     for file in files + ([target] if target else []):
@@ -119,6 +118,7 @@ def measures(settings: Evaluate, seed: int) -> tasks.Measures:
         level=settings.intervals,
         breakdown=settings.breakdown,
         seed=seed,
+        whole_list=settings.whole_list,
     )
 
 
@@ -227,11 +227,14 @@ def _features(
     model: Any, images: Images, settings: Evaluate, folder: Path | None, *, labelled: bool
 ) -> Features:
     function = embedder(model.to(comm.device()), model.architecture)
-    workers = workers_for(images, settings.workers)
-    return cached(
-        folder and folder / "features",
-        (weights_digest(model), *cache_key(images)),
-        lambda: extract(function, images, batch=settings.batch, workers=workers, labelled=labelled),
+    return extracted(
+        function,
+        images,
+        digest=weights_digest(model),
+        folder=folder and folder / "features",
+        how=settings.how,
+        labelled=labelled,
+        title="evaluate: features",
     )
 
 

@@ -2,9 +2,7 @@
 objective.
 """
 
-import contextlib
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lookalike import comm, rng
-from lookalike.checkpoint import differences, keep_run, meet, written
+from lookalike.checkpoint import keep_run, meet, written
 from lookalike.data.images import Images
-from lookalike.data.loader import Batch, workers_for
-from lookalike.errors import BackboneError, DataError, RecipeError, RunError
-from lookalike.evaluation.features import cache_key, cached, embedder, extract
+from lookalike.data.loader import Batch
+from lookalike.errors import BackboneError, DataError, RecipeError
+from lookalike.evaluation.features import Extracting, embedder, extracted
 from lookalike.experiment import Experiment, Finetune
 from lookalike.geometry import Distance
 from lookalike.log import say
@@ -32,9 +30,10 @@ from lookalike.metric.sampler import PKOrder
 from lookalike.models import Backbone, card, open_backbone, repooled
 from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.nn.batchnorm import global_batchnorm
-from lookalike.recipe import digests, is_one_of
+from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.training import early, loop
+from lookalike.training.earlier import finished, set_aside
 from lookalike.training.inputs import on_device
 
 
@@ -134,11 +133,10 @@ def do(job: Job) -> Path:
         return target
     comm.barrier()
     if first:
-        set_aside(folder, about, job.made_of)
+        set_aside(target, about, job.made_of)
     comm.barrier()
     if job.settings.estimator:
-        if first:
-            learn(job, target, about)
+        learn(job, target, about)
         comm.barrier(patient=True)
         return target
     descend(job, folder, about)
@@ -182,6 +180,7 @@ def descend(job: Job, folder: Path, about: dict[str, Any]) -> None:
         on_save=partial(keep_run, run.out, run.experiment),
     )
     loop.train(training, settings)
+    job.system.finish()
 
 
 def write(job: Job, target: Path, about: dict[str, Any]) -> None:
@@ -204,14 +203,23 @@ def write(job: Job, target: Path, about: dict[str, Any]) -> None:
 
 
 def learn(job: Job, target: Path, about: dict[str, Any]) -> None:
-    """Features of the frozen backbone -> the estimator -> the embedding folder, on one rank."""
+    """Features of the frozen backbone, by all ranks -> the estimator -> the embedding folder, on
+    the first.
+    """
     run, settings, backbone = job.run, job.settings, job.backbone
     estimator, images = settings.estimator, job.divided.seen
     assert estimator is not None
     function = embedder(backbone.to(comm.device()), backbone.architecture)
-    make = partial(extract, function, images, workers=workers_for(images, settings.workers))
-    key = (about["backbone"], *cache_key(images))
-    x_ND, labels_N, dropped, _ = cached(run.out / "features", key, make)
+    x_ND, labels_N, dropped, _ = extracted(
+        function,
+        images,
+        digest=about["backbone"],
+        folder=run.out / "features",
+        how=Extracting(workers=settings.workers),
+        title="finetune: features",
+    )
+    if comm.rank() != 0:
+        return
     model = folded(backbone, estimator, x_ND, labels_N, run.seed)
     facts = {
         **written(about),
@@ -225,43 +233,6 @@ def learn(job: Job, target: Path, about: dict[str, Any]) -> None:
     told = card.facts(model.architecture, model.dim, facts)
     card.write_model(target, embedding_files(model), told)
     say(f"finetune: embedding model in {target}")
-
-
-def finished(target: Path, about: dict[str, Any], made_of: dict[str, Any]) -> bool:
-    """Whether the embedding that the recipe asks for is there, of these images and labels. Raises
-    RunError if damaged.
-
-    What an earlier release wrote says less of them, and is believed in the rest.
-    """
-    try:
-        done = card.is_done(target, about)
-    except RunError as error:
-        raise RunError(f"{error}; or remove {target}: the same command makes it again") from error
-    return done and not differences(card.read(target), made_of)
-
-
-def set_aside(folder: Path, about: dict[str, Any], made_of: dict[str, Any]) -> None:
-    """Renames an earlier fine-tuning by another recipe or of another backbone, or a finished one of
-    other images: this one begins anew. One that was stopped is resumed, or refused by its
-    checkpoint.
-    """
-    earlier: dict[str, Any] = card.read(folder / "embedding")
-    made_of = made_of if earlier else {}
-    for manifest in [] if earlier else sorted(folder.glob("checkpoints/step_*/manifest.json"))[-1:]:
-        with contextlib.suppress(OSError, ValueError):
-            earlier = json.loads(manifest.read_bytes())
-    if not isinstance(earlier, dict) or not earlier:
-        return
-    other = not all(is_one_of(earlier.get(key), value) for key, value in about.items())
-    if other or differences(earlier, made_of):
-        free = next(
-            n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists()
-        )
-        folder.rename(folder.with_name(f"{folder.name}.{free}"))
-        say(
-            "finetune: the earlier one, of another recipe, backbone or data, is now "
-            f"{folder.name}.{free}"
-        )
 
 
 def make_order(settings: Finetune, images: Images, labels_N: Tensor, seed: int) -> PKOrder:
@@ -299,6 +270,7 @@ def build_system(backbone: Backbone, settings: Finetune, classes: int, seed: int
         layer_decay=settings.layer_decay,
         head_epochs=settings.head_epochs,
         proxy_lr_factor=settings.proxy_lr_factor,
+        ema=settings.ema,
     )
 
 

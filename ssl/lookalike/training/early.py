@@ -14,7 +14,7 @@ from lookalike.experiment import Training
 from lookalike.folder import nearest
 
 # Numbers of state that an optimizer keeps for each that it trains.
-_MOMENTS = {"adamw": 2, "sgd": 1, "lars": 1}
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "lars": 1}
 
 
 def refuse_lone_image(

@@ -5,7 +5,6 @@ one screen.
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +25,7 @@ from lookalike.experiment import ENGINE, Training
 from lookalike.log import Terminal, say
 from lookalike.nn.hooks import start_step
 from lookalike.nn.loss import Loss
-from lookalike.optim import Progress, parameter_groups, set_rates, set_weight_decay, warmup_cosine
+from lookalike.optim import Progress, parameter_groups, set_rates, set_weight_decay
 from lookalike.process import fault
 from lookalike.process.signals import Signals, Stopped
 from lookalike.process.watchdog import Watchdog
@@ -108,8 +107,7 @@ def train(job: Job, settings: Training) -> None:
     Raises Stopped after a signal, all saved; RunError after NaN again and again, or failed saves.
     """
     order, per_epoch, first = job.order, job.order.steps_per_epoch, comm.rank() == 0
-    steps, warmup = settings.epochs * per_epoch, round(settings.warmup_epochs * per_epoch)
-    schedule = partial(warmup_cosine, steps=steps, warmup=warmup, final=settings.final_lr)
+    steps = settings.epochs * per_epoch
     engine = make_engine(settings, job.module, order.accumulate)
     saver = Saver(Checkpoints(job.folder / "checkpoints", settings.keep))
     at = standing(job, settings, steps, *resume(engine, saver.checkpoints, job, steps))
@@ -123,7 +121,7 @@ def train(job: Job, settings: Training) -> None:
             # forward and backward
             fault.inject(at.done + 1)
             progress = Progress(at.done, steps, at.done / per_epoch, order.seed)
-            lr = set_step(engine, settings, schedule(at.done), progress)
+            lr = set_step(engine, settings, settings.rate(at.done, per_epoch), progress)
             loss, new_bad = gradients(engine, job, at)
             broken = not bool(engine.finite() & loss.value.isfinite())
 
