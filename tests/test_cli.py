@@ -371,6 +371,7 @@ def test_a_reader_who_goes_away_stops_no_training(tmp_path):
 LOCAL = str(Path(__file__).parent.parent / "launch" / "local.sh")
 
 
+@pytest.mark.slow  # in the suite process/test_launch.py starts it, and stops it halfway
 def test_the_launcher_trains_one_recipe_on_two_processes(tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
     words = [LOCAL, "2", str(recipe), *TRAINING_ONLY, "--out", str(tmp_path / "run")]

@@ -833,7 +833,7 @@ def test_matlabs_arrays_are_what_scipy_reads(tmp_path):
                 matlab.variable(tmp_path / "a.mat", name)
 
 
-@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("compressed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_mat_file_cut_or_spoiled_anywhere_is_one_line(compressed, tmp_path):
     path = tmp_path / "a.mat"
     savemat(path, annotations([("a.jpg", 1), ("b.jpg", 2)]), do_compression=compressed)

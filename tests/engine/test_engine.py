@@ -208,7 +208,7 @@ CASES = {
 
 # Two processes on one core wait for each other at every exchange: not everything at every stage.
 SOME = ["adamw", "moco_v2, a teacher and a queue", "a frozen backbone"]
-ON_ONE = {0: list(CASES), 1: list(CASES), 2: list(CASES), 3: SOME, CUT: list(CASES)}
+ON_ONE = {0: list(CASES), 1: SOME, 2: list(CASES), 3: SOME, CUT: [*SOME, "swav, prototypes"]}
 ON_TWO = {
     0: ["lars", "adamw"],
     1: ["sgd, clipped, in two", "byol, a teacher"],

@@ -142,7 +142,9 @@ def test_what_is_drawn_is_drawn_by_random_state(name):
 # What scikit-learn's own checks find is the law; only the array API, which nobody enables here, is
 # skipped.
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "csml" else n for n in NAMES]
+)
 def test_scikit_learns_own_checks_pass(name):
     results = check_estimator(make(name), on_skip=None)
     assert len(results) > 40

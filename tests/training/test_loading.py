@@ -136,7 +136,9 @@ def slope(measured: list[tuple[int, int]]) -> float:
     return float(np.polyfit(steps / 1000, kib / 1024, 1)[0])
 
 
-@pytest.mark.parametrize(("on", "workers"), [("device", 0), ("host", 2)])
+@pytest.mark.parametrize(
+    ("on", "workers"), [pytest.param("device", 0, marks=pytest.mark.slow), ("host", 2)]
+)
 def test_a_thousand_batches_leave_memory_and_descriptors_as_they_were(tmp_path, on, workers):
     """Images in files, bad ones among them."""
     images = spoilt(tmp_path / "images")

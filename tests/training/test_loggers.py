@@ -162,7 +162,7 @@ class Mother:
         return next(int(line.split()[1]) for line in self.process.stdout if line.startswith(word))
 
 
-@pytest.mark.parametrize("most", [8, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [4, pytest.param(25, marks=pytest.mark.slow)])
 def test_kills_end_bit_equal_to_an_uninterrupted_run(tmp_path, most):
     """Over whole runs, later stages too: weights, log and every file that a clean run has, and no
     other.
