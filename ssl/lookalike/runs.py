@@ -355,6 +355,12 @@ class Run:
         """Takes the lock of a run folder that is there, and clears it of what a kill left."""
         hold_run(self.out, self.experiment, self.accept_changes)
 
+    def begin(self, *sets: Images) -> None:
+        """Looks at the images of what was planned, and claims the folder once no rank refuses."""
+        self.look(*sets)
+        comm.barrier()
+        self.claim()
+
     def claim(self) -> Path:
         """Makes the run folder, or goes on in it; no other run may write there. Raises RunError.
 

@@ -19,6 +19,7 @@ from lookalike.models.weights import (
     make_backbone,
     open_backbone,
     repooled,
+    tunable,
     weights_mark,
 )
 
@@ -38,5 +39,6 @@ __all__ = [
     "open_backbone",
     "register_cifar_stems",
     "repooled",
+    "tunable",
     "weights_mark",
 ]

@@ -304,6 +304,19 @@ def _wrapped(module: nn.Module, like: Architecture | None) -> Backbone:
     return Backbone.of(module, **seen)
 
 
+def tunable(backbone: Backbone, pool: Pool | None) -> Backbone:
+    """The backbone that a training goes on from: `repooled`. Raises BackboneError as that does, and
+    where a weight is no number.
+    """
+    opened = repooled(backbone, pool)
+    if not all(bool(p.isfinite().all()) for p in opened.parameters()):
+        raise BackboneError(
+            f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another "
+            "backbone"
+        )
+    return opened
+
+
 def repooled(backbone: Backbone, pool: Pool | None) -> Backbone:
     """The same weights with another pooling of timm's or ours; the backbone itself where it has
     that, or for None.

@@ -30,14 +30,14 @@ from lookalike.classification.targets import (
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch
 from lookalike.data.passport import passport
-from lookalike.errors import BackboneError, DataError, RecipeError, RunError
+from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation.draws import kept_scores, summed_up
 from lookalike.evaluation.features import Extracting, embedder, extracted
 from lookalike.evaluation.labels import refuse_neighbours
 from lookalike.experiment import Classify, Experiment
 from lookalike.folder import write_file
 from lookalike.log import say
-from lookalike.models import Backbone, Own, card, open_backbone, repooled
+from lookalike.models import Backbone, Own, card, open_backbone, tunable
 from lookalike.models.classifier import (
     Classifier,
     load_classifier,
@@ -104,9 +104,7 @@ def classify(
     run.join()
     run.hold()
     planned = job(run, open_backbone(backbone, run.like(backbone)))
-    run.look(*planned.sets)
-    comm.barrier()
-    run.claim()
+    run.begin(*planned.sets)
     return do(planned)[0]
 
 
@@ -115,12 +113,7 @@ def job(run: Run, backbone: Backbone) -> Job:
     written, no rank asked.
     """
     settings = run.experiment.section(Classify)
-    opened = repooled(backbone, settings.pool)
-    if not all(bool(p.isfinite().all()) for p in opened.parameters()):
-        raise BackboneError(
-            f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another "
-            "backbone"
-        )
+    opened = tunable(backbone, settings.pool)
     if settings.baseline == "untrained" and opened.fresh() is None:
         raise RecipeError(
             f"{run.name}: classify.baseline: untrained, but {opened.architecture.name} can only be "

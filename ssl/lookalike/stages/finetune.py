@@ -16,7 +16,7 @@ from lookalike import comm, rng
 from lookalike.checkpoint import keep_run, meet, written
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch
-from lookalike.errors import BackboneError, DataError, RecipeError
+from lookalike.errors import DataError, RecipeError
 from lookalike.evaluation.features import Extracting, embedder, extracted
 from lookalike.experiment import Experiment, Finetune
 from lookalike.geometry import Distance
@@ -27,7 +27,7 @@ from lookalike.metric.fit_head import check as check_estimator
 from lookalike.metric.fit_head import folded
 from lookalike.metric.objectives import Objective
 from lookalike.metric.sampler import PKOrder
-from lookalike.models import Backbone, card, open_backbone, repooled
+from lookalike.models import Backbone, card, open_backbone, tunable
 from lookalike.models.embedding import Embedding, embedding_files
 from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.recipe import digests
@@ -75,9 +75,7 @@ def finetune(
     run.join()
     run.hold()
     planned = job(run, open_backbone(backbone, run.like(backbone)))
-    run.look(*planned.sets)
-    comm.barrier()
-    run.claim()
+    run.begin(*planned.sets)
     return do(planned)
 
 
@@ -87,12 +85,7 @@ def job(run: Run, backbone: Backbone) -> Job:
     """
     settings = run.experiment.section(Finetune)
     refuse_more_ranks(run.name, settings, run.ranks)
-    opened = repooled(backbone, settings.pool)
-    if not all(bool(p.isfinite().all()) for p in opened.parameters()):
-        raise BackboneError(
-            f"{opened.architecture.timm_name}: some of its weights are NaN or Inf: take another "
-            "backbone"
-        )
+    opened = tunable(backbone, settings.pool)
     run.read_as(opened.architecture)
     divided = run.classes(opened.architecture.size)
     decided: dict[str, Any] = {

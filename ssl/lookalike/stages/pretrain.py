@@ -109,9 +109,7 @@ def pretrain(
     run.hold()
     opened = None if backbone is None else open_backbone(backbone, run.like(backbone))
     planned = job(run, method, opened)
-    run.look(*planned.sets)
-    comm.barrier()
-    run.claim()
+    run.begin(*planned.sets)
     return do(planned)
 
 
