@@ -52,6 +52,9 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+CLASSIFY = "classify={optimizer: {name: adamw, lr: 1e-3}, epochs: 1, warmup_epochs: 0, workers: 0}"
+
+
 class Seen(NamedTuple):
     """What a program asked for: names and addresses, by Python and by the system; what is at home;
     what it printed.
@@ -184,6 +187,10 @@ def alone(tmp_path_factory) -> tuple[Seen, Path]:
         ["probe", *short, *out],
         ["finetune", *short, *out],
         ["evaluate", *short, *out, "--gallery", str(folder / "examples.html")],
+        ["classify", *short, CLASSIFY, *out],
+        ["predict", str(folder / "run/classify/classifier"), str(images)],
+        ["embed", str(folder / "run/backbone"), str(images), "--out", str(folder / "x.csv")],
+        ["compare", str(folder / "run"), str(folder / "run")],
         ["export", *short, *out],
         ["run", *short, *out],
         ["pack", str(images), str(folder / "shards"), "--workers", "2"],
@@ -233,6 +240,8 @@ def test_every_verb_did_its_work(alone):
         "found.html",
         "run/probe.json",
         "run/evaluate.json",
+        "run/classify.json",
+        "x.csv",
         "index/manifest.json",
     )
     for name in (
