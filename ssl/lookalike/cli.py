@@ -253,7 +253,9 @@ def preview(
     images: Annotated[int, typer.Option("--images", min=1, max=256, help="How many images.")] = 8,
     epoch: Annotated[int, typer.Option("--epoch", min=0, help="Of which epoch.")] = 0,
 ) -> None:
-    """Some images with the views that the run would train on, and what was drawn for them."""
+    """Some images with the views that the run's first training would see, and what was drawn for
+    them; `pretrain=null` shows the next one's.
+    """
     from lookalike import pipeline
 
     loaded = lookalike.load_recipe(recipe, overrides or ())

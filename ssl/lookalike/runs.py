@@ -14,6 +14,7 @@ from lookalike import comm
 from lookalike.checkpoint import (
     earlier_recipe,
     hold_run,
+    leave_recipe,
     newest_manifest,
     open_run,
     visit_run,
@@ -338,6 +339,13 @@ class Run:
         self.join(**words)
         if self.folder:
             visit_run(self.folder)
+
+    def leave_recipe(self) -> None:
+        """Writes the recipe beside the scores of a model that was trained elsewhere; the first rank
+        does.
+        """
+        if self.folder:
+            leave_recipe(self.folder, self.experiment)
 
     def tell(self) -> None:
         """Says which images were found, beside the answer; the first rank does."""

@@ -10,7 +10,7 @@ import torch
 import toy
 from lookalike import comm, load_backbone, load_recipe
 from lookalike.data.sources import Digits
-from lookalike.errors import DataError, RecipeError
+from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation import quality
 from lookalike.evaluation.features import embedder, extract
 from lookalike.evaluation.protocols.lbfgs import Lbfgs
@@ -276,3 +276,23 @@ def test_classes_that_train_lacks_are_named(run, tmp_path):
     about = held(run)["protocols"]["data"]
     assert about["classes"] == 2
     assert about["not in train"] == ["z"]
+
+
+def test_scores_of_a_model_from_elsewhere_lie_beside_their_recipe(run, tmp_path):
+    out = tmp_path / "scores"
+    probe(run / "backbone", toy.recipe(*FAST, "probe.baselines=false"), out)
+    assert load_recipe(out / "recipe.yaml").probe.max_iterations == 3
+    probe(run / "backbone", toy.recipe("probe.max_iterations=4", *FAST[1:]), out)
+    assert load_recipe(out / "recipe.yaml").probe.max_iterations == 3
+    probe(run / "backbone", toy.recipe(*FAST, "probe.baselines=false"), run)
+    assert not (run / "recipe.yaml").exists()  # what trained this backbone is not known
+
+
+def test_a_folder_of_images_is_no_place_for_scores(run, tmp_path):
+    mine = tmp_path / "images"
+    mine.mkdir()
+    (mine / "photo.jpg").write_bytes(b"mine")
+    for place, words in ((mine, "holds files but no run"), (mine / "photo.jpg", "is a file")):
+        with pytest.raises(RunError, match=words):
+            probe(run / "backbone", toy.recipe(*FAST), place)
+    assert [path.name for path in mine.iterdir()] == ["photo.jpg"]

@@ -19,6 +19,7 @@ from lookalike.checkpoint.run import (
     earlier_recipe,
     hold_run,
     keep_run,
+    leave_recipe,
     meet,
     open_run,
     read_or_set_aside,
@@ -40,6 +41,7 @@ __all__ = [
     "earlier_recipe",
     "hold_run",
     "keep_run",
+    "leave_recipe",
     "meet",
     "newest_manifest",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,11 @@ RECIPE = "recipe.yaml"
 _LARGEST = 16 * 2**20
 # Where stages look for what is done; each rank looks for itself.
 _DECISIVE = ("", "backbone", "checkpoints", "finetune", "finetune/embedding")
+# What verbs leave in a folder without a run.
+_LEFT = {
+    *(RECIPE, "probe.json", "evaluate.json", "classify.json", "segment.json", "features"),
+    *("backbone", "checkpoints", "classify", "export", "finetune", "probe", "segment"),
+}
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Recipe)
@@ -82,9 +87,11 @@ def meet(made: Path) -> None:
 def visit_run(out: Path) -> None:
     """For a verb that adds scores or an export to `out` without training there; all ranks call it.
 
-    Raises RunError where nothing can be written, before any work; the first removes what a kill
-    left, unless another process holds the folder, which has done so.
+    Raises RunError where nothing can be written, or where only files of others are, before any
+    work; the first removes what a kill left, unless another process holds the folder, which has
+    done so.
     """
+    refuse_foreign(out, _LEFT)
     refuse_unwritable(out)
     if comm.rank() == 0 and out.is_dir() and not held(out):
         with contextlib.suppress(RunError):
@@ -125,8 +132,25 @@ def refuse_other(out: Path, recipe: Recipe, accept_changes: bool = False) -> Non
             _refuse_other_recipe(out / RECIPE, recipe, accept_changes)
     elif trained:
         _without_recipe(out / RECIPE, "is gone", accept_changes)
-    elif out.is_dir() and any(not p.name.startswith((".tmp-", ".lock")) for p in out.iterdir()):
+    else:
+        refuse_foreign(out)
+
+
+def refuse_foreign(out: Path, ours: Set[str] = frozenset()) -> None:
+    """Raises RunError for a folder that holds something, but nothing of `ours`."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {name for name in names if not name.startswith((".tmp-", ".lock"))}
+    if names and not names & ours:
         raise RunError(f"{out}: holds files but no run of lookalike: choose another --out")
+
+
+def leave_recipe(out: Path, recipe: Recipe) -> None:
+    """Writes `recipe.yaml` beside scores in a folder that has none and where nothing was
+    trained.
+    """
+    trained = any(out.glob("checkpoints/step_*")) or (out / "backbone").exists()
+    if not trained and not os.path.lexists(out / RECIPE):
+        write_recipe(out, recipe)
 
 
 def write_recipe(out: Path, recipe: Recipe) -> None:

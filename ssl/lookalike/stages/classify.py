@@ -280,6 +280,7 @@ def descend(job: Job, course: Course, about: dict[str, Any], made_of: dict[str, 
         host_crops=settings.host_crops(views, architecture.size),
         accept_changes=run.accept_changes,
         on_save=partial(keep_run, run.out, run.experiment),
+        label="classify" if course.is_main else f"classify: {course.words}",
     )
     loop.train(training, settings)
     system.finish()
@@ -404,7 +405,7 @@ def trained(job: Job, course: Course) -> dict[str, Any]:
             write_file(path, text.encode())
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            say(f"classify: {course.name}, draw {course.draw}{start_word(course)}: {best(kept)}")
+            say(f"classify: {course.words}: {best(kept)}")
     comm.barrier()
     return {
         "labels": course.name,
@@ -413,11 +414,6 @@ def trained(job: Job, course: Course) -> dict[str, Any]:
         "images": len(course.targets),
         "scores": kept,
     }
-
-
-def start_word(course: Course) -> str:
-    """How it began, for a line."""
-    return ", untrained" if course.untrained else ""
 
 
 def best(scores: dict[str, Any]) -> str:

@@ -97,6 +97,7 @@ def do(job: Job, model: Any, name: str, target: Path | None = None) -> dict[str,
     found = _record(task, answers, settings, job.images, features)
     if comm.rank() != 0:
         return found
+    job.run.leave_recipe()
     standing = keep(folder / "evaluate.json", name, found) if folder else {name: found}
     files = [folder / "evaluate.html"] if folder and settings.examples else []
     for file in files + ([target] if target else []):

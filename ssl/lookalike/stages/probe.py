@@ -241,6 +241,7 @@ def do(job: Job, backbone: Backbone, name: str | None = None) -> dict[str, Any]:
         shown = _tell(record.plain(), group[0].of, name or OWN_NAME, shown)
         if first and group[0].of.prefix == list(models)[-1]:
             say("\n".join(probing.protocols(record.plain(), group[0].of.data)))
+    job.run.leave_recipe()
     if first and job.run.folder:
         with contextlib.suppress(OSError):  # the work folder of the protocols, where it is empty
             (job.run.folder / "probe").rmdir()

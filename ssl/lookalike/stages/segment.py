@@ -141,6 +141,7 @@ def do(job: Job, backbone: Backbone, name: str | None = None) -> dict[str, Any]:
         if first and folder and not prefix and job.settings.examples:
             _draw(job, seen, learned, k, scores, folder / PAGE, name)
         comm.barrier(patient=True)
+    job.run.leave_recipe()
     return scores
 
 

@@ -39,6 +39,12 @@ class Course:
         return self.name == ALL and not self.untrained
 
     @property
+    def words(self) -> str:
+        """What tells it from the others, for a line."""
+        untrained = ", untrained" if self.untrained else ""
+        return f"{self.name}, draw {self.draw}{untrained}"
+
+    @property
     def folder(self) -> Path:
         """Where it lies, below the run folder."""
         root = Path("classify", "untrained") if self.untrained else Path("classify")

@@ -56,7 +56,8 @@ class Job:
     host crops, None where the device does; `monitor`: scores of the model as it stands, which every
     rank computes alike, asked every `monitor_every` steps; `accept_changes`: resume even so;
     `changed`: in what the recipe then is another than before; `on_resume`: called once the earlier
-    state, if any, is in; `on_save`: called with each save.
+    state, if any, is in; `on_save`: called with each save; `label`: how progress calls it where a
+    section has several trainings.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Job:
     changed: Sequence[str] = ()
     on_resume: Callable[[], None] = lambda: None
     on_save: Callable[[], None] = lambda: None
+    label: str = ""
 
 
 class Told(NamedTuple):
@@ -113,7 +115,7 @@ def train(job: Job, settings: Training) -> None:
     at = standing(job, settings, steps, *resume(engine, saver.checkpoints, job, steps))
     job.on_resume()
     metrics = Metrics(job.folder, at.done, active=first)
-    terminal = Terminal(job.title, steps, per_epoch, at.done, active=first)
+    terminal = Terminal(job.label or job.title, steps, per_epoch, at.done, active=first)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), at.done)
     nonfinite = NonFinitePolicy(job.folder, job.title, at.told.trouble)
     with metrics, terminal, saver, Signals() as signals, watchdog:
