@@ -420,7 +420,7 @@ def test_a_damaged_fit_is_made_again(tmp_path, harm):
 def test_a_fit_that_cannot_be_kept_is_told_and_no_loss(tmp_path):
     data = made()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.warns(UserWarning, match="this fit of the probe is not kept"):
+    with pytest.warns(UserWarning, match="what is done so far is not kept"):
         found = linear.probe(*data, grid=GRID, folder=tmp_path / "file" / "in")
     assert found == linear.probe(*data, grid=GRID)
 

@@ -6,27 +6,24 @@ a patch to classes, its logits brought bilinearly to the pixels, cross-entropy o
 a class. Patch features are not stored: an image has hundreds.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lookalike import comm, rng
+from lookalike.checkpoint.kept import keep, kept
 from lookalike.data.images import LayeredImages
 from lookalike.data.images.masked import unlayered
 from lookalike.data.loader import in_order, workers_for
 from lookalike.errors import DataError
 from lookalike.evaluation.features import in_precision, plain_view
-from lookalike.folder import write_file
 from lookalike.geometry import central
-from lookalike.log import note, progress
+from lookalike.log import progress
 from lookalike.models import Architecture, Backbone
 from lookalike.models.dense import dense, frozen
 from lookalike.scoring import segheads
@@ -112,22 +109,21 @@ def learn(
     images: LayeredImages,
     how: Learning,
     *,
-    kept: Path | None = None,
+    place: Path | None = None,
     digest: str = "",
     title: str = "segment",
 ) -> Learned:
-    """The heads after so many epochs, on every rank; goes on from what is `kept` under this
-    `digest`. All ranks call it.
+    """The heads after so many epochs, on every rank; goes on from what is kept at `place`
+    under this `digest`. All ranks call it.
     """
     classes = len(images.images.names)
-    learned = _kept(kept, digest) or _begun(seen, images, how, classes)
+    learned = _kept(place, digest) or _begun(seen, images, how, classes)
     done = learned.heads.steps // max(1, _steps(len(images), how.batch))
     first = comm.rank() == 0
     with progress(title, how.epochs * len(images), active=first) as tell:
         for epoch in range(done, how.epochs):
             learned = _epoch(seen, images, how, learned, epoch, tell)
-            if kept is not None and first:
-                write_file(kept, _file(learned, digest))
+            _keep(place, learned, digest)
     comm.barrier(patient=True)
     return learned
 
@@ -295,7 +291,7 @@ def _steps(count: int, batch: int) -> int:
     return -(-count // batch)
 
 
-def _file(learned: Learned, digest: str) -> bytes:
+def _keep(path: Path | None, learned: Learned, digest: str) -> None:
     """All that the next epoch begins with."""
     heads = learned.heads
     tensors = {
@@ -305,37 +301,14 @@ def _file(learned: Learned, digest: str) -> bytes:
         "mean": learned.mean_D,
         "std": learned.std_D,
     }
-    told = {"digest": digest, "steps": heads.steps, "unread": learned.unread}
-    held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    return save(held, {"about": json.dumps(told)})
+    keep(path, tensors, {"digest": digest, "steps": heads.steps, "unread": learned.unread})
 
 
 def _kept(path: Path | None, digest: str) -> Learned | None:
-    """What an earlier run has learned under this digest. The first rank reads, and tells all:
-    another machine may see the file later.
-    """
-    found = _read(path, digest) if path is not None and comm.rank() == 0 else None
-    found = comm.broadcast_object(found)
-    if found is None:
+    """What an earlier run has learned under this digest, on every rank."""
+    found = kept(path)
+    if found is None or found.about["digest"] != digest:
         return None
-    device = comm.device()
-    weight, first, second, mean, std, steps, unread = found
-    heads = Heads(weight.to(device), first.to(device), second.to(device), steps)
-    return Learned(heads, mean.to(device), std.to(device), unread)
-
-
-def _read(path: Path, digest: str) -> Any:
-    """The tensors and numbers of a file; None where it is another's, or damaged, which is said."""
-    if not path.exists():
-        return None
-    names = ("weight", "first", "second", "mean", "std")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            tensors = [file.get_tensor(name) for name in names]
-    except (SafetensorError, OSError, ValueError) as error:
-        note(f"{path}: cannot be read ({' '.join(str(error).split())[:120]}): learned anew")
-        return None
-    if about.get("digest") != digest:
-        return None
-    return (*tensors, int(about["steps"]), int(about["unread"]))
+    at = {name: tensor.to(comm.device()) for name, tensor in found.tensors.items()}
+    heads = Heads(at["weight"], at["first"], at["second"], found.about["steps"])
+    return Learned(heads, at["mean"], at["std"], found.about["unread"])

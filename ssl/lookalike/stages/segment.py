@@ -156,7 +156,7 @@ def score(job: Job, seen: Seen, digest: str, title: str) -> tuple[dict[str, Any]
         train, chosen_by = train.rows(kept), train.rows(out)
     key = _key(job, train, digest)
     place = job.run.folder / "segment" / f"{key[:16]}.safetensors" if job.run.folder else None
-    learned = learn(seen, train, how, kept=place, digest=key, title=f"segment, {title}")
+    learned = learn(seen, train, how, place=place, digest=key, title=f"segment, {title}")
     best, tried = 0, {}
     if chosen_by is not None:
         every = list(range(len(how.rates)))

@@ -7,7 +7,6 @@ the chosen is scored on test, once, after the last epoch. Published figures most
 best epoch and rate on the test set itself.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -19,11 +18,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lookalike import comm
+from lookalike.checkpoint.kept import forget, keep, kept
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch, batches, workers_for
 from lookalike.data.order import BatchOrder, order_of
@@ -33,9 +31,8 @@ from lookalike.data.reader import HostCrops
 from lookalike.errors import DataError
 from lookalike.evaluation.features import in_precision, plain_view
 from lookalike.evaluation.protocols.contract import Numbers, Subject
-from lookalike.folder import write_file
 from lookalike.geometry import sides
-from lookalike.log import note, progress
+from lookalike.log import progress
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
 from lookalike.models.taps import Tap, untapped
@@ -369,39 +366,21 @@ class Kept:
             self.path = subject.folder / f"probe-{name}-{_key(subject, keys)}.safetensors"
 
     def load(self, learner: Learner, per_epoch: int) -> int:
-        """How many epochs are done, which `learner` then knows."""
-        found = comm.broadcast_object(self._epochs())
-        if found:
-            assert self.path is not None
-            with safe_open(self.path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            learner.load(tensors, found * per_epoch)
-        return int(found)
-
-    def _epochs(self) -> int:
-        """As the file says, on rank 0; 0 where there is none that can be read."""
-        if self.path is None or comm.rank() != 0 or not self.path.exists():
+        """How many epochs are done, which `learner` then knows; on every rank."""
+        found = kept(self.path)
+        if found is None:
             return 0
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                return int(file.metadata()["epochs"])
-        except Exception as error:  # whatever is wrong with it
-            note(f"{self.path}: cannot be read ({type(error).__name__}): trained again")
-            return 0
+        epochs = int(found.about["epochs"])
+        learner.load(found.tensors, epochs * per_epoch)
+        return epochs
 
     def save(self, learner: Learner, epochs: int) -> None:
-        """Rank 0 writes what all ranks know together."""
-        if self.path is None:
-            return
-        state = {name: tensor.cpu().contiguous() for name, tensor in learner.state().items()}
-        if comm.rank() == 0:
-            write_file(self.path, save(state, {"epochs": str(epochs)}))
+        """What all ranks know together."""
+        keep(self.path, learner.state(), {"epochs": epochs})
 
     def remove(self) -> None:
         """Nothing of it is needed any more."""
-        if self.path is not None and comm.rank() == 0:
-            with contextlib.suppress(FileNotFoundError):
-                self.path.unlink()
+        forget(self.path)
 
 
 def _key(subject: Subject, keys: OnViews) -> str:
