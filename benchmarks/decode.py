@@ -1,10 +1,11 @@
 """Host work of one image and its two views: (the peer's loader) / (ours), processor time, in one
 run.
 
-Ours: open, decode once, resize to a canvas in a slot; the views are the device's work. The peer's,
-written from the description of Barlow Twins (arXiv 2103.03230, appendix A) with torchvision's
-classes: Pillow decodes, then two full augmentations on the processor, collated. The images are
-JPEGs of 500 × 375, made here.
+Ours: open, decode once, resize to a canvas in a slot; the views are the device's work. With
+`decode: device` the host only reads and judges the files (the last line; what the GPU then does is
+not measured here). The peer's, written from the description of Barlow Twins (arXiv 2103.03230,
+appendix A) with torchvision's classes: Pillow decodes, then two full augmentations on the
+processor, collated. The images are JPEGs of 500 × 375, made here.
 
     python benchmarks/decode.py [IMAGES] [ROUNDS]
 """
@@ -23,6 +24,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 
+from lookalike.data import nvjpeg
 from lookalike.data.decode import Opened, contents
 from lookalike.data.images import FileImages, Reading
 from lookalike.data.reader import Reader
@@ -116,6 +118,13 @@ def ours(folder: Path, names: list[str]) -> Callable[[], None]:
     return lambda: print(end="".join(bad.path for bad in reader.fill(0, range(len(names)), [slot])))
 
 
+def sent(folder: Path, names: list[str]) -> Callable[[], None]:
+    """What a loader process does for a batch that nvJPEG decodes (`decode: device`)."""
+    reader = Reader(FileImages(folder, names, Reading(256, PixelFormat(3))), seed=0)
+    slot = torch.empty(len(names), *reader.shapes[0], dtype=torch.uint8)
+    return lambda: print(end="" if nvjpeg.read(reader, 0, range(len(names)), [slot]).jpegs else "?")
+
+
 def bare(folder: Path, names: list[str]) -> Callable[[], None]:
     """Reading and decoding alone: the limit of any loader that decodes the whole image."""
 
@@ -159,6 +168,7 @@ def main(images: int, rounds: int) -> None:
             "peer": peer(folder, names),
             "ours": ours(folder, names),
             "decoding alone": bare(folder, names),
+            "decode: device": sent(folder, names),
         }
         found = compare(sides, images, rounds)
     print(

@@ -5,10 +5,11 @@ process.
 
 Both make the two views of Barlow Twins (Asymmetric) of a uint8 canvas 8/7 as large, normalised,
 float32; with `classify` the one view of Classification, RandAugment and erasing, beside
-torchvision's. A round is one batch by each, in alternation; the last line is the median of the
-rounds' ratios.
+torchvision's. Ours twice: by torch's form and, where it is installed, by the native kernel. A round
+is one batch by each, in alternation; the last lines are the medians of the rounds' ratios.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -20,17 +21,18 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lookalike.views import Asymmetric, Classification, Symmetric
+from lookalike.views import Asymmetric, Classification, Symmetric, native
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KERNEL = 13
 BLUR, SOLARIZE = (1.0, 0.1), (0.0, 0.2)
 
 
-def ours(size: int, policy: Symmetric) -> Callable[[Tensor, int], list[Tensor]]:
-    """A policy of views/."""
+def ours(size: int, policy: Symmetric, by_kernel: bool) -> Callable[[Tensor, int], list[Tensor]]:
+    """A policy of views/, by the native kernel or by torch's form."""
 
     def views(canvas_BCHW: Tensor, epoch: int) -> list[Tensor]:
+        os.environ[native.SWITCH] = str(int(by_kernel))
         ids_B = torch.arange(len(canvas_BCHW))
         return policy(canvas_BCHW, ids_B, seed=0, epoch=epoch, size=size, mean=MEAN, std=STD)
 
@@ -133,18 +135,22 @@ def main(peer: str, size: int = 224, batch: int = 64, rounds: int = 15) -> None:
     canvas = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
     canvas_BCHW = (canvas * 235 + 20 * torch.rand(batch, 3, side, side)).to(torch.uint8)
     policy, its_views = PEERS[peer]
-    sides = [
-        partial(seconds, views, canvas_BCHW) for views in (ours(size, policy), its_views(size))
-    ]
+    forms = ["torch", "native"] if native.available() else ["torch"]
+    makers = [ours(size, policy, form == "native") for form in forms]
+    sides = [partial(seconds, views, canvas_BCHW) for views in (its_views(size), *makers)]
     for one in sides:
         one(0)
     times = [[one(r) for one in sides] for r in range(1, rounds + 1)]
-    mine, its = (statistics.median(column) * 1000 / batch for column in zip(*times, strict=True))
-    low, middle, high = statistics.quantiles([b / a for a, b in times], n=4)
+    its, *mine = (statistics.median(column) * 1000 / batch for column in zip(*times, strict=True))
     views = "one view" if policy.total == 1 else "two views"
     what = f"{size} pixels, batch {batch}, {torch.get_num_threads()} threads, {views}"
-    print(f"{what}: ours {mine:.2f} ms an image, {peer} {its:.2f}")
-    print(f"{peer} / ours: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
+    print(f"{what}: {peer} {its:.2f} ms an image")
+    if len(forms) == 1:
+        print(f"no native kernel: {native.found().why}")
+    for place, (form, ms) in enumerate(zip(forms, mine, strict=True), 1):
+        low, middle, high = statistics.quantiles([row[0] / row[place] for row in times], n=4)
+        ratio = f"{peer} / ours: {middle:.2f} (quartiles {low:.2f} to {high:.2f})"
+        print(f"{form} {ms:.3f} ms an image; {ratio}")
 
 
 if __name__ == "__main__":

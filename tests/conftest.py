@@ -14,14 +14,18 @@ import pytest
 import torch
 
 import children
+from forms import by_native, kernel, made_by, pytest_generate_tests
+
+__all__ = ["by_native", "kernel", "made_by", "pytest_generate_tests"]
 
 # onnxruntime, which tests import themselves, would tell its maker of its use.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 TIMEOUT = 120
 # These take minutes: begun last, one of them would be waited for alone.
-LONG = ("test_launch", "test_watchdog", "test_cli", "test_network", "test_fit_head", "test_loggers")
-LONG += ("test_export", "test_real_size", "test_estimators", "test_loading", "test_loop")
+LONG = ("test_watchdog", "test_engine", "test_loop", "test_stages", "test_export", "test_methods")
+LONG += ("test_network", "test_machines", "test_launch", "test_loggers", "test_heads", "test_cli")
+LONG += ("test_fit_head", "test_outside_files", "test_loading", "test_real_size", "test_estimators")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

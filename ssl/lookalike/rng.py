@@ -8,6 +8,7 @@ nothing is remembered.
 """
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 _GAMMA = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
+_WORD = 2**64 - 1
 
 
 def _signed(tag: int) -> int:
@@ -25,17 +27,24 @@ def _signed(tag: int) -> int:
 
 def _shift(x: Tensor, n: int) -> Tensor:
     """Logical right shift; torch's own copies the sign."""
-    shifted: Tensor = (x >> n) & (2 ** (64 - n) - 1)
+    shifted: Tensor = (x >> n).bitwise_and_(2 ** (64 - n) - 1)
     return shifted
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _signed(_MULTIPLIER_1)
-    x = (x ^ _shift(x, 27)) * _signed(_MULTIPLIER_2)
-    mixed: Tensor = x ^ _shift(x, 31)
-    return mixed
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_signed(_MULTIPLIER_1))
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_signed(_MULTIPLIER_2))
+    return _shift(x, 31).bitwise_xor_(x)
 
 
+def _mix_one(x: int) -> int:
+    """`_mix` of a plain number, unsigned 64 bits."""
+    x = (x ^ x >> 30) * _MULTIPLIER_1 & _WORD
+    x = (x ^ x >> 27) * _MULTIPLIER_2 & _WORD
+    return x ^ x >> 31
+
+
+@lru_cache(maxsize=1024)
 def tag(text: str) -> int:
     """A coordinate that names a purpose, so that two uses of one seed never share their numbers."""
     return _signed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
@@ -45,14 +54,17 @@ def bits(*coordinates: int | str | Tensor) -> Tensor:
     """64 random bits (int64) at each point of the broadcast coordinates; tensors are whole numbers,
     on one device.
     """
-    x = torch.zeros((), dtype=torch.int64)
+    before, x = 0, None
     for c in coordinates:
-        if isinstance(c, str):
-            c = tag(c)
+        c = tag(c) if isinstance(c, str) else c
         # A plain int stays on the host: adding it to a tensor of any device costs no transfer.
-        x = (x.to(c.device) ^ c.long()) if isinstance(c, Tensor) else (x ^ _signed(c))
-        x = _mix(x + _signed(_GAMMA))
-    return x
+        if isinstance(c, Tensor):
+            x = _mix(((_signed(before) if x is None else x) ^ c.long()) + _signed(_GAMMA))
+        elif x is None:
+            before = _mix_one(((before ^ c & _WORD) + _GAMMA) & _WORD)
+        else:
+            x = _mix((x ^ _signed(c)) + _signed(_GAMMA))
+    return torch.tensor(_signed(before)) if x is None else x
 
 
 def uniform(*coordinates: int | str | Tensor) -> Tensor:

@@ -369,7 +369,13 @@ LARGE: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", LARGE)
+# 24 Mpx each; in every suite one of each decoder.
+OF_EACH = ("1 bit.png", "16 bit.png", "grey.gif", "progressive.jpg", "rgb.tif")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in OF_EACH else pytest.param(n, marks=pytest.mark.slow) for n in LARGE]
+)
 def test_an_ordinary_large_image_decodes_to_the_same_bits_within_the_limits(name):
     data = LARGE[name]()
 

@@ -45,8 +45,8 @@ from lookalike.search import index as search_index
 
 SECONDS = 2  # of the processor, a case
 GROWTH = 200_000_000  # bytes, a case
-COUNT = 100  # damaged copies of each file in the suite
-DEEP = 25  # of each that all bits are kept of, whose decoders are others' work and slower
+COUNT = 50  # damaged copies of each file in the suite
+DEEP = 12  # of each that all bits are kept of, whose decoders are others' work and slower
 
 Reader = Callable[[bytes, Path], Any]
 

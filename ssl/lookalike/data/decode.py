@@ -15,7 +15,7 @@ from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from lookalike.data import headers
-from lookalike.data.decoders import allowed, numbers_in, pixels_in
+from lookalike.data.decoders import allowed, for_device, numbers_in, pixels_in
 from lookalike.errors import printable
 from lookalike.folder import read_regular
 from lookalike.geometry import PixelFormat, central, sides
@@ -98,6 +98,18 @@ class Opened:
                 self._frame,
             ),
         )
+
+    @property
+    def header(self) -> headers.Header:
+        """What its first bytes say."""
+        return self._header
+
+    @property
+    def for_device(self) -> bytes | None:
+        """The file, where a device's decoder of JPEGs may have it; None where the host decodes."""
+        limited = self._max_pixels is None
+        fits = for_device(self._data, self._header, self._form, limited)
+        return self._data if fits else None
 
     def canvas(self, out_CHW: Tensor, *, whole: bool = False) -> Tensor:
         """Resizes the largest central box of the shape of `out_CHW` into it, or with `whole` all,

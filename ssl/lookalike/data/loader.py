@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
 from lookalike import comm
+from lookalike.data import nvjpeg
 from lookalike.data.decode import BadImage
 from lookalike.data.images import ArrayImages, Images
 from lookalike.data.order import BatchOrder, share
@@ -86,9 +87,11 @@ def batches(
     pin: bool,
     pieces: int = 1,
     host_crops: HostCrops | None = None,
+    decode: tuple[torch.device, nvjpeg.Decode] | None = None,
 ) -> Generator[Batch, None, None]:
     """This rank's micro-batches of the steps [first_step, last_step), read by `workers` processes
-    (0: in this one).
+    (0: in this one); with `decode` they only read, and canvases are made on that device by what
+    decodes there.
 
     Canvases, or with `cuts` one crop a view. Raises RunError when a worker process dies, DataError
     when too many images in a row cannot be read.
@@ -98,12 +101,32 @@ def batches(
     keys = (
         Key(epoch, share(micro, rank, world, pieces).tolist()) for epoch, micro in micro_batches
     )
-    with contextlib.closing(
-        _stream(partial(_fill, reader), Parts(reader.shapes, reader.dtype), keys, workers, pin)
-    ) as stream:
+    one = Parts(reader.shapes, reader.dtype)
+    if decode and host_crops is None:
+        finish = nvjpeg.Finisher(reader, *decode)
+        yield from _finished(finish, _stream(partial(_read, reader), one, keys, workers, False))
+        return
+    with contextlib.closing(_stream(partial(_fill, reader), one, keys, workers, pin)) as stream:
         for key, parts, bad in stream:
             pixels = parts[0] if host_crops is None else parts
             yield Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), pixels, bad)
+
+
+def _finished(
+    finish: nvjpeg.Finisher, stream: Generator[tuple[Key, list[Tensor], Any], None, None]
+) -> Generator[Batch, None, None]:
+    """The batches of a stream whose JPEGs are not decoded yet."""
+
+    def work(item: tuple[Key, list[Tensor], nvjpeg.Read]) -> Batch:
+        key, parts, found = item
+        canvas_BCHW, bad = finish(key.epoch, key.ids, parts[0], found)
+        return Batch(key.epoch, torch.tensor(key.ids, dtype=torch.int64), canvas_BCHW, bad)
+
+    with (
+        contextlib.closing(stream),
+        contextlib.closing(nvjpeg.one_ahead(stream, work)) as made,
+    ):
+        yield from made
 
 
 def in_order(
@@ -152,6 +175,11 @@ def _fill_in_place(images: Images, key: Key, parts: list[Tensor]) -> list[int]:
 def _fill(reader: Reader, key: Key, parts: list[Tensor]) -> list[Bad]:
     """Fills a batch with a reader; returns what was bad."""
     return reader.fill(key.epoch, key.ids, parts)
+
+
+def _read(reader: Reader, key: Key, parts: list[Tensor]) -> nvjpeg.Read:
+    """Fills a batch but for the JPEGs that a device is to decode."""
+    return nvjpeg.read(reader, key.epoch, key.ids, parts)
 
 
 def _fill_readable(images: Images, key: Key, parts: list[Tensor]) -> list[int]:

@@ -83,8 +83,8 @@ class Manifest(FileSource):
         if not self._looked:
             look_for(printable(file), table.lines, paths, root)
         self._look_for_repeats(file, table, paths, sets_N)
-        paths = chosen(paths, mask_N)
-        return self.settled(FileImages(root, paths, self.reading(size), known, within=root), name)
+        images = FileImages(root, chosen(paths, mask_N), self.reading(size), known, within=root)
+        return self.settled(images, name)
 
     def _embedded(self, file: Path, table: Table, name: Split, size: Size | None) -> Images:
         """The images that lie in the rows of a Parquet file."""

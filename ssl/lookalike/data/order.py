@@ -33,6 +33,15 @@ class BatchOrder(Protocol):
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[tuple[int, Tensor]]: ...
 
 
+class Measured(Protocol):
+    """What says how many samples a step's micro-batches hold."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Windows:
     """Images in runs of `sizes_S` (int64), read run after run: the runs are permuted, and in that
@@ -199,3 +208,16 @@ def share(ids: Tensor, rank: int, world: int, pieces: int = 1) -> Tensor:
     rank's p-th piece comes from the same samples on any number of ranks.
     """
     return torch.cat([piece.tensor_split(world)[rank] for piece in ids.tensor_split(pieces)])
+
+
+def shares(order: Measured, micro: int, world: int, pieces: int = 1) -> list[int]:
+    """How many rows `share` gives each rank of a step's `micro`-th micro-batch."""
+    count = _parts(order.batch, order.accumulate)[micro]
+    ranks = [_parts(piece, world) for piece in _parts(count, pieces)]
+    return [sum(part) for part in zip(*ranks, strict=True)]
+
+
+def _parts(count: int, parts: int) -> list[int]:
+    """The lengths of what torch's `tensor_split` makes."""
+    each, more = divmod(count, parts)
+    return [each + (i < more) for i in range(parts)]

@@ -41,5 +41,5 @@ def labels_digest(labels_N: Tensor | None, classes: tuple[str, ...]) -> str:
     if labels_N is None:
         return ""
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))
-    digest.update(labels_N.numpy().tobytes())
+    digest.update(labels_N.contiguous().numpy().data)
     return digest.hexdigest()

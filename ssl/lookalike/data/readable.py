@@ -22,7 +22,7 @@ def look(images: Images, key: str = "data") -> tuple[str, str]:
     Images in memory are not looked at, nor those in remote shards, of which one image costs a
     shard.
     """
-    if isinstance(images, ArrayImages) or _is_far(images):
+    if isinstance(images, ArrayImages) or is_far(images):
         return "", ""
     count = min(LOOKED_AT, len(images))
     ids = torch.linspace(0, len(images) - 1, count).round().long().tolist()
@@ -37,7 +37,8 @@ def look(images: Images, key: str = "data") -> tuple[str, str]:
     return "", f"{key}: {len(bad)} of {count} images looked at cannot be read, {first}"
 
 
-def _is_far(images: Images) -> bool:
+def is_far(images: Images) -> bool:
+    """Whether they lie in shards on other machines."""
     whole = images.whole if isinstance(images, Subset) else images
     return isinstance(whole, ShardImages) and any(
         remote.is_remote(shard.place) for shard in whole.shards

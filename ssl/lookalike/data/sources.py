@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lookalike.data.digits import digits
 from lookalike.data.folders.index import unit, units
 from lookalike.data.folders.labelling import ClassFolder, Labels, Part, Rule
 from lookalike.data.folders.places import folder_at
@@ -22,6 +23,7 @@ from lookalike.data.images import NOTHING, Annotations, ArrayImages, FileImages,
 from lookalike.data.images.encoded import EncodedImages
 from lookalike.data.images.roots import ManyRoots
 from lookalike.data.inventory import Inventory
+from lookalike.data.mapped import kept
 from lookalike.data.reading import FileSource, Split
 from lookalike.errors import DataError, printable
 from lookalike.recipe import SINCE_0_2, Size
@@ -58,12 +60,9 @@ class Digits:
         self.inventory = Inventory()
 
     def split(self, name: Split, size: Size | None = None) -> Images:
-        # Late, because the import takes a second and nothing else in this room needs it.
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        images_NHW = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
-        labels_N = torch.from_numpy(digits.target.astype(np.int64))
+        values_NHW, target_N = digits()
+        images_NHW = torch.from_numpy(np.rint(values_NHW * (255 / 16)).astype(np.uint8))
+        labels_N = torch.from_numpy(target_N)
         classes = tuple(str(digit) for digit in range(10))
         known = Annotations(labels_N, classes)
         everything = ArrayImages(images_NHW.unsqueeze(1), known, "digits")
@@ -107,6 +106,7 @@ class Folder(FileSource):
         self._given = [path] if isinstance(path, str) else list(path)
         self._keys = Keys(train, test, Rule(labels, class_folder), links)
         self._test_fraction, self._below = test_fraction, list[Root]()
+        self._sides: dict[tuple[str, str, float, bool], Part] = {}
 
     def split(self, name: Split, size: Size | None = None) -> Images:
         wants_test, share = checked(name) == "test", 0.0 if name == "all" else self._test_fraction
@@ -114,7 +114,7 @@ class Folder(FileSource):
         trains = [(root, part) for root in roots for part in root.trains]
         classes = self._united([part for _, part in trains], ())
         parts = [
-            (root, part if root.is_divided else divided(part, root.place, share, wants_test))
+            (root, part if root.is_divided else self._divided(part, root.place, share, wants_test))
             for root, part in trains
             if not (wants_test and root.is_divided)
         ]
@@ -126,6 +126,13 @@ class Folder(FileSource):
             which = f"none of its {count} images is in the {checked(name)} set"
             raise DataError(f"{self._place()}: {which}; add images, or change test_fraction")
         return self.settled(self._images(parts, classes, self.reading(size)), name)
+
+    def _divided(self, part: Part, place: Path, share: float, wants_test: bool) -> Part:
+        """One side of a part, made once: what is found out of its files is known for every size."""
+        key = str(place), str(part.root), share, wants_test
+        if key not in self._sides:
+            self._sides[key] = divided(part, place, share, wants_test)
+        return self._sides[key]
 
     def _roots(self) -> list[Root]:
         """The folders and lists, found once. Raises DataError for one without images."""
@@ -173,8 +180,9 @@ class Folder(FileSource):
         if classes:
             index = {word: label for label, word in enumerate(classes)}
             labels = [_labels(part, index) for _, part in parts]
+            labels_N = labels[0] if len(labels) == 1 else np.concatenate(labels)
             names = tuple(os.fsdecode(word) for word in classes)
-            known = Annotations(torch.from_numpy(np.concatenate(labels)), names)
+            known = Annotations(torch.from_numpy(kept(labels_N)), names)
         walls = [root.wall(part) for root, part in parts] if self._keys.links == "inside" else None
         if len(parts) == 1:
             wall, (_, part) = walls[0] if walls else None, parts[0]

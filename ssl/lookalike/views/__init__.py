@@ -18,7 +18,8 @@ from lookalike.geometry import BYTES, PixelFormat, sides
 from lookalike.recipe import SINCE_0_2, Count, Fraction, Positive, Share, Size
 from lookalike.views import fused, randaugment
 from lookalike.views.erasing import ErasedWith
-from lookalike.views.fused import ViewFormat, channels_last
+from lookalike.views.form import Draws, ViewFormat
+from lookalike.views.fused import channels_last
 from lookalike.views.resample import (
     ATTEMPTS,
     Interpolation,
@@ -29,6 +30,7 @@ from lookalike.views.resample import (
     log_between,
     resize_crop,
 )
+from lookalike.views.send import constant
 
 __all__ = [
     "VIEWS",
@@ -90,7 +92,7 @@ class Symmetric:
     they are named; saturation, hue and `grey` are for images of three channels, the others for any
     number; `channel_drop`: how often one channel, drawn anew for each view, is black at last, where
     there are several; `compile`: by torch.compile, as one fixed graph (needs Triton, on a CPU a C++
-    compiler).
+    compiler); otherwise as suits the device, on CUDA three kernels, compiled once for all shapes.
 
     `crop`: the share of the area that is cut, or `whole` for all of the image, resized whatever its
     shape; `pad`: so many pixels around the resized view (`pad_with` black or the mirrored image),
@@ -191,7 +193,7 @@ class Symmetric:
         )
 
     @property
-    def _plan(self) -> Callable[[Tensor | Sequence[Tensor], fused.Draws, ViewFormat], list[Tensor]]:
+    def _plan(self) -> Callable[[Tensor | Sequence[Tensor], Draws, ViewFormat], list[Tensor]]:
         return fused.make_compiled if self.compile else fused.make
 
     def draws(
@@ -362,10 +364,17 @@ class MultiCrop(Asymmetric):
     ) -> list[Tensor]:
         """As Symmetric; the small views follow the large ones."""
         large, small = (images, images) if isinstance(images, Tensor) else (images[:2], images[2:])
-        made = super().__call__(large, ids_B, seed=seed, epoch=epoch, size=size, **how)
-        law, first = self._small(), small if isinstance(small, Tensor) else small[0]
-        draws = law.draws(ids_B, seed, epoch, range(self.views, self.total), *first.shape[2:])
-        return made + self._plan(small, draws, law.form(self.small_size, **how))
+        law, parts = self._small(), []
+        for policy, part, views, side in (
+            (self, large, range(self.views), size),
+            (law, small, range(self.views, self.total), self.small_size),
+        ):
+            first = part if isinstance(part, Tensor) else part[0]
+            draws = policy.draws(ids_B, seed, epoch, views, *first.shape[2:])
+            parts.append((part, draws, policy.form(side, **how)))
+        if self.compile:
+            return [view for part in parts for view in fused.make_compiled(*part)]
+        return fused.make_several(parts)
 
     def sizes(self, size: Size) -> list[tuple[int, int]]:
         """As Symmetric; the small views follow the large ones."""
@@ -495,7 +504,6 @@ def normalise(x_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     faster.
     """
     mean_C11, std_C11 = (
-        torch.tensor(v, device=x_BCHW.device, dtype=x_BCHW.dtype)[:, None, None]
-        for v in (mean, std)
+        constant(v, x_BCHW.device, x_BCHW.dtype)[:, None, None] for v in (mean, std)
     )
     return channels_last((x_BCHW - mean_C11) / std_C11)

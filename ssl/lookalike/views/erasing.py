@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lookalike import rng
 from lookalike.views.resample import below
-from lookalike.views.send import send
+from lookalike.views.send import constant, send
 
 ErasedWith = Literal["random", "mean", "zero"]
 
@@ -78,7 +78,7 @@ def _masked(
         pixel_CHW = torch.arange(channels * height * width, device=x.device).view(x.shape[1:])
         value = rng.uniform(send(word_M, x.device)[:, None, None, None], pixel_CHW)
     else:
-        value = torch.tensor(fill if by == "mean" else [0.0], device=x.device)[:, None, None]
+        value = constant(fill if by == "mean" else [0.0], x.device)[:, None, None]
     rows = send(rows, x.device)
     x[rows] = torch.where(inside, value, x[rows])
     return x

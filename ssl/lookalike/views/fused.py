@@ -1,28 +1,28 @@
 """All views of a batch in one go: crop, resize and flip in one resampling, then few passes over the
 colours.
 
-Two plans of the same operations. `make` sorts the images by what was drawn for them, so that a
-group shares the turn of its hue and only what was drawn is computed, on the CPU in groups that fit
-its cache; nothing is asked of a device, for the draws are known on the host. `make_compiled` has no
-groups: one fixed graph for torch.compile, in which what was not drawn is computed as nothing.
+Plans of the same operations. On a CPU `make` sorts the images by what was drawn for them, so that a
+group shares the turn of its hue, fits the cache, and only what was drawn is computed; that form is
+what every other is compared with. On an accelerator it is `device`'s. `make_compiled` is one fixed
+graph for torch.compile, in which what was not drawn is computed as nothing.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lookalike.views import colour
-from lookalike.views.erasing import ErasedWith, erase, erase_boxes
+from lookalike.views import colour, device, native
+from lookalike.views.erasing import erase, erase_boxes
+from lookalike.views.form import Draws, ViewFormat
 from lookalike.views.randaugment import augmented
-from lookalike.views.resample import Interpolation, Outside, crop_resize, shifted
-from lookalike.views.send import on_marked, send
+from lookalike.views.resample import crop_resize, shifted
+from lookalike.views.send import constant, on_marked, send, send_all
 
-Draws = Mapping[str, Tensor]
 DRAWN = (
     *("box", "flip", "jitter", "factors", "order", "grey", "blur", "sigma", "solarize"),
     *("drop", "channel", "shift", "operations", "strengths"),
@@ -33,26 +33,6 @@ _CACHED = 1 << 18
 _NEVER = 4  # the turn of the hue where there is no jitter
 
 
-class ViewFormat(NamedTuple):
-    """What the views are besides what is drawn for them; `sides`: height and width; `fill`: what
-    stands for the mean where something is erased or moved out of sight, by default `mean` itself.
-    """
-
-    sides: tuple[int, int]
-    interpolation: Interpolation
-    sigma_max: float
-    mean: Sequence[float]
-    std: Sequence[float]
-    dtype: torch.dtype = torch.float32
-    outside: Outside = "zero"
-    erase_with: ErasedWith = "mean"
-    fill: Sequence[float] | None = None
-
-    @property
-    def filling(self) -> Sequence[float]:
-        return self.mean if self.fill is None else self.fill
-
-
 def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -> list[Tensor]:
     """V views (B, C, *sides), normalised, channels-last, of `form.dtype`.
 
@@ -60,24 +40,61 @@ def make(images: Tensor | Sequence[Tensor], draws_VB: Draws, form: ViewFormat) -
     tensors (B, C, *sides) already cut. draws_VB: each (V, B, …), on the host.
     """
     first = images if isinstance(images, Tensor) else images[0]
-    (views, batch), channels, device = draws_VB["flip"].shape, first.shape[1], first.device
+    (views, batch), channels = draws_VB["flip"].shape, first.shape[1]
     draws = flat(draws_VB, channels, form.sides)
+    if first.device.type != "cpu":
+        return device.make([device.Part(images, draws, form)])
+    if native.available():
+        return native_views(images, draws, form)
     shape = (views * batch, *form.sides, channels)
-    out_MCHW = torch.empty(shape, dtype=form.dtype, device=device).permute(0, 3, 1, 2)
-    mean_C11, std_C11 = (
-        torch.tensor(v, device=device)[:, None, None] for v in (form.mean, form.std)
-    )
-    limit = (
-        views * batch
-        if device.type != "cpu"
-        else max(1, cached() // (channels * math.prod(form.sides)))
-    )
+    out_MCHW = torch.empty(shape, dtype=form.dtype).permute(0, 3, 1, 2)
+    mean_C11, std_C11 = (constant(v, first.device)[:, None, None] for v in (form.mean, form.std))
+    limit = max(1, cached() // (channels * math.prod(form.sides)))
     for rows in groups(draws, limit):
         chosen = {name: value[rows] for name, value in draws.items()}
         x = moved(cut(images, rows, chosen, form), chosen, form)
         x = erased(colours(x, chosen, form.sigma_max), chosen, form)
         put(out_MCHW, rows, x.sub_(mean_C11).div_(std_C11))
     return list(torch.split(out_MCHW, batch))
+
+
+def make_several(
+    parts: Sequence[tuple[Tensor | Sequence[Tensor], Draws, ViewFormat]],
+) -> list[Tensor]:
+    """As `make` of each part in turn; what is drawn for all of them goes to a device in one
+    copy.
+    """
+    images = parts[0][0]
+    first = images if isinstance(images, Tensor) else images[0]
+    if first.device.type == "cpu":
+        return [view for part in parts for view in make(*part)]
+    return device.make(
+        [
+            device.Part(images, flat(draws_VB, first.shape[1], form.sides), form)
+            for images, draws_VB, form in parts
+        ]
+    )
+
+
+def native_views(
+    images: Tensor | Sequence[Tensor], draws: dict[str, Tensor], form: ViewFormat
+) -> list[Tensor]:
+    """By the kernel; what it does not know, padding, RandAugment and the cutting of floats, comes
+    before it in torch, by groups that fit the caches.
+    """
+    first = images if isinstance(images, Tensor) else images[0]
+    known = not isinstance(images, Tensor) or images.dtype == torch.uint8
+    if known and "shift" not in draws and "operations" not in draws:
+        return native.make(images, draws, form)
+    count, channels = len(draws["flip"]), first.shape[1]
+    out_MHWC = native.space(count, channels, form)
+    limit = max(1, cached() // (channels * math.prod(form.sides)))
+    for rows in torch.split(torch.arange(count), limit):
+        chosen = {name: value[rows] for name, value in draws.items()}
+        x = moved(cut(images, rows, chosen, form), chosen, form)
+        chosen["flip"] = torch.zeros_like(chosen["flip"])
+        native.write(out_MHWC[rows[0] : rows[-1] + 1], [x], chosen, form)
+    return native.views(out_MHWC, len(first), form)
 
 
 def cached() -> int:
@@ -134,12 +151,7 @@ def groups(draws: Draws, limit: int) -> Iterator[Tensor]:
 
 
 def put(out_MCHW: Tensor, rows: Tensor, x: Tensor) -> None:
-    """Writes images to their rows; one at a time on a CPU, where that takes a third of an indexed
-    copy's time.
-    """
-    if x.device.type != "cpu":
-        out_MCHW[send(rows, x.device)] = x.to(out_MCHW.dtype)
-        return
+    """Writes images to their rows, one at a time: a third of an indexed copy's time."""
     for row, image in zip(rows.tolist(), x, strict=True):
         out_MCHW[row].copy_(image)
 
@@ -262,7 +274,8 @@ def make_compiled(
     draws = flat(draws_VB, first.shape[1], form.sides)
     radius = colour.kernel_radius(form.sigma_max, min(form.sides))
     draws["taps"] = colour.taps(torch.where(draws["blur"], draws["sigma"], 1e-3), radius)
-    sent = {name: send(value, first.device) for name, value in draws.items()}
+    draws |= {name: torch.tensor(value) for name, value in _known(form).items()}
+    sent = dict(zip(draws, send_all(list(draws.values()), first.device), strict=True))
     x_MCHW = torch.cat(list(images)) if not isinstance(images, Tensor) else images
     made = channels_last(_compiled()(x_MCHW, sent, form, isinstance(images, Tensor)))
     return list(torch.split(made, len(first)))
@@ -285,7 +298,10 @@ def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor
         )
     else:
         x = torch.where(_wide(draws["flip"]), x.flip(3), x)
-    on, off = (torch.tensor(abc, device=x.device) for abc in (colour.GREY, colour.AS_IT_IS))
+    on, off, mean_C, std_C = (
+        draws[name] if name in draws else torch.tensor(value, device=x.device)
+        for name, value in _known(form).items()
+    )
     for t in range(4):
         x = colour.blend(x, torch.where(draws["jitter"][:, None], draws["blends"][:, t], off))
         if x.shape[1] == 3:
@@ -296,10 +312,16 @@ def graph(images: Tensor, draws: Draws, form: ViewFormat, uncut: bool) -> Tensor
     x = torch.where(_wide(draws["solarize"]), colour.solarize(x.clone()), x)
     if "drop" in draws:
         x = colour.drop(x, torch.where(draws["drop"], draws["channel"], -1))
-    mean_C11, std_C11 = (
-        torch.tensor(v, device=x.device)[:, None, None] for v in (form.mean, form.std)
+    return (
+        ((x - mean_C[:, None, None]) / std_C[:, None, None])
+        .to(form.dtype)
+        .contiguous(memory_format=torch.channels_last)
     )
-    return ((x - mean_C11) / std_C11).to(form.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _known(form: ViewFormat) -> dict[str, Sequence[float]]:
+    """What the graph takes besides what is drawn."""
+    return {"on": colour.GREY, "off": colour.AS_IT_IS, "mean": form.mean, "std": form.std}
 
 
 def _wide(on_M: Tensor) -> Tensor:

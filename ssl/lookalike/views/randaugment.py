@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lookalike.views import colour
-from lookalike.views.send import on_marked, send
+from lookalike.views.send import constant, on_marked, send
 
 LEVELS = 30
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -38,7 +38,7 @@ def augmented(
     strength_NK: in [-1, 1], magnitude / LEVELS with its sign, which only SIGNED ones heed; both on
     the host. fill: of each channel.
     """
-    fill_C11 = torch.tensor(fill, device=x_NCHW.device)[:, None, None]
+    fill_C11 = constant(fill, x_NCHW.device)[:, None, None]
     for operation_N, strength_N in zip(operation_NK.unbind(1), strength_NK.unbind(1), strict=True):
         x_NCHW = _turn(x_NCHW, operation_N, strength_N, fill_C11)
     return x_NCHW

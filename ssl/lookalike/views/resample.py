@@ -5,6 +5,7 @@ as torchvision's antialiased resize of the cut-out rectangle does (support widen
 factor, weights cut at the rectangle's edge and normalised; cubic with a = -1/2, as in Pillow).
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lookalike.geometry import central, sides
 from lookalike.recipe import Size
-from lookalike.views.send import send
+from lookalike.views.send import constant, send
 
 Interpolation = Literal["bilinear", "bicubic"]
 Outside = Literal["zero", "reflect"]
@@ -111,8 +112,13 @@ def between(u: Tensor, low: float, high: float) -> Tensor:
 
 def log_between(u: Tensor, low: float, high: float) -> Tensor:
     """The same, uniform in its logarithm."""
+    return between(u, *_logs(low, high)).exp()
+
+
+@lru_cache(maxsize=64)
+def _logs(low: float, high: float) -> tuple[float, float]:
     low, high = torch.tensor([low, high], dtype=torch.float32).log().tolist()
-    return between(u, low, high).exp()
+    return low, high
 
 
 def below(u: Tensor, n: Tensor) -> Tensor:
@@ -173,5 +179,7 @@ def resize_crop(
     """The test-time view: the central share `crop` of the largest box of that shape, resized to
     `size`.
     """
-    box = torch.tensor([central(x_BCHW.shape[2], x_BCHW.shape[3], size, crop)])
-    return crop_resize(x_BCHW, box.expand(len(x_BCHW), 4), size, interpolation=interpolation)
+    box_4 = constant(
+        central(x_BCHW.shape[2], x_BCHW.shape[3], size, crop), x_BCHW.device, torch.long
+    )
+    return crop_resize(x_BCHW, box_4.expand(len(x_BCHW), 4), size, interpolation=interpolation)

@@ -17,10 +17,10 @@ from lookalike.data.decoders.orientation import upright
 from lookalike.data.decoders.pillow import numbers_of, raster_of
 from lookalike.data.decoders.pixels import pixels_of
 from lookalike.data.decoders.raster import Raster
-from lookalike.data.headers import Header
+from lookalike.data.headers import Header, jpeg
 from lookalike.geometry import PixelFormat
 
-__all__ = ["allowed", "numbers_in", "pixels_in"]
+__all__ = ["allowed", "for_device", "numbers_in", "pixels_in"]
 
 _DECODERS: dict[str, Callable[[bytes, Header], Raster]] = {
     "PNG": codecs.png,
@@ -66,6 +66,18 @@ def numbers_in(data: bytes, header: Header, limited: bool) -> Tensor:
     """
     numbers_HW = torch.from_numpy(numbers_of(data, header, limited))
     return upright(numbers_HW[None], header.turn)[0]
+
+
+def for_device(data: bytes, header: Header, form: PixelFormat, limited: bool) -> bool:
+    """Whether a decoder of plain JPEGs gives of these bytes what torchvision's on the host does, or
+    nearly."""
+    return (
+        header.kind == "JPEG"
+        and header.plain
+        and _as_ever(header, form)
+        and not (limited and header.width * header.height > header.whole)
+        and jpeg.usual(data, header)
+    )
 
 
 def _as_ever(header: Header, form: PixelFormat) -> bool:

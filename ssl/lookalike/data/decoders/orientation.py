@@ -2,6 +2,11 @@
 
 from torch import Tensor
 
+FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
+"""By orientation, which sides (C, H, W) are then mirrored; of 5 and above they are exchanged before
+that.
+"""
+
 _STRIP = 1 << 18  # pixels that are moved at a time
 
 
@@ -11,7 +16,7 @@ def upright(x_CHW: Tensor, turn: int) -> Tensor:
     """
     if turn >= 5:
         x_CHW = x_CHW.transpose(1, 2)
-    sides = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(turn, ())
+    sides = FLIPS.get(turn, ())
     if x_CHW.numel() <= 12 * _STRIP:
         return x_CHW.flip(sides) if sides else x_CHW
     for side in sides:

@@ -18,11 +18,11 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401 (its decoders are operators of torch)
 from PIL import (
     AvifImagePlugin,
     IcoImagePlugin,
@@ -38,6 +38,7 @@ from lookalike.data.decoders.orientation import upright
 from lookalike.data.headers.heif import still
 from lookalike.data.headers.ico import icon
 from lookalike.data.headers.jpeg import READ_AT_ONCE, file_of
+from lookalike.lean import without_compiler
 
 # Imported by name: Pillow would otherwise load all its forty formats to find these.
 RARER_FORMATS = (
@@ -134,17 +135,25 @@ def _open(file: IO[bytes], kind: str) -> Image.Image:
     return opened
 
 
+@cache
+def operators() -> Any:
+    """torchvision's decoders, which its import adds to the operators of torch."""
+    with without_compiler():
+        import torchvision  # noqa: F401
+
+    return torch.ops.image
+
+
 def _by_torchvision(data: bytes, header: headers.Header, channels: int) -> Tensor | None:
     """uint8 (C, H, W), or None where it cannot: Pillow has the last word."""
     try:
         # The operators themselves: torchvision's functions warn at each call that they are to go.
+        image = operators()
         bytes_N = torch.frombuffer(data, dtype=torch.uint8)
         if header.kind == "JPEG":
-            x_CHW: Tensor = torch.ops.image.decode_jpeg(
-                bytes_N, _GREY if channels == 1 else _RGB, False
-            )
+            x_CHW: Tensor = image.decode_jpeg(bytes_N, _GREY if channels == 1 else _RGB, False)
             return x_CHW
-        x_CHW = torch.ops.image.decode_webp(bytes_N, _RGBA if header.alpha else _RGB)
+        x_CHW = image.decode_webp(bytes_N, _RGBA if header.alpha else _RGB)
     except (RuntimeError, AttributeError):
         return None
     if len(x_CHW) == channels:

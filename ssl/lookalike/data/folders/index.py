@@ -24,6 +24,7 @@ from lookalike.data.folders import suffixes
 from lookalike.data.folders.marks import Marks, holds
 from lookalike.data.folders.places import below, os_errors_as
 from lookalike.data.folders.walk import Walked, walk
+from lookalike.data.names import Names, blocks
 
 __all__ = [
     "SUFFIXES",
@@ -43,7 +44,7 @@ SUFFIXES = suffixes.SUFFIXES
 # Fewer names are listed as fast as they are looked up.
 WORTH_KEEPING = 10_000
 # What a kept listing holds, and by which rules it was made: another number is another key.
-_FORMAT = b"folder 2"
+_FORMAT = b"folder 3"
 _NUMBERS = 3
 
 
@@ -52,7 +53,7 @@ class Scan(NamedTuple):
     else by the reason why it is left out.
     """
 
-    paths: list[bytes]
+    paths: Names
     left_out: dict[str, list[bytes]]
 
 
@@ -68,34 +69,47 @@ def scan(folder: Path, within: Path | None = None) -> Scan:
         home = os.path.realpath(os.fsencode(within))
     rules = b" ".join(suffixes.LISTED)
     key = b"\0".join((_FORMAT, rules, os.path.realpath(top), home or b""))
-    if (parts := cache.load(key)) and (kept := _parsed(parts)) and holds(top, home, kept.marks):
-        return Scan(kept.paths, kept.left_out)
+    if (parts := cache.mapped(key)) and (kept := _parsed(parts)) and holds(top, home, kept.marks):
+        return _marked(kept)
     found = walk(top, home)
     size = len(found.paths) + len(found.marks.folders) + sum(map(len, found.left_out.values()))
     if found.settled and size >= WORTH_KEEPING:
         cache.store(key, _parts(found))
+    return _marked(found)
+
+
+def _marked(found: Walked) -> Scan:
+    """The paths know what the file system said of all folders, links and files looked at; those of
+    a folder that has just changed may be others at once.
+    """
+    digest = hashlib.sha256()
+    for names, rows in zip(found.marks.names, found.marks.numbers, strict=True):
+        digest.update(b"\0".join(names) + b"\0" + np.array(rows, "<i8").tobytes())
+    found.paths.mark = digest.hexdigest() if found.settled else ""
     return Scan(found.paths, found.left_out)
 
 
-def _parts(found: Walked) -> list[bytes]:
+def _parts(found: Walked) -> list[cache.Bytes]:
     """What was found as the parts of a sealed file."""
     numbers = [np.array(rows, "<i8").tobytes() for rows in found.marks.numbers]
     reasons = [why.encode() for why in found.left_out]
-    lists = [*found.marks.names, found.paths, reasons, *found.left_out.values()]
-    return [*numbers, *(b"\0".join(names) for names in lists)]
+    lists = [*found.marks.names, reasons, *found.left_out.values()]
+    return [*found.paths.parts, *numbers, *(b"\0".join(names) for names in lists)]
 
 
-def _parsed(parts: list[bytes]) -> Walked | None:
+def _parsed(parts: list[np.ndarray]) -> Walked | None:
     """The inverse; None for parts that no `_parts` has made."""
-    numbers, lists = parts[:_NUMBERS], [part.split(b"\0") for part in parts[_NUMBERS:]]
+    numbers, texts = parts[2 : 2 + _NUMBERS], parts[2 + _NUMBERS :]
+    lists = [part.tobytes().split(b"\0") for part in texts]
     try:
-        rows = [np.frombuffer(part, "<i8").reshape(-1, 3).tolist() for part in numbers]
+        paths = Names.of(parts[0], parts[1])
+        rows = [part.view("<i8").reshape(-1, 3).tolist() for part in numbers]
         # The folder itself is the empty name; no other list holds one.
-        folders, links, judged, paths, reasons, *others = (
+        folders, links, judged, reasons, *others = (
             names if n == 0 or names != [b""] else [] for n, names in enumerate(lists)
         )
         left_out = {why.decode(): names for why, names in zip(reasons, others, strict=True)}
-    except ValueError:
+    except (IndexError, ValueError):
         return None
     return Walked(paths, left_out, Marks(folders, links, judged, *rows), True)
 
@@ -111,16 +125,20 @@ def units(names: Sequence[bytes], key: str | os.PathLike[str]) -> np.ndarray:
     """
     kept, digest = b"units\0" + os.fsencode(key), b""
     if worth := len(names) >= WORTH_KEEPING:
-        digest = hashlib.sha256(b"\0".join(names)).digest()
-        known = cache.load(kept)
-        if known and known[0] == digest:
-            return np.frombuffer(known[1], np.float64)
-    words_N8 = np.zeros((len(names), 8), np.uint8)
-    hashes = b"".join(hashlib.sha256(name).digest() for name in names)
-    words_N8[:, 2:] = np.frombuffer(hashes, np.uint8).reshape(-1, 32)[:, :6]
-    found: np.ndarray = words_N8.view(">u8")[:, 0] / float(1 << 48)
+        packed = names if isinstance(names, Names) else Names(names)
+        digest = packed.digest.encode()
+        known = cache.mapped(kept)
+        if known and known[0].tobytes() == digest:
+            return known[1].view(np.float64)
+    found, start = np.empty(len(names)), 0
+    for block in blocks(names):
+        hashes = b"".join([hashlib.sha256(name).digest() for name in block])
+        words_B8 = np.zeros((len(block), 8), np.uint8)
+        words_B8[:, 2:] = np.frombuffer(hashes, np.uint8).reshape(-1, 32)[:, :6]
+        found[start : start + len(block)] = words_B8.view(">u8")[:, 0] / float(1 << 48)
+        start += len(block)
     if worth:
-        cache.store(kept, [digest, found.tobytes()])
+        cache.store(kept, [digest, found])
     return found
 
 
@@ -139,6 +157,8 @@ def top_folders(paths: Sequence[bytes]) -> dict[bytes, range] | bytes:
     return found
 
 
-def chosen(names: Sequence[bytes], mask_N: np.ndarray) -> list[bytes]:
+def chosen(names: Sequence[bytes], mask_N: np.ndarray) -> Sequence[bytes]:
     """The names where the mask is True."""
+    if isinstance(names, Names):
+        return names.where(mask_N)
     return list(itertools.compress(names, mask_N.tolist()))

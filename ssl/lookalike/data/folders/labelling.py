@@ -1,7 +1,7 @@
 """Some images of one root, and the class of each: by the folder that it lies in, or by a list."""
 
 import os
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from lookalike.data.folders.index import chosen, top_folders
 from lookalike.data.inventory import Inventory
+from lookalike.data.mapped import kept
 from lookalike.errors import DataError, printable
 
 Labels = Literal["auto", "folders", "none"]
@@ -26,14 +27,14 @@ class Part(NamedTuple):
     """
 
     root: Path
-    paths: list[bytes]
+    paths: Sequence[bytes]
     shown: str = ""
     words: tuple[bytes, ...] = ()
     numbers_N: np.ndarray | None = None
 
     def of(self, mask_N: np.ndarray) -> "Part":
         """Those where the mask is True; the words stay."""
-        numbers_N = None if self.numbers_N is None else self.numbers_N[mask_N]
+        numbers_N = None if self.numbers_N is None else kept(self.numbers_N[mask_N])
         return self._replace(paths=chosen(self.paths, mask_N), numbers_N=numbers_N)
 
 
@@ -86,12 +87,14 @@ def by_list(part: Part, words: dict[bytes, bytes], inventory: Inventory) -> Part
     return worded(inner, [word for word in given if word is not None])
 
 
-def worded(part: Part, words: list[bytes]) -> Part:
+def worded(part: Part, words: Iterable[bytes]) -> Part:
     """The part with the class of each image by its word."""
-    names = tuple(sorted(set(words)))
-    index = {name: number for number, name in enumerate(names)}
-    numbers_N = np.fromiter(map(index.__getitem__, words), np.int64, len(words))
-    return part._replace(words=names, numbers_N=numbers_N)
+    met: dict[bytes, int] = {}
+    first_N = np.fromiter((met.setdefault(w, len(met)) for w in words), np.int64, len(part.paths))
+    names = tuple(sorted(met))
+    number_C = np.empty(len(names), np.int64)
+    number_C[[met[name] for name in names]] = np.arange(len(names))
+    return part._replace(words=names, numbers_N=kept(number_C[first_N]))
 
 
 def _classes(part: Part, rule: Rule, known: Set[bytes]) -> Part:
@@ -113,14 +116,14 @@ def _classes(part: Part, rule: Rule, known: Set[bytes]) -> Part:
         for number, word in enumerate(words):
             rows = folders[word]
             numbers_N[rows.start : rows.stop] = number
-        return part._replace(words=tuple(words), numbers_N=numbers_N)
-    inner = [path.rpartition(b"/")[0] for path in part.paths]
+        return part._replace(words=tuple(words), numbers_N=kept(numbers_N))
+    inner: Iterator[bytes] = (path.rpartition(b"/")[0] for path in part.paths)
     if rule.class_folder == "last":
-        inner = [path.rpartition(b"/")[2] for path in inner]
+        inner = (path.rpartition(b"/")[2] for path in inner)
     return worded(part, inner)
 
 
-def _loose(paths: list[bytes]) -> list[int]:
+def _loose(paths: Sequence[bytes]) -> list[int]:
     """The rows of images in no folder; to look for them takes longer than to see that there are
     none.
     """
@@ -133,11 +136,9 @@ def _without(part: Part, rows: list[int]) -> Part:
     """The part without these sorted rows."""
     if not rows:
         return part
-    paths, start = [], 0
-    for row in [*rows, len(part.paths)]:
-        paths += part.paths[start:row]
-        start = row + 1
-    return part._replace(paths=paths)
+    mask_N = np.ones(len(part.paths), bool)
+    mask_N[rows] = False
+    return part.of(mask_N)
 
 
 def _name(part: Part, row: int) -> str:

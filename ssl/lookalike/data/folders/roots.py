@@ -122,7 +122,7 @@ class Root:
         return Part(folder, paths, shown)
 
 
-def images_below(folder: Path) -> tuple[list[bytes], Inventory]:
+def images_below(folder: Path) -> tuple[Sequence[bytes], Inventory]:
     """The paths of all images below a folder, and what else is there. Raises DataError where there
     is none.
     """

@@ -7,14 +7,17 @@ name wins over links to it, a link further out over one further in, and of links
 the first in sorted order.
 """
 
+import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from lookalike.data.decode import HEAD, is_image
 from lookalike.data.folders.marks import (
@@ -29,6 +32,8 @@ from lookalike.data.folders.marks import (
 )
 from lookalike.data.folders.places import os_errors_as
 from lookalike.data.folders.suffixes import HIDDEN, LISTED, is_hidden, is_listed, is_other, kind
+from lookalike.data.mapped import Spill
+from lookalike.data.names import Names
 from lookalike.folder import without_waiting
 
 SEEN, BROKEN, OUTSIDE = "folder seen before", "broken link", "link out of the folder"
@@ -41,6 +46,7 @@ SETTLED = 2_000_000_000
 _LATE = 1e-3
 _FIRST = 256
 _MOST_KINDS = 64
+_SOME = 1 << 14  # paths that are Python's at a time
 
 
 class Walked(NamedTuple):
@@ -48,7 +54,7 @@ class Walked(NamedTuple):
     and whether all of it changed long enough ago to show the next change.
     """
 
-    paths: list[bytes]
+    paths: Names
     left_out: dict[str, list[bytes]]
     marks: Marks
     settled: bool
@@ -67,7 +73,9 @@ def walk(top: bytes, home: bytes | None) -> Walked:
 class _Walk:
     def __init__(self, top: bytes, home: bytes | None) -> None:
         self._top, self._home = top, home
-        self._images: dict[bytes, list[bytes]] = {}
+        # The names of each folder in one string, in a file where they are many: where they lie.
+        self._images: dict[bytes, slice] = {}
+        self._packed, self._end = Spill(), 0
         self._linked: list[bytes] = []
         self._unknown: list[bytes] = []
         self._doors: list[bytes] = []
@@ -90,14 +98,44 @@ class _Walk:
         self._judge()
 
     def result(self) -> Walked:
-        folders = sorted(self._images)
-        # Nearly sorted: folder by folder, and "a-b/" before "a/".
-        inner = [folder + name for folder in folders for name in self._images[folder]]
-        paths = sorted(inner + self._linked)
+        paths = Names.packed(self._in_order(self._packed.done()))
         marks = marks_of(self._states, self._leads, self._judged)
         newest = max((state[1] for state in (*marks.folders_F3, *marks.judged_J3)), default=0)
         settled = time.time_ns() - newest > SETTLED
         return Walked(paths, _gathered(self._left_out), marks, settled)
+
+    def _in_order(self, packed: np.ndarray) -> Iterator[list[bytes]]:
+        """The sorted paths, some at a time: of a folder what lies in it and the folders below it,
+        by the names that they begin with, the folders' with a slash.
+        """
+        below: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        for path in itertools.chain(filter(None, self._images), self._linked):
+            folder, slash, name = path.removesuffix(b"/").rpartition(b"/")
+            below[folder + slash].append(name + b"/" if path.endswith(b"/") else name)
+
+        def names(folder: bytes) -> list[bytes]:
+            text = packed[self._images[folder]].tobytes()
+            return text.split(b"\0") if text else []
+
+        waiting = [(b"", iter(sorted([*names(b""), *below[b""]])))]
+        while waiting:
+            folder, left = waiting[-1]
+            found = list[bytes]()
+            for entry in left:
+                path = folder + entry
+                if not entry.endswith(b"/"):
+                    found.append(path)
+                elif path in below:
+                    waiting.append((path, iter(sorted([*names(path), *below[path]]))))
+                    break
+                else:
+                    found += [path + name for name in names(path)]
+                    if len(found) > _SOME:
+                        yield found
+                        found = []
+            else:
+                waiting.pop()
+            yield found
 
     def _tree(self, start: bytes) -> None:
         """A folder with all of its own folders below it."""
@@ -116,7 +154,7 @@ class _Walk:
 
     def _list(self, inner: bytes, here: bytes) -> list[bytes]:
         """Sorts out what lies in a folder; its folders, the first one last."""
-        names, folders = self._images.setdefault(inner, []), []
+        names, folders = list[bytes](), list[bytes]()
         with os.scandir(here) as entries:
             for entry in entries:
                 name = entry.name
@@ -137,6 +175,10 @@ class _Walk:
                 else:
                     self._leave(NO_FILE, inner + name)
         names.sort()
+        text = b"\0".join(names)
+        self._packed.write(text)
+        self._images[inner] = slice(self._end, self._end + len(text))
+        self._end += len(text)
         return sorted(folders, reverse=True)
 
     def _follow(self, link: bytes) -> None:

@@ -26,6 +26,8 @@ from lookalike.data.headers.header import (
 
 READ_AT_ONCE = 1 << 20
 
+_END, _TAIL, _ADOBE = b"\xff\xd9", 64, 0xEE
+
 _MOST_SEGMENTS = 4096
 _MOST_SCANS = 100
 _MOST_KEPT = 1 << 20
@@ -102,6 +104,24 @@ def look(data: bytes) -> Header:
             return Header("JPEG", found.width, found.height, channels=channels, bits=found.bits)
         at = end
     raise ValueError(f"more than {_MOST_SEGMENTS} segments before its frame")
+
+
+def usual(data: bytes, header: Header) -> bool:
+    """Whether it is whole to its end, in Huffman code, and grey or Y'CbCr as libjpeg understands it
+    (T.871, section 6; Adobe's marker, Technical Note 5116, section 18).
+    """
+    found = header.jpeg
+    if found is None or found.frame not in _HUFFMAN_DCT:
+        return False
+    if not data[-_TAIL:].rstrip(b"\0").endswith(_END):
+        return False
+    for start, end in found.kept:
+        marker, body = data[start + 1], data[start + 4 : end]
+        if marker == _ADOBE and body[:5] == b"Adobe" and body[11:12] == b"\0":
+            return len(found.sampling) == 1
+        if marker == found.frame and body[6::3][:3] == b"RGB":
+            return False
+    return True
 
 
 def file_of(data: bytes, header: Header) -> IO[bytes]:

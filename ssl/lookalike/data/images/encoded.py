@@ -1,13 +1,9 @@
 """Images kept as the bytes of image files, decoded when they are read; and some rows of them."""
 
 import hashlib
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,13 +95,13 @@ class Subset(EncodedImages):
     def fingerprint(self) -> str:
         """sha256 of the whole set's fingerprint and the row numbers."""
         digest = hashlib.sha256(self._images.fingerprint.encode())
-        digest.update(self._ids_N.numpy().tobytes())
+        digest.update(self._ids_N.contiguous().numpy().data)
         return digest.hexdigest()
 
     @property
     def order(self) -> str:
         digest = hashlib.sha256(self._images.order.encode())
-        digest.update(self._ids_N.numpy().tobytes())
+        digest.update(self._ids_N.contiguous().numpy().data)
         return digest.hexdigest()
 
     @property
@@ -121,32 +117,3 @@ class Subset(EncodedImages):
 
     def head(self, i: int, size: int) -> bytes:
         return self._images.head(int(self._ids_N[i]), size)
-
-
-class PackedNames(Sequence[bytes]):
-    """Many byte strings as one buffer and one array of offsets, so that forked workers share
-    them.
-    """
-
-    def __init__(self, names: Sequence[bytes]) -> None:
-        self._joined = b"".join(names)
-        self._offsets = np.zeros(len(names) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, names), np.int64, len(names)), out=self._offsets[1:])
-
-    def __len__(self) -> int:
-        return len(self._offsets) - 1
-
-    @property
-    def digest(self) -> str:
-        """sha256 of all names in their order."""
-        digest = hashlib.sha256(self._joined)
-        digest.update(self._offsets.tobytes())
-        return digest.hexdigest()
-
-    def __iter__(self) -> Iterator[bytes]:
-        ends = self._offsets.tolist()
-        return (self._joined[start:end] for start, end in itertools.pairwise(ends))
-
-    def __getitem__(self, i: Any) -> Any:
-        i = range(len(self))[i]
-        return self._joined[self._offsets[i] : self._offsets[i + 1]]

@@ -13,7 +13,8 @@ import numpy as np
 
 from lookalike.data.decode import BadImage, contents
 from lookalike.data.images.contract import NOTHING, Annotations, Reading
-from lookalike.data.images.encoded import EncodedImages, PackedNames
+from lookalike.data.images.encoded import EncodedImages
+from lookalike.data.names import Names, blocks
 from lookalike.folder import without_waiting
 
 # Seconds an answer about a file: a local disk takes a few microseconds, a server far away a
@@ -21,6 +22,7 @@ from lookalike.folder import without_waiting
 _LATE = 300e-6
 _BLOCK = 4096
 _READS = 4096
+_ASKED = 1 << 16  # files whose states are held at a time
 _MOST_BLOCKS = 16
 
 FILES = 1024
@@ -43,29 +45,49 @@ class FileImages(EncodedImages):
     ) -> None:
         self._root = os.fspath(root)
         self._within = os.path.realpath(within) if within else None
-        self._paths = PackedNames([os.fsencode(path) for path in paths])
+        self._paths = paths if isinstance(paths, Names) else Names(map(os.fsencode, paths))
         self.annotations = annotations
         self.read_by(reading)
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    @cached_property
-    def _digests(self) -> tuple[str, str]:
-        paths = sorted(self._paths)
-        states = self._states(paths)
-        lines = (b"%b\0%d\n" % (path, size) for path, (size, _) in zip(paths, states, strict=True))
-        times = np.fromiter((mtime for _, mtime in states), np.int64, len(states))
-        return hashlib.sha256(b"".join(lines)).hexdigest(), hashlib.sha256(
-            times.tobytes()
-        ).hexdigest()
+    @property
+    def digests(self) -> tuple[str, str]:
+        """`fingerprint` and `times`. Every file is asked, once for all images of these names."""
+        known = self._paths.known
+        if self.order not in known:
+            known[self.order] = self._asked()
+        return known[self.order]
+
+    def _asked(self) -> tuple[str, str]:
+        """The digests, block by block of the sorted paths."""
+        lines, times = hashlib.sha256(), hashlib.sha256()
+        for paths in blocks(self._paths.ordered(), _ASKED):
+            states = self._states(paths)
+            rows = zip(paths, states, strict=True)
+            lines.update(b"".join([b"%b\0%d\n" % (path, size) for path, (size, _) in rows]))
+            mtimes = np.fromiter((mtime for _, mtime in states), np.int64, len(states))
+            times.update(mtimes.tobytes())
+        return lines.hexdigest(), times.hexdigest()
+
+    @property
+    def mark(self) -> str:
+        """The same where the same folders are read from one file system, though by another machine:
+        then every file need not be asked again. Empty where nobody can tell.
+        """
+        return f"{self.order} {self._paths.mark}" if self._paths.mark else ""
+
+    def believe(self, digests: tuple[str, str]) -> None:
+        """Takes the `digests` that another rank found for files of this `mark`."""
+        self._paths.known[self.order] = digests
 
     @property
     def fingerprint(self) -> str:
         """sha256 of the sorted relative paths and file sizes: no times, so a copy elsewhere has the
         same.
         """
-        return self._digests[0]
+        return self.digests[0]
 
     @cached_property
     def order(self) -> str:
@@ -77,7 +99,7 @@ class FileImages(EncodedImages):
         """sha256 of the files' mtimes (nanoseconds), in the order of paths: the same only where
         nobody wrote to one.
         """
-        return self._digests[1]
+        return self.digests[1]
 
     @cached_property
     def content(self) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from lookalike.data.images.contract import NOTHING, Annotations, Reading
 from lookalike.data.images.files import FileImages, file_states
+from lookalike.data.names import Names
 
 
 class ManyRoots(FileImages):
@@ -26,7 +27,9 @@ class ManyRoots(FileImages):
         self._roots = [os.fspath(root) for root, _ in roots]
         self._walls = [os.path.realpath(os.fspath(wall)) for wall in within or ()]
         numbered = (b"%d/%b" % (k, p) for k, (_, paths) in enumerate(roots) for p in paths)
-        super().__init__("", numbered, reading, annotations)
+        marks = [getattr(paths, "mark", "") for _, paths in roots]
+        paths = Names(numbered, " ".join(marks) if all(marks) else "")
+        super().__init__("", paths, reading, annotations)
 
     @cached_property
     def order(self) -> str:

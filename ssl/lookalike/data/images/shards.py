@@ -15,9 +15,9 @@ import numpy as np
 
 from lookalike.data import remote
 from lookalike.data.decode import MORE, BadImage
-from lookalike.data.folders.index import chosen
 from lookalike.data.images.contract import Reading
-from lookalike.data.images.encoded import LOOKS, EncodedImages, PackedNames
+from lookalike.data.images.encoded import LOOKS, EncodedImages
+from lookalike.data.names import Names
 from lookalike.data.order import Windows
 from lookalike.data.webdataset.listing import Shard
 from lookalike.data.webdataset.samples import Samples
@@ -42,9 +42,7 @@ class ShardImages(EncodedImages):
     ) -> None:
         self.shards = list(shards)
         self._files = files
-        self._names = PackedNames(
-            list(itertools.chain.from_iterable(samples.names for samples in found))
-        )
+        self._names = Names(itertools.chain.from_iterable(samples.names for samples in found))
         counts = [len(samples.names) for samples in found]
         self._shard_N = np.repeat(np.arange(len(found), dtype=np.int32), counts)
         columns = [
@@ -65,7 +63,7 @@ class ShardImages(EncodedImages):
 
     def keep(self, mask_N: np.ndarray) -> None:
         """Forgets the images where the mask is False."""
-        self._names = PackedNames(chosen(list(self._names), mask_N))
+        self._names = self._names.where(mask_N)
         for column in ("_shard_N", "_offsets_N", "_sizes_N", "_crcs_N", "numbers_N"):
             setattr(self, column, getattr(self, column)[mask_N])
 
