@@ -305,7 +305,16 @@ STOPPED = {"dclw", "swav", "dino"}
 
 
 @every_case
-@pytest.mark.parametrize("cut", [[6, 6], [2, 10], [3, 3, 3, 3], [1, 4, 2, 5]], ids=str)
+@pytest.mark.parametrize(
+    "cut",
+    [
+        pytest.param([6, 6], marks=pytest.mark.slow),
+        [2, 10],
+        pytest.param([3, 3, 3, 3], marks=pytest.mark.slow),
+        [1, 4, 2, 5],
+    ],
+    ids=str,
+)
 def test_any_number_of_ranks_has_the_gradient_of_one_process(ranks, name, cut):
     loss, whole = gradients(name, 12, [12])
     parts = ranks.run(gradients, name, 12, cut, world=len(cut))

@@ -96,17 +96,25 @@ def two_steps(
     return losses, gradient, dict(module.named_buffers())
 
 
+# On four ranks in every suite: a queue, prototypes in balance, whitening by slices.
+ON_FOUR = ("moco_v2", "swav", "w_mse")
+
+
 @pytest.mark.parametrize(
-    "cut",
+    ("name", "cut"),
     [
-        [8, 8],
-        [3, 6, 5, 2],
-        pytest.param([5, 11], marks=pytest.mark.slow),
-        pytest.param([4, 4, 4, 4], marks=pytest.mark.slow),
+        pytest.param(
+            name,
+            cut,
+            marks=()
+            if cut == [5, 11] or (name in ON_FOUR and cut == [3, 6, 5, 2])
+            else pytest.mark.slow,
+        )
+        for name in METHODS
+        for cut in ([5, 11], [3, 6, 5, 2], [8, 8], [4, 4, 4, 4])
     ],
     ids=str,
 )
-@every_method
 def test_a_method_trains_on_ranks_as_in_one_process(ranks, name, cut):
     """Backbone and heads with batch statistics, teacher, queue and centre included, in fp64."""
     losses, gradient, buffers = two_steps(name, "resnet", [16])

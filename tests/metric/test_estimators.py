@@ -290,7 +290,13 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(("data", "name"), PUBLISHED)
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        pytest.param(*each, marks=pytest.mark.slow if each[0] == "wine" else ())
+        for each in PUBLISHED
+    ],
+)
 def test_accuracy_is_within_two_points_of_metric_learns(data, name):
     x, y = {"iris": load_iris, "wine": load_wine}[data](return_X_y=True)
     given = (

@@ -109,7 +109,7 @@ def test_a_whole_run_scores_by_euclidean_distance_exports_and_is_done(backbone, 
     )
     assert scores["map@r"] != pytest.approx(retrieval.scores(z_ND, labels_N)["map@r"], abs=1e-4)
     before = (run / "finetune/embedding/manifest.json").stat().st_mtime_ns
-    lookalike.run(made, run)
+    lookalike.run(recipe(backbone, "{name: rca, n_components: 6}"), run)
     assert (run / "finetune/embedding/manifest.json").stat().st_mtime_ns == before
     lookalike.finetune(backbone, recipe(backbone, "{name: lda}"), run)
     assert lookalike.load_model(run / "finetune/embedding").dim == 4
@@ -198,7 +198,9 @@ def test_a_head_off_the_unit_sphere_comes_back_so_and_one_on_it_says_nothing(bac
     assert b"unit" not in (tmp_path / "cosine/head.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["digits_csml", "digits_mahalanobis"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("digits_csml", marks=pytest.mark.slow), "digits_mahalanobis"]
+)
 def test_the_shipped_recipes_run(name, tmp_path):
     path = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
     quick = (

@@ -162,8 +162,16 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize(("name", "pool"), EACH)
+# In every suite each pooling once and each head with both kinds of network.
+SOME = [(*EACH[k], list(HEADS)[k % len(HEADS)]) for k in range(len(EACH))]
+ALL_OF_THEM = [
+    pytest.param(name, pool, head, marks=() if (name, pool, head) in SOME else pytest.mark.slow)
+    for head in HEADS
+    for name, pool in EACH
+]
+
+
+@pytest.mark.parametrize(("name", "pool", "head"), ALL_OF_THEM)
 def test_a_folder_holds_every_pooling_and_head_and_timm_has_the_trunk_s_bits(
     name, pool, head, tmp_path
 ):
@@ -490,17 +498,17 @@ def at_stages(out: str, stages: list[int]) -> bool:
     return True
 
 
-def test_one_rank_at_every_stage_has_the_bits_of_plain(tmp_path, ranks, whole):
-    ranks.run(at_stages, str(tmp_path), [0, 1, 2, 3], world=1)
-    for stage in range(4):
+def test_one_rank_at_the_first_and_last_stage_has_the_bits_of_plain(tmp_path, ranks, whole):
+    ranks.run(at_stages, str(tmp_path), [0, 3], world=1)  # 1, 2: engine/test_engine.py
+    for stage in (0, 3):
         run = tmp_path / str(stage) / "finetune"
         assert toy.curve(run) == toy.curve(whole)
         assert toy.same(toy.tensors(run, steps(run)[-1]), toy.tensors(whole, steps(whole)[-1]))
 
 
 def test_two_ranks_train_what_one_does(tmp_path, ranks, whole):
-    ranks.run(at_stages, str(tmp_path), [0, 3])
-    for stage in (0, 3):
+    ranks.run(at_stages, str(tmp_path), [3])
+    for stage in (3,):
         run = tmp_path / str(stage) / "finetune"
         found, wanted = dict(toy.curve(run)), dict(toy.curve(whole))
         assert found.keys() == wanted.keys()
@@ -601,7 +609,7 @@ def test_show_says_what_fine_tuning_will_do():
 
 EXPORTED = [
     ("vit", "cls_gem", "batchnorm"),
-    ("vit", "max", "none"),
+    pytest.param("vit", "max", "none", marks=pytest.mark.slow),
     ("resnet", "max", "none, lengths kept"),
 ]
 

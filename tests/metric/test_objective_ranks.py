@@ -108,7 +108,11 @@ def whole() -> dict[str, Any]:
     return every_case([], list(CASES))
 
 
-@pytest.fixture(scope="module", params=CUTS, ids=lambda world: f"{world} ranks")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(2, marks=pytest.mark.slow), 4],
+    ids=lambda world: f"{world} ranks",
+)
 def split(request, ranks) -> list[dict[str, Any]]:
     return ranks.run(every_case, CUTS[request.param], list(CASES), world=request.param)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.methods.barlow_twins import barlow_twins_loss
+from lookalike.metric import sizes
 from lookalike.metric.constellation import random_negatives
 from lookalike.metric.csml import csml
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
@@ -750,8 +751,12 @@ def test_a_single_row_behind_the_neck_is_refused():
         make("CrossEntropyLoss")(rows(2)[:1], torch.tensor([0]))
 
 
-def test_nothing_of_size_b_cubed_is_kept():
-    """Every tensor that a forward makes, at B = 64: the largest holds B², a few of them at most."""
+@pytest.mark.parametrize("seen", [True, False])
+def test_nothing_of_size_b_cubed_is_kept(seen, monkeypatch):
+    """Every tensor that a forward makes, at B = 64: the largest holds B², a few of them at most;
+    from lists, and from masks where the host would wait.
+    """
+    monkeypatch.setattr(sizes, "seen", lambda _: seen)
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 

@@ -33,7 +33,8 @@ def keep(path: Path | None, tensors: Mapping[str, Tensor], about: Mapping[str, A
         return
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(about))
-    told = {"about": text, "sha256": digest(held, text)}
+    # One entry, for safetensors writes several in any order.
+    told = {"kept": json.dumps({"sha256": digest(held, text), "about": text})}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, save(held, told))
@@ -73,7 +74,7 @@ def _read(path: Path) -> Kept | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
+            told = json.loads((file.metadata() or {})["kept"])
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if told["sha256"] != digest(tensors, told["about"]):
             raise ValueError("its bytes have changed")

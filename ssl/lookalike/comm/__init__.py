@@ -2,6 +2,7 @@
 
 from lookalike.comm.exchange import (
     all_max,
+    all_rows,
     all_sum,
     broadcast_module,
     broadcast_object,
@@ -10,15 +11,25 @@ from lookalike.comm.exchange import (
     gather_objects,
     mean,
     offset,
+    rows_known,
     sum,
 )
-from lookalike.comm.group import bandwidth, barrier, is_peer_failure, start, stop
+from lookalike.comm.group import (
+    bandwidth,
+    barrier,
+    gradient_group,
+    is_peer_failure,
+    start,
+    stop,
+)
 from lookalike.comm.share import consecutive, cut, in_turn
 from lookalike.comm.topology import (
+    DEVICE,
     TIMEOUT,
     address,
     device,
     environment,
+    exact_device,
     local_rank,
     rank,
     started,
@@ -29,10 +40,12 @@ from lookalike.comm.topology import (
 )
 
 __all__ = [
+    "DEVICE",
     "TIMEOUT",
     "address",
     "device",
     "environment",
+    "exact_device",
     "local_rank",
     "rank",
     "started",
@@ -42,9 +55,10 @@ __all__ = [
     "world_size",
 ]
 __all__ += ["consecutive", "cut", "in_turn"]
-__all__ += ["bandwidth", "barrier", "is_peer_failure", "start", "stop"]
+__all__ += ["bandwidth", "barrier", "gradient_group", "is_peer_failure", "start", "stop"]
 __all__ += [
     "all_max",
+    "all_rows",
     "all_sum",
     "broadcast_module",
     "broadcast_object",
@@ -53,5 +67,6 @@ __all__ += [
     "gather_objects",
     "mean",
     "offset",
+    "rows_known",
     "sum",
 ]

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lookalike.comm import devices
+from lookalike.comm.exchange import forget_rows
 from lookalike.comm.topology import (
     device,
     environment,
@@ -35,6 +36,7 @@ from lookalike.errors import LostError, RunError
 _LATER = 3.0
 _PATIENCE = datetime.timedelta(days=30)
 _PATIENT: list[Any] = []
+_GRADIENTS: list[Any] = []
 # How gloo, NCCL and the store say that another rank has gone or does not answer.
 _GONE = re.compile(
     r"closed by peer|reset by peer|broken pipe|timed out|timeout|socket closed|pair closure|remote "
@@ -150,7 +152,18 @@ def stop() -> None:
     """Leaves the process group, if there is one."""
     if started():
         _PATIENT.clear()
+        _GRADIENTS.clear()
+        forget_rows()
         dist.destroy_process_group()
+
+
+def gradient_group() -> Any:
+    """All ranks once more, for gradients alone, made at the first call, by all ranks alike: what
+    BatchNorm sums in backward need not wait behind a bucket of them, nor come in the same turn.
+    """
+    if not _GRADIENTS:
+        _GRADIENTS.append(dist.new_group())
+    return _GRADIENTS[0]
 
 
 def barrier(*, patient: bool = False) -> None:

@@ -13,6 +13,8 @@ from lookalike.comm import devices
 from lookalike.errors import RunError
 
 TIMEOUT = "LOOKALIKE_TIMEOUT"
+DEVICE = "LOOKALIKE_DEVICE"
+"""`cpu` keeps a run off the GPU."""
 
 
 def started() -> bool:
@@ -54,10 +56,25 @@ def _number(name: str, default: int) -> int:
 
 
 def device() -> torch.device:
-    """Where this rank computes: its own GPU of those that it sees, else the CPU."""
+    """Where this rank computes: its own GPU of those that it sees; alone, Apple's; else the CPU, as
+    LOOKALIKE_DEVICE may ask for.
+    """
+    if os.environ.get(DEVICE) == "cpu":
+        return torch.device("cpu")
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = devices.index_of(local_rank(), visible)
-    return torch.device("cpu") if index is None else torch.device("cuda", index)
+    if index is not None:
+        return torch.device("cuda", index)
+    mps = world_size() == 1 and torch.backends.mps.is_available()
+    return torch.device("mps" if mps else "cpu")
+
+
+def exact_device() -> torch.device:
+    """Where this rank computes in float64: its device, but the CPU in place of Apple's GPU, which
+    has none.
+    """
+    here = device()
+    return torch.device("cpu") if here.type == "mps" else here
 
 
 def unusable() -> str:
@@ -70,7 +87,7 @@ def unusable() -> str:
 def taken() -> devices.Taken:
     """The GPU of `device`, as other ranks may compare it with theirs."""
     here, text = device(), os.environ.get("LOCAL_RANK") or None
-    if here.type == "cpu":
+    if here.type != "cuda":
         return devices.Taken(socket.gethostname(), "", 0, text)
     return devices.Taken(socket.gethostname(), address(here), torch.cuda.device_count(), text)
 
@@ -121,6 +138,8 @@ def environment(*, alone: bool = False) -> None:
         )
     local_rank()
     timeout(1.0)
+    if (asked := os.environ.get(DEVICE, "")) not in ("", "cpu"):
+        raise RunError(f"environment: {DEVICE}={asked!r}: say cpu, or unset it")
     absent = missing()
     if absent and world > 1:
         raise RunError(

@@ -75,7 +75,7 @@ class Learned(NamedTuple):
 
 def seen_by(backbone: Backbone, canvas: tuple[int, int], blocks: int, precision: str) -> Seen:
     """The features of a backbone's last blocks, on this rank's device."""
-    model, architecture = frozen(backbone).to(comm.device()), backbone.architecture
+    model, architecture = frozen(backbone).to(comm.exact_device()), backbone.architecture
     mean, std = architecture.normalisation()
 
     @torch.inference_mode()
@@ -148,14 +148,14 @@ def confusions(
             for n, k in enumerate(which):
                 guess = segheads.predicted(learned.heads, k, x, seen.box[2:])
                 found_KCC[n] += confusion(guess, target, classes).cpu()
-    counted = torch.cat([found_KCC.flatten(), torch.tensor([read])]).to(comm.device())
+    counted = torch.cat([found_KCC.flatten(), torch.tensor([read])]).to(comm.exact_device())
     counted = comm.all_sum(counted).cpu()
     return counted[:-1].view_as(found_KCC), len(images) - int(counted[-1])
 
 
 def segmented(seen: Seen, learned: Learned, k: int, canvas_BCHW: Tensor) -> Tensor:
     """The class of each pixel that the view shows, int64 (B, height, width) of the box."""
-    x_BDhw = _standardised(seen.patches(canvas_BCHW.to(comm.device())), learned)
+    x_BDhw = _standardised(seen.patches(canvas_BCHW.to(comm.exact_device())), learned)
     return segheads.predicted(learned.heads, k, x_BDhw, seen.box[2:])
 
 
@@ -183,20 +183,24 @@ def _begun(seen: Seen, images: LayeredImages, how: Learning, classes: int) -> Le
     sums: Tensor | None = None
     for taken in _blocks(images, ids_M, mine, block, how.workers):
         if taken is not None:
-            x_DN = seen.patches(taken[0].to(comm.device())).transpose(0, 1).flatten(1).double()
+            x_DN = (
+                seen.patches(taken[0].to(comm.exact_device())).transpose(0, 1).flatten(1).double()
+            )
             one = x_DN.new_full((1,), x_DN.shape[1])
             each = torch.cat([one, x_DN.sum(1), x_DN.square().sum(1)])
             sums = each if sums is None else sums + each
-    widths = comm.all_max(torch.tensor(0 if sums is None else len(sums), device=comm.device()))
+    widths = comm.all_max(
+        torch.tensor(0 if sums is None else len(sums), device=comm.exact_device())
+    )
     if not int(widths):
         raise DataError(f"segment.data: none of {count} train images could be read with its mask")
     if sums is None:
-        sums = torch.zeros(int(widths), dtype=torch.float64, device=comm.device())
+        sums = torch.zeros(int(widths), dtype=torch.float64, device=comm.exact_device())
     sums = comm.all_sum(sums)
     mean_D, square_D = (sums[1:] / sums[0]).chunk(2)
     std_D = (square_D - mean_D.square()).clamp(min=0).sqrt()
     std_D = std_D.where(std_D > 1e-6 * mean_D.abs() + 1e-12, 1.0)
-    heads = Heads.zeros(len(how.rates), classes, len(mean_D), comm.device())
+    heads = Heads.zeros(len(how.rates), classes, len(mean_D), comm.exact_device())
     return Learned(heads, mean_D.float(), std_D.float(), 0)
 
 
@@ -236,7 +240,7 @@ def _epoch(
         share = segheads.rate(heads.steps, how.epochs * steps)
         heads.step(grad_KCE, [share * rate for rate in how.rates], how.decay, how.rule)
         tell(epoch * count + min(count, (step + 1) * how.batch))
-    unread = count - int(comm.all_sum(torch.tensor(read, device=comm.device())))
+    unread = count - int(comm.all_sum(torch.tensor(read, device=comm.exact_device())))
     return learned._replace(unread=unread)
 
 
@@ -251,7 +255,7 @@ def _blocks(
     own = torch.cat([order_N[b * block : (b + 1) * block] for b in mine])
     some = images.rows(own)
     count = workers_for(some, workers, comm.world_size())
-    stream = in_order(some, block, count, pin=comm.device().type == "cuda")
+    stream = in_order(some, block, count, pin=comm.exact_device().type == "cuda")
     due = 0
     for ids, x_BCHW in stream:
         while due < ids[0] // block:
@@ -267,7 +271,7 @@ def _standard(
     seen: Seen, canvas_BCHW: Tensor, class_BHW: Tensor, learned: Learned
 ) -> tuple[Tensor, Tensor]:
     """Standardised features of patches and the classes of the pixels that the view shows."""
-    device = comm.device()
+    device = comm.exact_device()
     top, left, height, width = seen.box
     x_BDhw = _standardised(seen.patches(canvas_BCHW.to(device)), learned)
     return x_BDhw, class_BHW[:, top : top + height, left : left + width].to(device)
@@ -282,7 +286,7 @@ def _block(batch: int) -> tuple[int, int]:
     """How many images go through the network at once, and how many such parts make a step: of every
     number of ranks the same on a CPU, where that decides the bits; one a rank on a GPU.
     """
-    most = comm.world_size() if comm.device().type == "cuda" else _PARTS
+    most = comm.world_size() if comm.exact_device().type == "cuda" else _PARTS
     parts = max(p for p in range(1, min(most, batch) + 1) if batch % p == 0)
     return batch // parts, parts
 
@@ -309,6 +313,6 @@ def _kept(path: Path | None, digest: str) -> Learned | None:
     found = kept(path)
     if found is None or found.about["digest"] != digest:
         return None
-    at = {name: tensor.to(comm.device()) for name, tensor in found.tensors.items()}
+    at = {name: tensor.to(comm.exact_device()) for name, tensor in found.tensors.items()}
     heads = Heads(at["weight"], at["first"], at["second"], found.about["steps"])
     return Learned(heads, at["mean"], at["std"], found.about["unread"])

@@ -19,10 +19,11 @@ from lookalike.nn.correlation import cross_energy, identity_gaps
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import at_least_fp32
+from lookalike.nn.numerics import at_least_fp32, exact
 from lookalike.recipe import NonNegative, Positive, Width
 
 
+@exact
 def barlow_twins_loss(ha_BD: Tensor, hb_BD: Tensor, off_diagonal: float) -> Loss:
     """Equation 1 on the embeddings of two views, always in fp32 or better.
 

@@ -13,11 +13,12 @@ from lookalike.models import Backbone
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, Widths
 
 
+@exact
 def byol_loss(q_BD: Tensor, k_BD: Tensor) -> Loss:
     """Equation 2, 2 - 2 cos(q, k), averaged over the rows of all ranks.
 

@@ -15,10 +15,11 @@ from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.recipe import NonNegative, Positive, Width
 
 
+@exact
 def dcl_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float, sigma: float = 0.0) -> Loss:
     """Equation 6, averaged over the 2N views of all ranks; with `sigma` > 0 equation 7 (DCLW).
 

@@ -17,12 +17,13 @@ from lookalike.nn.hooks import Deferred, Scheduled
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
 from lookalike.nn.multicrop import each_size
-from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.nn.numerics import at_least_fp32, exact, l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.optim import Progress
 from lookalike.recipe import Count, Fraction, NonNegative, Positive, Width
 
 
+@exact
 def dino_loss(
     students: Sequence[Tensor],
     teachers: Sequence[Tensor],

@@ -17,12 +17,13 @@ from lookalike.nn.contrast import log_sum_exp
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.nn.queue import Queue
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Count, Fraction, Positive, Widths
 
 
+@exact
 def moco_v2_loss(q_BD: Tensor, k_BD: Tensor, queue_QD: Tensor, temperature: float) -> Loss:
     """Equation 1, averaged over the rows of all ranks: each query against its key and the whole
     queue.

@@ -16,11 +16,12 @@ from lookalike.nn.contrast import log_sum_exp
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, Positive, Widths
 
 
+@exact
 def moco_v3_loss(q_BD: Tensor, k_BD: Tensor, temperature: float) -> Loss:
     """2 T times equation 1, averaged over the rows of all ranks: each query against the keys of the
     whole batch.

@@ -15,11 +15,12 @@ from lookalike.nn.contrast import log_sum_exp, nearest
 from lookalike.nn.heads import mlp, mlp_back
 from lookalike.nn.loss import Loss, both_ways
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.nn.queue import Queue
 from lookalike.recipe import Count, Positive, Widths
 
 
+@exact
 def nnclr_loss(z_BD: Tensor, p_BD: Tensor, queue_QD: Tensor, temperature: float) -> Loss:
     """Equation 3, averaged over the rows of all ranks: each row's neighbour told from the batch's
     predictions.

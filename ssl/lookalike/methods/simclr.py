@@ -15,10 +15,11 @@ from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.recipe import Positive, Width
 
 
+@exact
 def simclr_loss(za_BD: Tensor, zb_BD: Tensor, temperature: float) -> Loss:
     """Equation 1, averaged over the 2N views of all ranks; each row is told from the 2N - 1 others.
 

@@ -15,11 +15,12 @@ from lookalike.models import Backbone
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss, both_ways
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.optim import ParameterHints
 from lookalike.recipe import Width, Widths
 
 
+@exact
 def simsiam_loss(p_BD: Tensor, z_BD: Tensor) -> Loss:
     """Half of equation 4: the negative cosine of prediction and embedding, averaged over the rows
     of all ranks.

@@ -15,10 +15,11 @@ from lookalike.nn.contrast import log_sum_exp, two_views
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.recipe import Positive, Width
 
 
+@exact
 def supcon_loss(za_BD: Tensor, zb_BD: Tensor, labels_B: Tensor, temperature: float) -> Loss:
     """Equation 2, averaged over the 2N views of all ranks.
 
@@ -40,12 +41,20 @@ def supcon_loss(za_BD: Tensor, zb_BD: Tensor, labels_B: Tensor, temperature: flo
 
 
 def _mean_positive(rows_MD: Tensor, keys_ND: Tensor, labels_M: Tensor, labels_N: Tensor) -> Tensor:
-    """(M,): each row's mean product with its positives, all keys of its class but itself."""
-    classes, class_N = torch.unique(labels_N, return_inverse=True)
-    class_M = torch.searchsorted(classes, labels_M)
-    sums_CD = keys_ND.new_zeros(len(classes), keys_ND.shape[1]).index_add(0, class_N, keys_ND)
-    others_M = torch.bincount(class_N, minlength=len(classes))[class_M] - 1
-    return ((rows_MD * sums_CD[class_M]).sum(dim=1) - rows_MD.square().sum(dim=1)) / others_M
+    """(M,): each row's mean product with its positives, all keys of its class but itself.
+
+    A class goes by the place of its first key in the order of the labels: nothing is read of the
+    device.
+    """
+    order_N = labels_N.argsort(stable=True)
+    sorted_N = labels_N[order_N].contiguous()
+    first_N = torch.searchsorted(sorted_N, sorted_N)
+    class_N = torch.empty_like(first_N).scatter_(0, order_N, first_N)
+    class_M = torch.searchsorted(sorted_N, labels_M.contiguous())
+    sums_ND = torch.zeros_like(keys_ND).index_add(0, class_N, keys_ND)
+    count_N = torch.zeros_like(class_N).index_add(0, class_N, torch.ones_like(class_N))
+    others_M = count_N[class_M] - 1
+    return ((rows_MD * sums_ND[class_M]).sum(dim=1) - rows_MD.square().sum(dim=1)) / others_M
 
 
 class SupCon(Method):

@@ -18,7 +18,7 @@ from lookalike.nn.hooks import Scheduled
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
 from lookalike.nn.multicrop import each_size
-from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.nn.numerics import at_least_fp32, exact, l2_normalize
 from lookalike.optim import Progress
 from lookalike.recipe import Count, NonNegative, Positive, Widths
 
@@ -38,6 +38,7 @@ def sinkhorn(scores_BK: Tensor, epsilon: float, iterations: int) -> Tensor:
     return q_BK
 
 
+@exact
 def swav_loss(
     scores: Sequence[Tensor], temperature: float, epsilon: float, iterations: int
 ) -> Loss:

@@ -16,11 +16,12 @@ from lookalike.nn.heads import mlp
 from lookalike.nn.hooks import Deferred
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 from lookalike.nn.teacher import Teacher
 from lookalike.recipe import Fraction, NonNegative, Widths
 
 
+@exact
 def tico_loss(
     z_BD: Tensor, k_BD: Tensor, past_DD: Tensor, beta: float, rho: float
 ) -> tuple[Loss, Tensor]:

@@ -17,10 +17,11 @@ from lookalike.nn.correlation import gram_energy
 from lookalike.nn.heads import mlp
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import at_least_fp32
+from lookalike.nn.numerics import at_least_fp32, exact
 from lookalike.recipe import NonNegative, Positive, Width
 
 
+@exact
 def vicreg_loss(
     za_BD: Tensor,
     zb_BD: Tensor,

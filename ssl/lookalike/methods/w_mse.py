@@ -16,11 +16,12 @@ from lookalike.nn.heads import mlp
 from lookalike.nn.hooks import Scheduled
 from lookalike.nn.loss import Loss
 from lookalike.nn.method import Method
-from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.nn.numerics import at_least_fp32, exact, l2_normalize
 from lookalike.optim import Progress
 from lookalike.recipe import Count, Fraction, Widths
 
 
+@exact
 def whiten(x_ND: Tensor, shrink: float) -> Tensor:
     """(N, D) -> the same with zero mean and unit covariance, by the Cholesky factor (equations 5
     and 6).
@@ -42,6 +43,7 @@ def whiten(x_ND: Tensor, shrink: float) -> Tensor:
     return white_ND
 
 
+@exact
 def w_mse_loss(
     za_BD: Tensor, zb_BD: Tensor, orders: Sequence[Tensor], slices: int, shrink: float
 ) -> Loss:

@@ -6,6 +6,7 @@ Reduction", ICML 2021, arXiv 2103.03230, equation 1.
 
 from typing import Any
 
+import torch
 from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
@@ -19,13 +20,13 @@ EPS = 1e-5
 
 def correlation(z_BD: Tensor, ref_RD: Tensor, pair_BR: Tensor) -> Tensor:
     """(D, D): the correlations of the left rows' dimensions with the right rows' over all pairs
-    that the mask names.
+    that the mask names; 0 where it names none.
 
-    As if the pairs, one at least, were listed and both sides standardised: each row counts as often
+    As if the pairs were listed and both sides standardised: each row counts as often
     as it stands in one. O(B R D + B D²).
     """
     weight_BR = pair_BR.to(z_BD)
-    n = weight_BR.sum()
+    n = weight_BR.sum().clamp(min=1)
     left_BD = _standardize(z_BD, weight_BR.sum(dim=1) / n)
     right_RD = _standardize(ref_RD, weight_BR.sum(dim=0) / n)
     return left_BD.T @ (weight_BR @ right_RD) / n
@@ -62,9 +63,7 @@ class BarlowTwinsLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
     ) -> Any:
         """As the library asks: one number."""
         pair_BR = masks(indices_tuple, labels, ref_labels).positive_BR
-        if not pair_BR.any():
-            return self.zero_losses()
         c_DD = correlation(embeddings, ref_emb, pair_BR)
         on, off = identity_gaps(c_DD.diagonal(), c_DD.square().sum())
-        value = on + self.off_diagonal * off
+        value = torch.where(pair_BR.any(), on + self.off_diagonal * off, 0.0)
         return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}

@@ -15,9 +15,11 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from lookalike import rng
+from lookalike.metric import sizes
 from lookalike.metric.own_loss import OwnLoss
-from lookalike.metric.pair_masks import classes, dissimilarity, masks
+from lookalike.metric.pair_masks import classes, dissimilarity, listed, masks
 from lookalike.nn.hooks import Scheduled
+from lookalike.nn.numerics import widest
 from lookalike.optim import Progress
 from lookalike.recipe import Count
 
@@ -28,7 +30,7 @@ def hard_negatives(s_AR: Tensor, negative_AR: Tensor, y_R: Tensor, k: int) -> Te
 
     s_AR: similarities of anchors to references; y_R: the references' classes, counted from 0.
     """
-    count = int(y_R.max()) + 1
+    count = sizes.at_most(y_R.max() + 1, len(y_R))
     masked_AR = s_AR.masked_fill(~negative_AR, -torch.inf)
     best_AC = s_AR.new_full((len(s_AR), count), -torch.inf)
     best_AC = best_AC.scatter_reduce(1, y_R.expand_as(s_AR), masked_AR, "amax")
@@ -39,15 +41,19 @@ def random_negatives(negative_AR: Tensor, y_R: Tensor, k: int, seed: int) -> Ten
     """(A, R) booleans: of each anchor K classes, and one negative of each; all that there are where
     there are fewer.
 
-    A pure function of the seed, drawn on the CPU: alike on all ranks and devices.
+    A pure function of the seed, made where the masks are: alike on all ranks and devices.
     """
-    generator = torch.Generator().manual_seed(seed)
-    rows, count = len(negative_AR), int(y_R.max()) + 1
-    key_AR = torch.rand(negative_AR.shape, generator=generator, dtype=torch.float64).to(y_R.device)
-    key_AC = torch.rand(rows, count, generator=generator, dtype=torch.float64).to(y_R.device)
-    key_AR = key_AR.masked_fill(~negative_AR, -1.0)
+    device, count = y_R.device, sizes.at_most(y_R.max() + 1, len(y_R))
+    row_A1 = torch.arange(len(negative_AR), device=device)[:, None]
+
+    def drawn(what: str, number: int) -> Tensor:
+        words = rng.bits(seed, what, row_A1, torch.arange(number, device=device))
+        return (words & 2**53 - 1).to(widest(device))
+
+    key_AR = drawn("image", len(y_R)).masked_fill(~negative_AR, -1.0)
+    key_AC = drawn("class", count)
     index_AR = y_R.expand_as(key_AR)
-    best_AC = key_AR.new_full((rows, count), -1.0).scatter_reduce(1, index_AR, key_AR, "amax")
+    best_AC = key_AR.new_full(key_AC.shape, -1.0).scatter_reduce(1, index_AR, key_AR, "amax")
     key_AC = key_AC.masked_fill(best_AC < 0, -1.0)
     least_A1 = key_AC.topk(min(k, count), dim=1).values[:, -1:]
     class_AC = (key_AC >= least_A1) & (best_AC >= 0)
@@ -61,8 +67,11 @@ def constellation(s_AR: Tensor, negatives_AK: Tensor, a_P: Tensor, p_P: Tensor) 
     negatives_AK: the anchors' similarities to their negatives, -inf for none; each row has one at
     least.
     """
-    x_P = negatives_AK.logsumexp(dim=1)[a_P] - s_AR[a_P, p_P]
-    return torch.logaddexp(x_P, torch.zeros_like(x_P))
+    return _softplus(negatives_AK.logsumexp(dim=1)[a_P] - s_AR[a_P, p_P])
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 class ConstellationLoss(Scheduled, OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
@@ -102,11 +111,17 @@ class ConstellationLoss(Scheduled, OwnLoss, BaseMetricLossFunction):  # type: ig
     ) -> Any:
         """As the library asks: one value a positive pair."""
         positive_BR, negative_BR, _ = masks(indices_tuple, labels, ref_labels)
-        _, y_R = classes(labels, ref_labels)
+        y_R, _ = classes(ref_labels, ref_labels)
+        if self.negatives == "random":
+            seed = rng.seed(self.seed, "constellation", self.step)
+            negative_BR = random_negatives(negative_BR, y_R, self.k, seed)
+        s_BR = -dissimilarity(self.distance, embeddings, ref_emb)
+        if not sizes.seen(s_BR):
+            return {"loss": self._unlisted(s_BR, positive_BR, negative_BR, y_R)}
         anchor_A = torch.nonzero(positive_BR.any(dim=1) & negative_BR.any(dim=1)).flatten()
         if not len(anchor_A):
             return self.zero_losses()
-        s_AR = -dissimilarity(self.distance, embeddings, ref_emb)[anchor_A]
+        s_AR = s_BR[anchor_A]
         a_P, p_P = torch.nonzero(positive_BR[anchor_A], as_tuple=True)
         loss_P = constellation(s_AR, self._pick(s_AR, negative_BR[anchor_A], y_R), a_P, p_P)
         return {
@@ -117,12 +132,20 @@ class ConstellationLoss(Scheduled, OwnLoss, BaseMetricLossFunction):  # type: ig
             }
         }
 
+    def _unlisted(
+        self, s_BR: Tensor, positive_BR: Tensor, negative_BR: Tensor, y_R: Tensor
+    ) -> dict[str, Any]:
+        """The same over all pairs of an anchor and a reference, of which a mask names those that
+        count.
+        """
+        some_B1 = negative_BR.any(dim=1, keepdim=True)
+        negatives_BK = self._pick(s_BR, negative_BR, y_R).masked_fill(~some_B1, 0.0)
+        losses_BR = _softplus(negatives_BK.logsumexp(dim=1, keepdim=True) - s_BR)
+        return listed(losses_BR, positive_BR & some_B1, "pos_pair", self.reducer)
+
     def _pick(self, s_AR: Tensor, negative_AR: Tensor, y_R: Tensor) -> Tensor:
         if self.negatives == "hard":
             return hard_negatives(s_AR, negative_AR, y_R, self.k)
-        if self.negatives == "random":
-            seed = rng.seed(self.seed, "constellation", self.step)
-            negative_AR = random_negatives(negative_AR, y_R, self.k, seed)
         return s_AR.masked_fill(~negative_AR, -torch.inf)
 
     def get_default_distance(self) -> Any:

@@ -116,10 +116,12 @@ class CrossEntropyLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
         """
         c_f.ref_not_supported(embeddings, labels, ref_emb, ref_labels)
         c_f.indices_tuple_not_supported(indices_tuple)
-        refuse_unknown(labels, len(self.weight_CD))
+        known = refuse_unknown(labels, len(self.weight_CD))
         x_ND = self.neck(embeddings) if self.neck else embeddings
         losses_N = F.cross_entropy(
             x_ND @ self.weight_CD.T, labels, label_smoothing=self.smoothing, reduction="none"
         )
+        if known is not None:
+            losses_N = torch.where(known, losses_N, torch.nan)
         indices_N = torch.arange(len(labels), device=labels.device)
         return {"loss": {"losses": losses_N, "indices": indices_N, "reduction_type": "element"}}

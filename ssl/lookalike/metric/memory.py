@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lookalike.metric import sizes
 from lookalike.nn.hooks import Deferred, Scheduled
 from lookalike.optim import Progress
 from lookalike.recipe import Count, Index, NonNegative
@@ -55,6 +56,15 @@ class Memory(Scheduled, Deferred):
         """(F, D) and (F,): what was written and not yet overwritten, F from 0 to `size`."""
         count = min(int(self.written), len(self.rows_QD))
         return self.rows_QD[:count], self.labels_Q[:count]
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        """(Q, D) and (Q,): all there is room for; what was not written has no class
+        (`sizes.NO_CLASS`).
+
+        Nobody waits for a device to say how much was written.
+        """
+        place_Q = torch.arange(len(self.labels_Q), device=self.labels_Q.device)
+        return self.rows_QD, self.labels_Q.masked_fill(place_Q >= self.written, sizes.NO_CLASS)
 
     def put(self, z_ND: Tensor, labels_N: Tensor) -> None:
         """Stages the rows of a batch of all ranks; nothing during warm-up."""

@@ -14,8 +14,9 @@ from pytorch_metric_learning.utils import common_functions as c_f
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 from torch import Tensor
 
+from lookalike.metric import sizes
 from lookalike.metric.own_loss import OwnLoss
-from lookalike.metric.pair_masks import dissimilarity
+from lookalike.metric.pair_masks import dissimilarity, listed, reducer_of
 from lookalike.recipe import NonNegative
 
 
@@ -23,16 +24,18 @@ def pairs(labels_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(anchor, positive, round), each (M,): a class's images two by two in the order of the batch,
     one pair a round.
 
-    An image that is left over takes no part.
+    An image that is left over takes no part. Where the host would wait for their number, M is all
+    that there may be, and what is too many has round -1.
     """
     order_B = torch.argsort(labels_B, stable=True)
-    _, count_C = torch.unique_consecutive(labels_B[order_B], return_counts=True)
-    start_B = (count_C.cumsum(0) - count_C).repeat_interleave(count_C)
-    rank_B = torch.arange(len(labels_B), device=labels_B.device) - start_B
-    first = torch.nonzero(
-        (rank_B % 2 == 0) & (rank_B + 1 < count_C.repeat_interleave(count_C))
-    ).flatten()
-    return order_B[first], order_B[first + 1], rank_B[first] // 2
+    sorted_B, place_B = labels_B[order_B], torch.arange(len(labels_B), device=labels_B.device)
+    new_B = sorted_B.diff(prepend=sorted_B[:1]) != 0
+    rank_B = place_B - (place_B * new_B).cummax(dim=0).values
+    first_B = (rank_B % 2 == 0) & (sorted_B == sorted_B.roll(-1)) & (place_B < len(labels_B) - 1)
+    most = sizes.at_most(first_B.sum(), len(labels_B) // 2)
+    first_M = torch.argsort(~first_B, stable=True)[:most]
+    round_M = torch.where(first_B[first_M], rank_B[first_M] // 2, -1)
+    return order_B[first_M], order_B.roll(-1)[first_M], round_M
 
 
 def n_pair(s_MM: Tensor, round_M: Tensor) -> Tensor:
@@ -84,9 +87,9 @@ class MultiClassNPairLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc
         if not len(a_M):
             return self.zero_losses()
         s_MM = -dissimilarity(self.distance, embeddings[a_M], embeddings[p_M])
-        return {
-            "loss": {"losses": n_pair(s_MM, round_M), "indices": a_M, "reduction_type": "element"}
-        }
+        losses_M = n_pair(s_MM, round_M)
+        reducer = reducer_of(self.reducer, "loss")
+        return {"loss": listed(losses_M, round_M >= 0, "element", reducer, (a_M,))}
 
     def get_default_distance(self) -> Any:
         """f_a · f_b."""

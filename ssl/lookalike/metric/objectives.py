@@ -1,95 +1,50 @@
-"""OBJECTIVES, every loss a recipe can name: the library's and our own; and what trains by them over
-all ranks.
-"""
+"""What trains by a recipe's objective over all ranks; which there are is said by choices.py."""
 
 import contextlib
 import copy
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lookalike import comm, rng
 from lookalike.errors import RunError
-from lookalike.metric.barlow_twins import BarlowTwinsLoss
-from lookalike.metric.constellation import ConstellationLoss
-from lookalike.metric.cross_entropy import CrossEntropyLoss
-from lookalike.metric.csml import CSMLLoss
-from lookalike.metric.facenet import FaceNetLoss
+from lookalike.metric import sizes
+from lookalike.metric.choices import (
+    GIVEN,
+    MINER,
+    OBJECTIVE,
+    WIDTH,
+    Part,
+    WeightedSum,
+    table,
+)
 from lookalike.metric.memory import Memory, MemorySettings
-from lookalike.metric.n_pair import MultiClassNPairLoss
 from lookalike.metric.own_loss import OwnLoss
 from lookalike.metric.pair_masks import refuse_unknown
-from lookalike.metric.pml import LOSSES, MINER, MINERS, PARTS
-from lookalike.metric.quadruplet import QuadrupletLoss
-from lookalike.metric.sentence import (
-    SentenceClassificationLoss,
-    SentenceRegressionLoss,
-    SentenceTripletLoss,
-)
 from lookalike.nn.hooks import Scheduled, discard
 from lookalike.nn.loss import Loss
-from lookalike.nn.numerics import at_least_fp32, l2_normalize
+from lookalike.nn.numerics import at_least_fp32, exact, l2_normalize
 from lookalike.optim import Progress
-from lookalike.recipe import Choice, NonNegative, Spec
+from lookalike.recipe import Spec
 
-__all__ = [
-    "GIVEN",
-    "MINER",
-    "MINERS",
-    "OBJECTIVE",
-    "OBJECTIVES",
-    "OWN",
-    "Objective",
-    "Part",
-    "WeightedSum",
-]
+__all__ = ["GIVEN", "MINER", "OBJECTIVE", "Objective", "Part", "WeightedSum"]
 
-OWN = (
-    QuadrupletLoss,
-    ConstellationLoss,
-    MultiClassNPairLoss,
-    CSMLLoss,
-    SentenceClassificationLoss,
-    SentenceRegressionLoss,
-    SentenceTripletLoss,
-    CrossEntropyLoss,
-    FaceNetLoss,
-    BarlowTwinsLoss,
-)
-# What the stage knows and the recipe need not say, by the names that the library has for it.
-_WIDTH = ("embedding_size", "descriptors_dim")
-GIVEN = frozenset({"num_classes", "seed", *_WIDTH})
+_TABLES = ("MINERS", "OBJECTIVES", "OWN", "SINGLE")
+
+
+def __getattr__(name: str) -> Any:
+    """The tables of losses.py, which is imported when one is asked for."""
+    if name not in _TABLES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("lookalike.metric.losses"), name)
+
+
 TRIED = 256
 """Images of a batch that is tried before training: triplets grow with their cube."""
-SINGLE: Mapping[str, Any] = {**LOSSES, **{kind.__name__: kind for kind in OWN}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One objective of a sum, with a miner of its own."""
-
-    objective: Annotated[Spec, Choice(SINGLE, supplied=GIVEN, nested=PARTS)]
-    miner: Annotated[Spec, MINER] | None = None
-    weight: NonNegative = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedSum:
-    """Several objectives of the same embeddings, each times its weight, added up."""
-
-    parts: list[Part]
-
-    def __post_init__(self) -> None:
-        if not self.parts:
-            raise ValueError("parts: none given, list one at least")
-
-
-OBJECTIVES: Mapping[str, Any] = {**SINGLE, "WeightedSum": WeightedSum}
-OBJECTIVE = Choice(OBJECTIVES, supplied=GIVEN, nested=PARTS)
 
 
 class Term(nn.Module):
@@ -103,7 +58,7 @@ class Term(nn.Module):
 
     def __init__(self, part: Part, given: Mapping[str, Any]) -> None:
         super().__init__()
-        wanted = GIVEN & required(SINGLE[part.objective.name])
+        wanted = GIVEN & required(part.objective.make)
         self.name, self.weight = part.objective.name, part.weight
         self.loss = part.objective.build(**{name: given[name] for name in wanted})
         self.miner = part.miner.build() if part.miner else None
@@ -111,9 +66,12 @@ class Term(nn.Module):
         as_they_are = isinstance(self.loss, OwnLoss) and self.loss.unnormalised
         self.raw = as_they_are or not normalises
         self.classes = (
-            given["num_classes"] if "num_classes" in wanted and self.name in LOSSES else None
+            given["num_classes"]
+            if "num_classes" in wanted and self.name in table("LOSSES")
+            else None
         )
         self.compares = True
+        self.masks = self.name not in table("LOSSES") and self.miner is None
 
     def forward(
         self,
@@ -127,13 +85,13 @@ class Term(nn.Module):
         """
         if not self.raw:
             z_ND, ref_RD = l2_normalize(z_ND), None if ref_RD is None else l2_normalize(ref_RD)
-        if self.classes is not None:
-            refuse_unknown(labels_N, self.classes)
+        known = None if self.classes is None else refuse_unknown(labels_N, self.classes)
         chosen = self.miner(z_ND, labels_N, ref_RD, ref_R) if self.miner else None
         value: Tensor = self.loss(z_ND, labels_N, chosen, ref_RD, ref_R)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError("gives no single number: choose another reducer")
-        return value.reshape(())
+        value = value.reshape(())
+        return value if known is None else torch.where(known, value, torch.nan)
 
 
 class Objective(Scheduled, nn.Module):
@@ -158,7 +116,7 @@ class Objective(Scheduled, nn.Module):
         super().__init__()
         self.seed, self.step, self.about_memory = seed, 0, memory
         self.embedding_size = embedding_size
-        given = {"num_classes": num_classes, "seed": seed, **dict.fromkeys(_WIDTH, embedding_size)}
+        given = {"num_classes": num_classes, "seed": seed, **dict.fromkeys(WIDTH, embedding_size)}
         parts = [Part(objective=objective, miner=miner)]
         if objective.name == "WeightedSum":
             parts = _parts(objective, miner)
@@ -232,6 +190,7 @@ class Objective(Scheduled, nn.Module):
         """Another step, other draws."""
         self.step = progress.step
 
+    @exact
     def forward(self, z_BD: Tensor, labels_B: Tensor) -> Loss:
         """Embeddings (B, D) of any length and classes (B,) of this rank -> the loss over all ranks'
         rows, in fp32.
@@ -267,15 +226,24 @@ class Objective(Scheduled, nn.Module):
         it.
         """
         values = [term(rows_ND, labels_N) for term in self._terms()]
-        past = self.memory.filled() if self.memory else ()
-        if past and len(past[0]) and self.about_memory:
-            ref_RD, ref_R = past[0].to(rows_ND.dtype), past[1]
-            for i, term in enumerate(self._terms()):
-                if term.compares:
+        if not self.memory or not self.about_memory:
+            return values
+        for i, term in enumerate(self._terms()):
+            if term.compares:
+                ref_RD, ref_R = self._past(term)
+                if len(ref_R):
                     values[i] = values[i] + self.about_memory.weight * term(
-                        rows_ND, labels_N, ref_RD, ref_R
+                        rows_ND, labels_N, ref_RD.to(rows_ND.dtype), ref_R
                     )
         return values
+
+    def _past(self, term: Any) -> tuple[Tensor, Tensor]:
+        """What a part is compared with: only what was written, or all of the memory for one that
+        knows references without a class, where the host would wait to be told.
+        """
+        assert self.memory
+        masked = term.masks and not sizes.seen(self.memory.written)
+        return self.memory.held() if masked else self.memory.filled()
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
         """(W, b) to be folded into the head, so that the embedding is what was compared; None if it
@@ -328,7 +296,7 @@ def _same_draws(device: torch.device, seed: int, step: int) -> Iterator[None]:
         yield
 
 
-def required(kind: type) -> set[str]:
+def required(kind: Any) -> set[str]:
     """The parameters that a constructor, or one that it hands its keywords to, asks for by name."""
     found: set[str] = set()
     for parent in inspect.getmro(kind):

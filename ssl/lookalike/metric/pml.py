@@ -5,15 +5,15 @@ labels.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from torch import Tensor
 
-from lookalike.nn.hooks import Deferred
-from lookalike.recipe import Choice, Count
+from lookalike.nn.hooks import Deferred, Good
 
 _WRAPPERS = (
     "BaseMetricLossFunction",
@@ -46,13 +46,6 @@ def _public(room: ModuleType, skip: Iterable[str] = _WRAPPERS) -> dict[str, Any]
 DISTANCES = _public(distances)
 REDUCERS = _public(reducers)
 REGULARIZERS = _public(regularizers)
-PARTS: Mapping[str, Any] = {
-    "distance": Choice(DISTANCES),
-    "reducer": Choice(REDUCERS),
-    "embedding_regularizer": Choice(REGULARIZERS),
-    "weight_regularizer": Choice(REGULARIZERS),
-    "triplets_per_anchor": Literal["all"] | Count,
-}
 
 
 class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss, Deferred):  # type: ignore[misc]
@@ -80,9 +73,14 @@ class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss, Deferred):  # type: ig
         self.stage(self.hist_)
         return super().compute_loss(*arguments)
 
-    def commit(self) -> None:
-        """Keeps what the step has added, without its graph."""
+    def commit(self, good: Good = True) -> None:
+        """Keeps what the step has added, without its graph; goes back to before it where it was not
+        good.
+        """
         self.hist_ = self.hist_.detach()
+        if self._staged and good is not True:
+            (before,) = self._staged[0]
+            self.hist_ = torch.where(torch.as_tensor(good), self.hist_, before)
         super().discard()
 
     def discard(self) -> None:
@@ -94,4 +92,3 @@ class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss, Deferred):  # type: ig
 
 LOSSES = {**_public(losses), "DynamicSoftMarginLoss": DynamicSoftMarginLoss}
 MINERS = _public(miners)
-MINER = Choice(MINERS, nested=PARTS)

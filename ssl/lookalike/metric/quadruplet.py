@@ -12,7 +12,15 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor
 
 from lookalike.metric.hinges import quadruplet_hinges, triplet_hinges
-from lookalike.metric.pair_masks import Masks, classes, dissimilarity, masks, number
+from lookalike.metric.pair_masks import (
+    Masks,
+    classes,
+    dissimilarity,
+    listed,
+    masks,
+    number,
+    reducer_of,
+)
 
 
 def quadruplet_all(
@@ -37,39 +45,34 @@ def quadruplet_all(
 
 @torch.no_grad()
 def hardest(d_BR: Tensor, y_B: Tensor, y_R: Tensor, chosen: Masks) -> tuple[Tensor, ...]:
-    """(anchor, positive, negative, l, k), each (A,): the hardest of each anchor that has a positive
-    and a negative.
+    """(positive, negative, l, k, whether it has both), each (B,): the hardest of each anchor, where
+    it has a positive and a negative.
 
     (l, k) is the nearest pair of two classes of which neither is the anchor's, l = -1 where there
     is none. The nearest pair of all serves every class but its own two, which get a search each:
     O(B²), no class-to-class table.
     """
-    anchor_A = torch.nonzero(
-        chosen.positive_BR.any(dim=1) & chosen.negative_BR.any(dim=1)
-    ).flatten()
-    farthest_A = d_BR.masked_fill(~chosen.positive_BR, -torch.inf)[anchor_A].argmax(dim=1)
+    farthest_B = d_BR.masked_fill(~chosen.positive_BR, -torch.inf).argmax(dim=1)
     apart_BR = d_BR.masked_fill(~chosen.negative_BR, torch.inf)
-    nearest_A = apart_BR[anchor_A].argmin(dim=1)
-    place_C = _nearest_pair(apart_BR).expand(int(torch.cat([y_B, y_R]).max()) + 1).clone()
-    if place_C[0] >= 0:
-        best = place_C[0].clone()
-        for c in (y_B[best // len(y_R)], y_R[best % len(y_R)]):
-            without_BR = apart_BR.masked_fill((y_B == c)[:, None] | (y_R == c)[None], torch.inf)
-            place_C[c] = _nearest_pair(without_BR)
-    place_A = place_C[y_B[anchor_A]]
+    best_1 = _nearest_pair(apart_BR)
+    place_B = best_1.expand(len(d_BR))
+    for c_1 in (y_B[best_1 // len(y_R)], y_R[best_1 % len(y_R)]):
+        without_BR = apart_BR.masked_fill((y_B == c_1)[:, None] | (y_R == c_1)[None], torch.inf)
+        place_B = torch.where(y_B == c_1, _nearest_pair(without_BR), place_B)
     return (
-        anchor_A,
-        farthest_A,
-        nearest_A,
-        torch.where(place_A < 0, -1, place_A // len(y_R)),
-        place_A % len(y_R),
+        farthest_B,
+        apart_BR.argmin(dim=1),
+        torch.where(place_B < 0, -1, place_B // len(y_R)),
+        place_B % len(y_R),
+        chosen.positive_BR.any(dim=1) & chosen.negative_BR.any(dim=1),
     )
 
 
 def _nearest_pair(apart_BR: Tensor) -> Tensor:
-    """The place of the smallest in the flattened matrix, -1 where all are infinite."""
-    place = apart_BR.flatten().argmin()
-    return torch.where(apart_BR.flatten()[place] == torch.inf, -1, place)
+    """(1,): the place of the smallest in the flattened matrix, -1 where all are infinite."""
+    apart_1N = apart_BR.reshape(1, -1)
+    place_1 = apart_1N.argmin(dim=1)
+    return torch.where(apart_1N.gather(1, place_1[None])[0] == torch.inf, -1, place_1)
 
 
 @torch.no_grad()
@@ -132,18 +135,18 @@ class QuadrupletLoss(BaseMetricLossFunction):  # type: ignore[misc]
             ):
                 found[name] = number(value)
             return found
-        a, p, n, left, k = hardest(d_BR, y_B, y_R, chosen)
-        if not len(a):
-            return found
-        near_A = d_BR[a, p]
-        first = {
-            "losses": torch.relu(near_A - d_BR[a, n] + margins[0]),
-            "indices": (a, p, n),
-            "reduction_type": "triplet",
-        }
-        second_A = torch.relu(near_A - d_BR[left, k] + margins[1]) * (left >= 0)
-        second = {"losses": second_A, "indices": a, "reduction_type": "element"}
-        return {**found, "triplet_loss": first, "pair_loss": second}
+        p, n, left, k, both = hardest(d_BR, y_B, y_R, chosen)
+        a = torch.arange(len(p), device=p.device)
+        near_B = d_BR[a, p]
+        first_B = torch.relu(near_B - d_BR[a, n] + margins[0])
+        second_B = torch.relu(near_B - d_BR[left, k] + margins[1]) * (left >= 0)
+        for name, losses_B, kind, indices in (
+            ("triplet_loss", first_B, "triplet", (a, p, n)),
+            ("pair_loss", second_B, "element", (a,)),
+        ):
+            reducer = reducer_of(self.reducer, name)
+            found[name] = listed(losses_B, both, kind, reducer, indices)
+        return found
 
     def _sub_loss_names(self) -> list[str]:
         return ["triplet_loss", "pair_loss"]

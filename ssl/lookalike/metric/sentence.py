@@ -14,7 +14,7 @@ from pytorch_metric_learning.losses import BaseMetricLossFunction
 from torch import Tensor, nn
 
 from lookalike.metric.own_loss import OwnLoss
-from lookalike.metric.pair_masks import Masks, hinges, masks, number
+from lookalike.metric.pair_masks import Masks, hinges, listed, masks, number, reducer_of
 from lookalike.nn.numerics import l2_normalize
 
 
@@ -34,22 +34,16 @@ def alike(u_BD: Tensor, v_RD: Tensor, weight_2E: Tensor) -> Tensor:
 
 
 def _pairs(
-    positive_losses: Tensor, negative_losses: Tensor, chosen: Masks
+    positive_losses: Tensor, negative_losses: Tensor, chosen: Masks, reducer: Any
 ) -> dict[str, dict[str, Any]]:
     """Losses (B, R) as the library's two kinds of pairs, each reduced by itself."""
-    found = {}
-    for kind, losses, mask in (
-        ("pos", positive_losses, chosen.positive_BR),
-        ("neg", negative_losses, chosen.negative_BR),
-    ):
-        pairs = torch.nonzero(mask, as_tuple=True)
-        values = losses[pairs] if len(pairs[0]) else 0
-        found[f"{kind}_loss"] = {
-            "losses": values,
-            "indices": pairs,
-            "reduction_type": f"{kind}_pair",
-        }
-    return found
+    return {
+        f"{kind}_loss": listed(losses, mask, f"{kind}_pair", reducer_of(reducer, f"{kind}_loss"))
+        for kind, losses, mask in (
+            ("pos", positive_losses, chosen.positive_BR),
+            ("neg", negative_losses, chosen.negative_BR),
+        )
+    }
 
 
 class SentenceClassificationLoss(OwnLoss, BaseMetricLossFunction):  # type: ignore[misc]
@@ -81,6 +75,7 @@ class SentenceClassificationLoss(OwnLoss, BaseMetricLossFunction):  # type: igno
             torch.logaddexp(-x_BR, zero),
             torch.logaddexp(x_BR, zero),
             masks(indices_tuple, labels, ref_labels),
+            self.reducer,
         )
 
     def _sub_loss_names(self) -> list[str]:
@@ -110,7 +105,10 @@ class SentenceRegressionLoss(BaseMetricLossFunction):  # type: ignore[misc]
         cosine_BR = l2_normalize(embeddings) @ l2_normalize(ref_emb).T
         chosen = masks(indices_tuple, labels, ref_labels)
         return _pairs(
-            (cosine_BR - self.same).square(), (cosine_BR - self.different).square(), chosen
+            (cosine_BR - self.same).square(),
+            (cosine_BR - self.different).square(),
+            chosen,
+            self.reducer,
         )
 
     def _sub_loss_names(self) -> list[str]:

@@ -8,6 +8,7 @@ Face Hub; limits.py, sketch.py: what an untrusted config.json may ask for, and a
 memory; sizes.py: one backbone for several sizes; layers.py: how deep each parameter lies.
 """
 
+from lookalike.models._timm import timm  # noqa: F401 (before any other of this room)
 from lookalike.models.backbone import Architecture, Backbone, GeM, Own, Pool
 from lookalike.models.cifar import CIFAR_STEMS, register_cifar_stems
 from lookalike.models.layers import layers

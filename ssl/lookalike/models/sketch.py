@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lookalike.errors import BackboneError, printable
+from lookalike.lean import leave_alone
 from lookalike.models.backbone import Architecture, Backbone
 
 # What a model computes when it is built, as positions and masks, beside its weights; and the
@@ -55,6 +56,8 @@ class _Bound(TorchDispatchMode):
             self._stop("more parameters")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _draws(func) and args[0].device.type == "meta":
+            return args[0]  # numbers of nothing, for which torch would import its compiler
         made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > self.bytes:
@@ -64,6 +67,14 @@ class _Bound(TorchDispatchMode):
     def _stop(self, what: str) -> None:
         self.passed = what
         raise MemoryError(what)
+
+
+leave_alone(_Bound.__torch_dispatch__)
+
+
+def _draws(func: Any) -> bool:
+    """Whether an operator fills its first argument with random numbers."""
+    return torch.Tag.nondeterministic_seeded in func.tags and func.__name__.split(".")[0][-1] == "_"
 
 
 def sketch(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
+from lookalike.nn.numerics import exact
 
 # A tile of this many logits stays in a CPU's cache, and is a large enough product for a GPU.
 ROWS, COLUMNS = 1024, 2048
@@ -76,6 +77,7 @@ def _leave_out(tile: Tensor, without_BE: Tensor) -> Tensor:
     return tile
 
 
+@exact
 def log_sum_exp(
     q_BD: Tensor, k_MD: Tensor, temperature: float, without_BE: Tensor | None = None
 ) -> Tensor:
@@ -103,6 +105,7 @@ def two_views(za_BD: Tensor, zb_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+@exact
 @torch.no_grad()
 def nearest(q_BD: Tensor, k_MD: Tensor) -> Tensor:
     """(B,): the column of the largest q_i · k_m, found tile by tile."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lookalike import comm
+from lookalike.nn.numerics import exact
 
 
 class _CrossEnergy(torch.autograd.Function):
@@ -48,6 +49,7 @@ class _Energy(torch.autograd.Function):
         return backward
 
 
+@exact
 def cross_energy(a_BD: Tensor, b_BD: Tensor) -> Tensor:
     """‖aᵀb‖²_F over the rows of all ranks, in the form that costs less: 2 N² D (Gram) or N D²
     products.
@@ -61,6 +63,7 @@ def cross_energy(a_BD: Tensor, b_BD: Tensor) -> Tensor:
     return comm.sum(a_BD.T @ b_BD).square().sum()
 
 
+@exact
 def gram_energy(a_BD: Tensor) -> Tensor:
     """‖aᵀa‖²_F over the rows of all ranks, in the cheaper form: N² D or N D² products."""
     if comm.count(a_BD) <= a_BD.shape[1]:

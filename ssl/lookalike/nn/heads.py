@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lookalike.nn.numerics import l2_normalize
+from lookalike.nn.numerics import exact, l2_normalize
 
 LastNorm = Literal["none", "plain", "affine"]
 
@@ -54,6 +54,7 @@ class Prototypes(nn.Module):
         self.weight = nn.Parameter(F.normalize(torch.randn(count, dim), dim=1))
         self.frozen = False
 
+    @exact
     def forward(self, z_BD: Tensor) -> Tensor:
         """(B, D) -> (B, K)."""
         weight_KD: Tensor = self.weight

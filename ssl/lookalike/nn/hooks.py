@@ -2,15 +2,22 @@
 
 on_step (Scheduled) -> forward, which may stage (Deferred) -> backward, optimizer
     -> good step: commit (Deferred), update (Follower)      skipped step: discard (Deferred)
+
+On an accelerator only the device knows whether a step was good: commit and update are done after
+every step, and put back there where it was not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lookalike.optim import Progress
+from lookalike.optim import Progress, undone
+
+# True, or a boolean on the device, of no dimension: whether a step was good.
+Good = bool | Tensor
 
 
 class Scheduled:
@@ -46,10 +53,12 @@ class Deferred(nn.Module):
             self._staged = [*self._staged, tuple(tensor.detach() for tensor in tensors)]
 
     @torch.no_grad()
-    def commit(self) -> None:
-        """After a good step: writes what was staged, in order."""
-        for tensors in self._staged:
-            self.write(*tensors)
+    def commit(self, good: Good = True) -> None:
+        """After a step that was good: writes what was staged, in order; after another drops it."""
+        if self._staged:
+            with kept_if(good, [t for t in self._buffers.values() if t is not None]):
+                for tensors in self._staged:
+                    self.write(*tensors)
         self._staged = []
 
     def discard(self) -> None:
@@ -64,15 +73,26 @@ class Follower(nn.Module):
     elementwise: ClassVar[bool] = False
 
     def update(self) -> None:
-        """Called after each good step, without gradient."""
+        """Called after each good step, without gradient; changes parameters of its own."""
         raise NotImplementedError
+
+
+def kept_if(good: Good, tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """What is done to the tensors while entered stays only where `good`: a boolean on the device is
+    not waited for.
+    """
+    return nullcontext() if good is True else undone(tensors, ~torch.as_tensor(good))
+
+
+def scheduled(module: nn.Module) -> list[Scheduled]:
+    """Every module below that depends on where the training stands, in the order of `modules()`."""
+    return [part for part in module.modules() if isinstance(part, Scheduled)]
 
 
 def start_step(module: nn.Module, progress: Progress) -> None:
     """Tells every Scheduled module below where the training stands."""
-    for part in module.modules():
-        if isinstance(part, Scheduled):
-            part.on_step(progress)
+    for part in scheduled(module):
+        part.on_step(progress)
 
 
 def followers(module: nn.Module) -> list[Deferred | Follower]:
@@ -80,19 +100,25 @@ def followers(module: nn.Module) -> list[Deferred | Follower]:
     return [part for part in module.modules() if isinstance(part, Deferred | Follower)]
 
 
-def follow(module: nn.Module) -> None:
-    """After a good step: everything below commits or is updated."""
+def follow(module: nn.Module, good: Good = True) -> None:
+    """After a step: everything below commits or is updated, where it was good."""
     for part in followers(module):
-        follow_one(part)
+        follow_one(part, good)
 
 
-def follow_one(part: Deferred | Follower) -> None:
+def follow_one(part: Deferred | Follower, good: Good = True) -> None:
     """Commits and updates, whichever it has."""
     if isinstance(part, Deferred):
-        part.commit()
+        part.commit(good)
     if isinstance(part, Follower):
-        with torch.no_grad():
-            part.update()
+        update(part, good)
+
+
+@torch.no_grad()
+def update(part: Follower, good: Good = True) -> None:
+    """Updates it, where the step was good."""
+    with kept_if(good, part.parameters()):
+        part.update()
 
 
 def discard(module: nn.Module) -> None:

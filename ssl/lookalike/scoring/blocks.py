@@ -21,12 +21,12 @@ def dealt(rows: int, block: int = ROWS) -> Iterator[slice]:
 
 def taken(x_ND: Tensor, which: slice | Tensor) -> Tensor:
     """These rows in float64 on this rank's device."""
-    return x_ND[which].to(comm.device(), torch.float64)
+    return x_ND[which].to(comm.exact_device(), torch.float64)
 
 
 def zeros(*shape: int) -> Tensor:
     """float64 on this rank's device, for a sum over blocks."""
-    return torch.zeros(*shape, dtype=torch.float64, device=comm.device())
+    return torch.zeros(*shape, dtype=torch.float64, device=comm.exact_device())
 
 
 def hit(scores_BC: Tensor, true_B: Tensor) -> Tensor:

@@ -195,7 +195,7 @@ def accuracy(
     """
     labels_K = labels_N[rows_K].long()
     classes, near_K, true_M = dense(labels_K, test_labels_M.long().contiguous())
-    device = comm.device()
+    device = comm.exact_device()
     fitted = fit(of_all.of(taken(train_ND, rows_K)), near_K.to(device), classes, grid)
     hits_2 = zeros(2)
     for start in range(0, len(test_MD), ROWS):

@@ -110,7 +110,7 @@ class Bank:
     @cached_property
     def device(self) -> torch.device:
         """Where products are made."""
-        return self.x_ND.device if self.x_ND.device.type != "cpu" else comm.device()
+        return self.x_ND.device if self.x_ND.device.type != "cpu" else comm.exact_device()
 
     @cached_property
     def there(self) -> Tensor:

@@ -106,7 +106,7 @@ class SearchIndex:
         """Image files (Q of them) -> (Q, D), by the test-time view. Raises DataError for what is no
         image.
         """
-        device = comm.device()
+        device = comm.exact_device()
         try:
             how: dict[str, Any] = {
                 "size": self.canvas,

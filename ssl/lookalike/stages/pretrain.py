@@ -363,8 +363,8 @@ def placed(module: Method, settings: Pretrain) -> Any:
         if isinstance(part, Backbone):
             part.pieces = settings.pieces
     at_once = settings.batch // settings.accumulate // settings.pieces
-    even = at_once % comm.world_size() == 0
-    return global_batchnorm(module.train(), even=even).to(comm.device())
+    full = at_once >= comm.world_size()
+    return global_batchnorm(module.train(), full=full).to(comm.device())
 
 
 def labels_for(method: Method, images: Images) -> Tensor | None:

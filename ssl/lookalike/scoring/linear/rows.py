@@ -53,7 +53,7 @@ class Rows:
     def device(self) -> torch.device:
         """Of products."""
         own = self.source_MD.device
-        return comm.device() if own.type == "cpu" else own
+        return comm.exact_device() if own.type == "cpu" else own
 
     def part(self, block: range, out: Tensor | None = None) -> Tensor:
         """Rows of a block, `(B, D)`, as they lie; into `out` where they have to be gathered."""
