@@ -4,8 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c '$(FIT)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 OUT ?= runs/quickstart
-# Three test files at a time on two cores, for some only wait; tests/conftest.py puts the longest first.
-SPREAD ?= -n 3 --dist loadfile --no-loadscope-reorder
+# Four test files at a time on two cores, for some only wait; tests/conftest.py puts the longest first.
+SPREAD ?= -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-all test-cluster fuzz same lint docs docs-recipes clean
 
@@ -45,7 +45,9 @@ docs: .venv/.installed
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python -m pytest tests/test_docs.py -k "links or site or named"
 
-.venv/.installed: pyproject.toml
+# What the kernel of views is made of is here too, so that a pull leaves none of before.
+VIEWS := ssl/lookalike/views
+.venv/.installed: pyproject.toml hatch_build.py $(VIEWS)/compiling.py $(VIEWS)/native.c
 	@$(or $(PYTHON),false) -c '$(FIT)' || { echo "make: no Python 3.11 or newer with venv found:" \
 	  "install it (Debian: python3 python3-venv) or say make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv

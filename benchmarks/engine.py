@@ -3,9 +3,10 @@ hand), one run.
 
 The method of a recipe on ready views; every engine and stage takes one step in turn, so that all
 see the same machine. On two processes the plain loop is torch's DistributedDataParallel. Ratios of
-steps that follow each other.
+steps that follow each other, by the clock and by the process's processor time, which a busy machine
+spoils less and which knows nothing of overlap.
 
-    python benchmarks/engine.py [RECIPE] [STEPS]
+    python benchmarks/engine.py [RECIPE] [STEPS] [PROCESSES] [STAGE ...]
 """
 
 import os
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def made(recipe: Any) -> tuple[Any, Any]:
     return module, OPTIMIZERS["adamw"](parameter_groups(module), lr=1e-4)
 
 
-def competitors(recipe: Any) -> dict[str, Step]:
+def competitors(recipe: Any, stages: Sequence[int]) -> dict[str, Step]:
     """The plain loop first, then what is compared with it."""
     module, optimizer = made(recipe)
     if comm.world_size() == 1:
@@ -71,12 +72,12 @@ def competitors(recipe: Any) -> dict[str, Step]:
         found = {
             "by hand": by_hand(DistributedDataParallel(module, broadcast_buffers=False), optimizer)
         }
-    for stage in STAGES:
+    for stage in stages:
         found[f"zero, stage {stage}"] = by_engine(ENGINES["zero"](*made(recipe), stage=stage))
     return found
 
 
-def measure(path: str, steps: int) -> None:
+def measure(path: str, steps: int, stages: Sequence[int]) -> None:
     """Trains all in turn and, on rank 0, prints each ratio with its quartiles."""
     comm.start()
     recipe = lookalike.load_recipe(path, ["pretrain.accumulate=1", "pretrain.engine=plain"])
@@ -86,13 +87,13 @@ def measure(path: str, steps: int) -> None:
     )
     shape = (batch, architecture.channels, architecture.size, architecture.size)
     views = [torch.randn(shape, device=comm.device()) for _ in range(2)]
-    steppers = competitors(recipe)
-    times: dict[str, list[float]] = {name: [] for name in steppers}
+    steppers = competitors(recipe, stages)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
     for _ in range(steps + 5):
         for name, step in steppers.items():
-            begun = wait()
+            begun, worked = wait(), time.process_time()
             step(views)
-            times[name].append(wait() - begun)
+            times[name].append((wait() - begun, time.process_time() - worked))
     if comm.rank() == 0:
         report(path, batch, {name: seconds[5:] for name, seconds in times.items()})
     comm.stop()
@@ -105,7 +106,7 @@ def wait() -> float:
     return time.perf_counter()
 
 
-def report(path: str, batch: int, times: dict[str, list[float]]) -> None:
+def report(path: str, batch: int, times: dict[str, list[tuple[float, float]]]) -> None:
     """One line for each competitor."""
     base = times["by hand"]
     where = f"{torch.get_num_threads()} threads each, {comm.device()}"
@@ -114,39 +115,42 @@ def report(path: str, batch: int, times: dict[str, list[float]]) -> None:
         "rounds",
         flush=True,
     )
-    for name, seconds in times.items():
-        ratios = [a / b for a, b in zip(seconds, base, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(
-            f"{name:14} {1e3 * statistics.median(seconds):8.1f} ms = {middle:.3f} by hand "
-            f"({low:.3f} to {high:.3f})",
-            flush=True,
-        )
+    for name, both in times.items():
+        told = []
+        for kind, word in enumerate(("clock", "processor")):
+            ratios = [one[kind] / other[kind] for one, other in zip(both, base, strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            told.append(f"{word} {middle:.3f} ({low:.3f} to {high:.3f})")
+        clock = 1e3 * statistics.median(seconds for seconds, _ in both)
+        print(f"{name:14} {clock:8.1f} ms, by hand x {', '.join(told)}", flush=True)
 
 
-def rank(number: int, port: int, path: str, steps: int) -> None:
+def rank(number: int, port: int, path: str, steps: int, stages: Sequence[int]) -> None:
     """One of two processes."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     warnings.simplefilter("ignore")
-    measure(path, steps)
+    measure(path, steps, stages)
 
 
-def main(path: str, steps: int) -> None:
+def main(path: str, steps: int, processes: str, stages: Sequence[int]) -> None:
     """One process, then two."""
-    multiprocessing.spawn(measure_alone, (path, steps), nprocs=1)
+    if "1" in processes:
+        multiprocessing.spawn(measure_alone, (path, steps, stages), nprocs=1)
+    if "2" not in processes:
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(rank, (port, path, steps), nprocs=2)
+    multiprocessing.spawn(rank, (port, path, steps, stages), nprocs=2)
 
 
-def measure_alone(_number: int, path: str, steps: int) -> None:
+def measure_alone(_number: int, path: str, steps: int, stages: Sequence[int]) -> None:
     """The one process."""
     warnings.simplefilter("ignore")
-    measure(path, steps)
+    measure(path, steps, stages)
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    main(words[0] if words else "recipes/quickstart.yaml", int(words[1]) if len(words) > 1 else 40)
+    words = [*sys.argv[1:4], *["recipes/quickstart.yaml", "40", "1,2"][len(sys.argv) - 1 :]]
+    main(words[0], int(words[1]), words[2], [int(stage) for stage in sys.argv[4:]] or STAGES)

@@ -18,12 +18,15 @@ from typing import Any, NamedTuple
 import torch
 
 CLI = "from lookalike import cli; cli.main()"
+# What a run of the toy recipe would import in each process of its own, too.
+PRELOAD = ["lookalike.cli", "lookalike.pipeline", "deepspeed", "sklearn.datasets"]
+PRELOAD += ["torch.utils.tensorboard", "PIL.PngImagePlugin"]
 
 
 def context() -> ForkServerContext:
     """Where processes begin with everything imported."""
     made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["lookalike.pipeline", "deepspeed"])
+    made.set_forkserver_preload(PRELOAD)
     return made
 
 
@@ -61,7 +64,7 @@ class Program:
     def send_signal(self, number: int) -> None:
         os.kill(self.process.pid or 0, number)
 
-    def printed(self, text: str, seconds: float = 60) -> bool:
+    def printed(self, text: str, seconds: float = 120) -> bool:
         """Waits until it has printed the text."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.is_alive():

@@ -185,6 +185,7 @@ class Side:
             "PYTHONPATH": str(root / "ssl"),
             "XDG_CACHE_HOME": str(work / "cache"),
             "OMP_NUM_THREADS": "1",
+            "LOOKALIKE_NATIVE": "0",  # one form of the views on both sides
             "MKL_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "ORT_DISABLE_TELEMETRY": "1",

@@ -359,6 +359,7 @@ def test_check_refuses_what_the_ranks_would_refuse(capsys, tmp_path, overrides, 
         refused(capsys, r"pretrain\.batch: 2 images for 3 ranks: raise it", *words, "--ranks", 3)
 
 
+@pytest.mark.slow
 def test_a_reader_who_goes_away_stops_no_training(tmp_path):
     recipe = toy.write(tmp_path / "r.yaml")
     options = f"{' '.join(TRAINING_ONLY)} --out {tmp_path / 'run'}"
@@ -439,7 +440,7 @@ def test_the_same_signal_again_while_a_stopped_run_leaves_changes_nothing():
         "sys.argv = ['lookalike', 'schema']; cli.main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 128 + signal.SIGTERM
     assert (

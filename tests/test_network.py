@@ -171,6 +171,8 @@ def alone(tmp_path_factory) -> tuple[Seen, Path]:
         pixels = np.random.default_rng(n).integers(0, 256, (20, 20), dtype=np.uint8)
         Image.fromarray(pixels).save(images / "ab"[n % 2] / f"{n}.png")
     short = [recipe, "pretrain.epochs=1", "pretrain.warmup_epochs=0"]
+    short += ["data.test_fraction=0.8", "pretrain.batch=48"]
+    short += ["probe={grid: [0.1], max_iterations: 5}", "evaluate={intervals: 0, examples: 2}"]
     out = ["--out", str(folder / "run")]
     index, found, model = (
         str(folder / "index"),

@@ -18,6 +18,7 @@ import pytest
 import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
 import lookalike.metric
@@ -42,7 +43,9 @@ from lookalike.scoring.similarity import Bank, nearness_to
 from lookalike.scoring.topk import topk
 from lookalike.scoring.verification import roc
 from lookalike.views import Asymmetric, MultiCrop, Symmetric
-from lookalike.views.fused import ViewFormat, flat
+from lookalike.views.device import Part
+from lookalike.views.form import ViewFormat
+from lookalike.views.fused import flat
 
 ROOMS = (lookalike.scoring, lookalike.metric, lookalike.views)
 LABELS = torch.arange(12) % 3
@@ -378,6 +381,13 @@ CALLS: dict[str, Any] = {
     "metric.pair_masks.hinges": lambda t: [(None, LABELS, LABELS, distances(t), 0.2)],
     "metric.pair_masks.refuse_unknown": lambda t: [(LABELS, 3)],
     "metric.pair_masks.classes": lambda t: [(LABELS, LABELS + 1)],
+    "metric.pair_masks.listed": lambda t: [
+        (distances(t), SAME, "pos_pair", MeanReducer()),
+        (rows(t)[:, 0], LABELS > 0, "element", MeanReducer(), (LABELS,)),
+    ],
+    "metric.pair_masks.reducer_of": lambda t: [(MeanReducer(), "loss")],
+    "metric.sizes.seen": lambda t: [(rows(t),)],
+    "metric.sizes.at_most": lambda t: [(LABELS.max(), 9)],
     "metric.pair_masks.dissimilarity": lambda t: [(LpDistance(), rows(t), rows(t, seed=1))],
     "metric.pair_masks.number": lambda t: [(rows(t).sum(),)],
     "views.make": lambda t: [
@@ -403,6 +413,16 @@ CALLS: dict[str, Any] = {
         ((images(t) * 255).to(torch.uint8), DRAWS, FORM),
         ([(images(t) * 255).to(torch.uint8)[..., :8, :8] for _ in range(2)], DRAWS, FORM),
     ],
+    "views.fused.make_several": lambda t: [
+        ([(images(torch.float32), DRAWS, FORM), (images(t), DRAWS, FORM)],)
+    ],
+    "views.device.make": lambda t: [
+        ([Part(images(t), flat(DRAWS, 3, FORM.sides), FORM)],),
+        ([Part([images(t)[..., :8, :8]] * 2, flat(DRAWS, 3, FORM.sides), FORM)],),
+    ],
+    "views.device.by_torch": lambda t: [
+        ([Part((images(t) * 255).to(torch.uint8), flat(DRAWS, 3, FORM.sides), FORM)],)
+    ],
     "views.fused.cached": lambda t: [()],
     "views.fused.flat": lambda t: [(DRAWS, 3, FORM.sides)],
     "views.fused.erased_boxes": lambda t: [(DRAWS, FORM.sides)],
@@ -415,6 +435,8 @@ CALLS: dict[str, Any] = {
         (images(torch.float32), torch.arange(8), chosen(), FORM),
     ],
     "views.fused.channels_last": lambda t: [(images(t),)],
+    "views.send.constant": lambda t: [((0.5, 0.25), torch.device("cpu"))],
+    "views.send.send_all": lambda t: [([images(t), LABELS], torch.device("cpu"))],
     "views.send.send": lambda t: [(images(t), torch.device("cpu"))],
     "views.erasing.erase_boxes": lambda t: [(rows(t), rows(t) + 0.1, rows(t)[:, :2], (8, 9))],
     "views.mixing.boxes": lambda t: [(*rows(t)[:, :3].T.unbind(), 8, 9)],
@@ -472,6 +494,9 @@ OTHERS = {
     "metric.fit_head.check",
     "metric.fit_head.folded",
     "metric.objectives.required",
+    "metric.choices.every",
+    "metric.choices.single",
+    "metric.choices.table",
     "scoring.blocks.dealt",
     "scoring.blocks.zeros",
     "scoring.ivf.train_ivf",
@@ -482,7 +507,26 @@ OTHERS = {
     "scoring.segheads.rate",
     "scoring.similarity.full_precision",
     "scoring.similarity.is_cosine",
+    "views.device.by_kernels",
+    "views.device.launch",
     "views.fused.make_compiled",
+    "views.compiling.name",
+    "views.compiling.source",
+    "views.compiling.compiler",
+    "views.compiling.seal",
+    "views.compiling.whole",
+    "views.compiling.build",
+    "views.build.main",
+    "views.native.loaded",
+    "views.native.refuse",
+    "views.native.found",
+    "views.native.mark",
+    "views.native.available",
+    "views.native.make",
+    "views.native.space",
+    "views.native.views",
+    "views.native.write",
+    "views.fused.native_views",
 }
 
 
@@ -492,7 +536,8 @@ def modules() -> Iterator[tuple[str, Any]]:
             room.__name__,
             *(m.name for m in pkgutil.walk_packages(room.__path__, f"{room.__name__}.")),
         ):
-            yield name, importlib.import_module(name)
+            if name != "lookalike.views.kernels":  # of Triton's alone
+                yield name, importlib.import_module(name)
 
 
 def functions() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 known.
 """
 
+import gc
 import json
 import os
 import re
@@ -406,10 +407,10 @@ def search(
     from lookalike.search import results as said
 
     said.refuse(k, out, bool(queries))
-    if source is None:  # the pipeline would import for two seconds what only training needs
-        from lookalike.stages.search import search_index
+    if source is None:  # stages would import what only training needs
+        from lookalike.search.opened import opened as asked
 
-        opened = search_index(index, None, model, approximate=approximate)
+        opened = asked(index, model, approximate=approximate)
     else:
         from lookalike.stages.search import open_search
 
@@ -446,6 +447,8 @@ def main() -> None:
     without a peer.
     """
     warnings.showwarning = _one_line
+    # A start makes a million objects that stay: looking for garbage there is a tenth of it.
+    gc.set_threshold(50_000, 20, 20)
     # A rank that finds no other says so itself; torch would add the stacks of its C++, once a try.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     streams.prepare()

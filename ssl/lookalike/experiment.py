@@ -6,24 +6,26 @@ constructor, `backbone`'s are those of `models.Architecture`; docs/recipes.md li
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import Field as Key
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
 from lookalike.data import SOURCES
 from lookalike.data.reader import HostCrops
 from lookalike.engine import ENGINES
+from lookalike.engine.speed import Speed
 from lookalike.evaluation.features import Extracting
 from lookalike.evaluation.few import FewLabels
 from lookalike.evaluation.protocols import PROTOCOLS
 from lookalike.methods import METHODS
+from lookalike.metric.choices import MINER, OBJECTIVE
 from lookalike.metric.fit_head import ESTIMATOR
 from lookalike.metric.memory import MemorySettings
-from lookalike.metric.objectives import MINER, OBJECTIVE
 from lookalike.models import Architecture, Pool
 from lookalike.models.taps import Tap
 from lookalike.nn.method import Method
@@ -52,7 +54,7 @@ from lookalike.scoring.reidentification import AP
 from lookalike.views import VIEWS
 from lookalike.views.mixing import Mixing
 
-_GIVEN = {"module", "optimizer", "accumulate", "precision", "clip"}
+_GIVEN = {"module", "optimizer", "accumulate", "precision", "clip", "late"}
 ENGINE = Choice(ENGINES, supplied=_GIVEN, moved={"precision", "clip"})
 OPTIMIZER = Choice(OPTIMIZERS, supplied={"groups"})
 METHOD = Choice(METHODS, supplied={"backbone"})
@@ -65,7 +67,6 @@ _OF_ESTIMATORS = ("estimator", "held_out", "pool", "workers", "timeout")
 # What stands before the probe's scores, and no data set can be called.
 _PROBED = ("untrained", "pixels", "few", "quality", "linear")
 
-Precision = Literal["fp32", "bf16"]
 HeldOut = Annotated[float, Field(ge=0, lt=1)]
 Strength = Annotated[float, Field(gt=0, le=1e6)]
 Reranking = TypedDict("Reranking", {"k1": Count, "k2": Count, "lambda": Fraction}, total=False)
@@ -73,23 +74,23 @@ Reranking.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Speed):
     """What every training asks for. Learning rates are final; `final_lr` is a share of the base
     rate, to which a schedule `cosine` or `linear` goes.
 
     `warmup_start`: the share of the base rate at which the warm-up begins, by default one step of
     it; `schedule`: how the rate goes on after the warm-up; `final_weight_decay`: what the weight
-    decay goes to by a half cosine, by default it stays;
-    `precision`: bf16 computes in bfloat16 by autocast, weights and statistics stay fp32; `clip`:
-    the largest norm of a step's gradient, 0 for no clipping; `engine`: by default zero (DeepSpeed)
-    on several ranks, else plain; `workers`: loader processes of each rank, by default none for
-    images in memory; `max_bad`: the share of images that may be unreadable (at least 100) before
-    the run stops; `keep`: how many checkpoints stay; `health_every`: steps between measurements of
-    the embeddings, 0 for none; `on_collapse`: what a collapse of the embeddings does; `timeout`:
-    seconds without a finished step after which the job ends (LOOKALIKE_TIMEOUT in the environment
-    wins); `crop_on`: where views are cut, on the `device` from a canvas decoded once, or on the
-    `host` from the full-size image, as the papers do: sharper small crops for more work of the
-    processor.
+    decay goes to by a half cosine, by default it stays; `clip`: the largest norm of a step's
+    gradient, 0 for no clipping; `engine`: by default zero (DeepSpeed) on several ranks, else plain;
+    `workers`: loader processes of each rank, by default none for images in memory; `max_bad`: the
+    share of images that may be unreadable (at least 100) before the run stops; `keep`: how many
+    checkpoints stay; `health_every`: steps between measurements of the embeddings, 0 for none;
+    `on_collapse`: what a collapse of the embeddings does; `timeout`: seconds without a finished
+    step after which the job ends (LOOKALIKE_TIMEOUT in the environment wins); `crop_on`: where
+    views are cut, on the `device` from a canvas decoded once, or on the `host` from the full-size
+    image, as the papers do: sharper small crops for more work of the processor; `decode`: where
+    JPEGs become canvases, on the `host` or by nvJPEG on the `device`, whose pixels differ a little,
+    for loader processes that then only read.
     """
 
     optimizer: Annotated[Spec, OPTIMIZER]
@@ -99,7 +100,6 @@ class Training:
     schedule: Annotated[Spec, SCHEDULE, SINCE_0_2] = SCHEDULE.spec("cosine")
     final_lr: Fraction = 0.001
     final_weight_decay: NonNegative | None = None
-    precision: Annotated[Precision, MOVED_0_2] = "fp32"
     clip: Annotated[NonNegative, MOVED_0_2] = 0.0
     engine: Annotated[Spec, ENGINE, FREE] | None = None
     workers: Annotated[Index, FREE] | None = None
@@ -111,11 +111,7 @@ class Training:
     on_collapse: Annotated[Literal["warn", "stop"], FREE] = "warn"
     timeout: Annotated[Positive, FREE] = 1800.0
     crop_on: Literal["device", "host"] = "device"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the network reads: in bf16 bfloat16, which autocast would round to anyway."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+    decode: Annotated[Literal["host", "device"], SINCE_0_2] = "host"
 
     def host_crops(self, views: Any, size: Size) -> HostCrops | None:
         """How the host crops views of `size`, or None where the device does."""
@@ -130,6 +126,11 @@ class Training:
         if self.schedule.name in ("steps", "constant") and self.final_lr != Training.final_lr:
             raise ValueError(
                 f"final_lr: schedule {self.schedule.name} goes to no rate of its own: delete it"
+            )
+        if self.decode == "device" and self.crop_on == "host":
+            raise ValueError(
+                "decode: device makes canvases, of which crop_on: host makes none: decode: host, "
+                "or crop_on: device"
             )
         if self.schedule.name == "steps":
             self._refuse_steps(self.schedule.args["at"])
@@ -431,7 +432,9 @@ class Finetune(Training):
 
     optimizer: Annotated[Spec, OPTIMIZER] | None = None  # type: ignore[assignment]  # __post_init__
     estimator: Annotated[Spec, ESTIMATOR] | None = None
-    objective: Annotated[Spec, OBJECTIVE] = OBJECTIVE.spec("FaceNetLoss")
+    objective: Annotated[Spec, OBJECTIVE] = field(
+        default_factory=partial(OBJECTIVE.spec, "FaceNetLoss")
+    )
     miner: Annotated[Spec, MINER] | None = None
     memory: MemorySettings | None = None
     views: Annotated[Spec, VIEW] = VIEW.spec(
@@ -464,7 +467,7 @@ class Finetune(Training):
 
     def _refuse_gradients(self) -> None:
         for key in fields(self):
-            if key.name not in _OF_ESTIMATORS and getattr(self, key.name) != key.default:
+            if key.name not in _OF_ESTIMATORS and getattr(self, key.name) != _default(key):
                 raise ValueError(
                     f"{key.name}: not for an estimator, which is learned without gradients: delete "
                     "it"
@@ -535,6 +538,10 @@ class Experiment(Recipe):
                 f"backbone.channels: {self.backbone.channels}, but data {self.data.name} gives "
                 f"{channels}: make them equal"
             )
+
+
+def _default(key: Key[Any]) -> Any:
+    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def listed(epochs: Sequence[float]) -> str:

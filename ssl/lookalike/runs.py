@@ -3,6 +3,7 @@ stages do, each in its `job`.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from lookalike.data.inventory import Inventory
 from lookalike.data.reading import fit_to, refuse_other
 from lookalike.data.sources import Source
 from lookalike.data.sources import Split as Name
+from lookalike.data.together import found_once
 from lookalike.doctor import agree
 from lookalike.errors import DataError, Error
 from lookalike.experiment import Experiment, Training
@@ -69,6 +71,7 @@ class Run:
         self._classes: dict[Size | None, Split] = {}
         self._looked: list[Images] = []
         self._said: set[str] = set()
+        self._together = False
 
     @property
     def name(self) -> str:
@@ -326,8 +329,36 @@ class Run:
         join_ranks(max(patience, default=1800.0))
         self.ranks = comm.world_size()
         self.fetch()
+        self._find_together()
         words |= self.weights if self.experiment.backbone.weights else {}
         agree(self.experiment, self._asked, accept_changes=self.accept_changes, **words)
+
+    def _find_together(self) -> None:
+        """Lists the images of the recipe's `data` once a machine; the other ranks map what one of
+        them found.
+        """
+        if self._together or comm.world_size() == 1:
+            return
+        self._together = True
+        wants = self.experiment.text()
+        answer = found_once(self._find, lambda found: [images for _, _, images in found[1]], wants)
+        if answer.why:
+            self.remark(f"data: each rank lists the images itself: {answer.why}")
+        if answer.found is None:
+            return
+        key = id(self._data)
+        self._unfitted[key] = self._sources[key] = answer.found[0]
+        for name, size, images in answer.found[1]:
+            self._images.setdefault((key, name, size), images)
+
+    def _find(self) -> tuple[Source, list[tuple[Name, Size | None, Images]]]:
+        """The source of `data`, and of its sets those that a stage asks for and that there are."""
+        for name in _SPLITS:
+            with suppress(DataError):
+                self._asked(name)
+        made = self._images.items()
+        sets = [(name, size, images) for (of, name, size), images in made if of == id(self._data)]
+        return self._source(self._data), sets
 
     def visit(self, **words: Any) -> None:
         """For a verb that adds scores to the run folder, or to none, without training there: joins

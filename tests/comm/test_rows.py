@@ -198,6 +198,7 @@ def trained(out: str) -> int:
     return times[0]
 
 
+@pytest.mark.slow
 def test_a_training_asks_for_rows_in_its_first_step_alone(ranks, tmp_path):
     """Barlow Twins needs them twice a micro-batch here; later ones have the shapes of the first."""
     assert ranks.run(trained, str(tmp_path / "run")) == [2, 2]

@@ -80,6 +80,7 @@ REPORT = {
     "deepspeed": "0.19.8",
     "lookalike": "0.2",
     "gpus": [],
+    "able": [],
     "addresses": [],
     "free": 10**12,
     "data": "",
@@ -106,7 +107,7 @@ def test_ranks_that_each_see_their_own_gpu_have_as_many_as_slots():
     for names, enough in ((["a", "b", "c", "d"], True), (["a"] * 4, False)):
         first: dict = {}
         for name in names:
-            one = {**REPORT, "gpus": ["H200 139 GiB"], "addresses": [name]}
+            one = {**REPORT, "gpus": ["H200 139 GiB"], "able": ["H200"], "addresses": [name]}
             first = first or {**one, "slots": 0}
             first["slots"] += 1
             reported._add_gpus(first, one)

@@ -7,7 +7,6 @@ import gc
 
 import pytest
 import torch
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +18,6 @@ from lookalike.errors import RunError
 from lookalike.methods import METHODS
 from lookalike.models import Architecture, folder_files, load_backbone
 from lookalike.nn.batchnorm import (
-    batchnorm_form,
     freeze_running_stats,
     global_batchnorm,
     standardize,
@@ -224,7 +222,13 @@ def train_cases(stage, names) -> dict[str, tuple[list[float], State]]:
     return {name: train(stage, 3, *case[:3], clip=case[3]) for name, case in chosen.items()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# In every suite one rank at 0, 2 and 3 with all cut, two ranks at 0, 1, 2 and 3 with all cut.
+SLOW = pytest.mark.slow
+BY_ONE = [s if s in (0, 2, CUT) else pytest.param(s, marks=SLOW) for s in STAGES]
+BY_TWO = [s if s != 3 else pytest.param(s, marks=SLOW) for s in STAGES]
+
+
+@pytest.mark.parametrize("stage", BY_ONE)
 def test_one_rank_at_any_stage_has_the_bits_of_plain(ranks, stage):
     (found,) = ranks.run(train_cases, stage, ON_ONE[stage], world=1)
     for name, (losses, state) in found.items():
@@ -237,7 +241,7 @@ def test_one_rank_at_any_stage_has_the_bits_of_plain(ranks, stage):
             assert not equal(state, wanted[1]), name
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", BY_TWO)
 def test_two_ranks_at_any_stage_train_as_plain_does_on_one(ranks, stage):
     one, two = ranks.run(train_cases, stage, ON_TWO[stage])
     for name, (losses, state) in one.items():
@@ -429,12 +433,13 @@ class Spoiler:
     ("stage", "clip"), [("plain", 0.0), (0, 0.5), (1, 0.5), (2, 0.0), (CUT, 0.0)]
 )
 def test_a_skipped_step_leaves_no_trace(ranks, stage, clip):
-    """A NaN on the last rank, in the first of two micro-batches: seen there alone, skipped by
-    all.
+    """A NaN on the last rank, in the first of two micro-batches: seen there alone, or at last in
+    the mean of all where every rank holds that; skipped by all.
     """
     found = [skipped(stage, clip)] if stage == "plain" else ranks.run(skipped, stage, clip)
     for rank, (verdicts, trace, losses, after) in enumerate(found):
-        assert verdicts == [True, True, rank < len(found) - 1, rank < len(found) - 1, True, True]
+        sound = rank < len(found) - 1
+        assert verdicts == [True, True, sound, sound and stage != 0, True, True]
         assert trace == ["", ""]
         assert losses[0] == losses[1]
         assert not after
@@ -557,7 +562,7 @@ def closed(stage):
 def test_a_whole_run_at_any_stage_ends_in_the_backbone_folder_of_plain(ranks, tmp_path):
     pretrained("plain", tmp_path / "plain")
     wanted = (tmp_path / "plain/backbone/model.safetensors").read_bytes()
-    for stage in CROSSED:
+    for stage in (1, CUT):
         ranks.run(pretrained, stage, tmp_path / str(stage), world=1)
         assert (tmp_path / str(stage) / "backbone/model.safetensors").read_bytes() == wanted
     ranks.run(pretrained, CUT, tmp_path / "two")
@@ -636,23 +641,6 @@ def in_bf16(engine):
     made.module.register_forward_hook(lambda _module, _inputs, loss: types.append(loss.value.dtype))
     losses = advance(made, 0, 2)
     return {tensor.dtype for tensor in made.save().model.values()}, types, losses
-
-
-@pytest.mark.parametrize(
-    ("norm", "device", "ranks", "even", "form"),
-    [
-        (nn.BatchNorm2d(2), "cuda", 1, True, "torch"),
-        (nn.BatchNorm2d(2), "cpu", 1, True, "torch"),
-        (nn.BatchNorm2d(2), "cpu", 2, True, "global"),
-        (nn.BatchNorm1d(2), "cuda", 2, True, "sync"),
-        (nn.BatchNorm2d(2), "cuda", 2, False, "global"),
-        (BatchNormAct2d(2), "cuda", 2, True, "global"),
-    ],
-)
-def test_torchs_batchnorm_over_ranks_is_taken_only_where_it_is_known_to_work(
-    norm, device, ranks, even, form
-):
-    assert batchnorm_form(norm, device=device, ranks=ranks, even=even) == form
 
 
 def test_a_second_forward_in_backward_moves_no_running_statistics_and_keeps_what_the_first_kept():

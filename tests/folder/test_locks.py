@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+import children
 from lookalike.data import cache
 from lookalike.errors import RunError
 from lookalike.folder import held, lock, sweep, unlock
@@ -98,13 +98,11 @@ def test_the_cache_is_entered_by_one_process_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     script = (
         "import time; from lookalike.data import cache\n"
-        "with cache.locked('key'):\n    print('in', flush=True); time.sleep(1)\n    print('out')"
+        "with cache.locked('key'):\n"
+        "    print('in', flush=True); time.sleep(1); print('out', flush=True)"
     )
-    words = [sys.executable, "-c", script]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "in\n"
-        start = time.monotonic()
-        with cache.locked("key"):
-            waited = time.monotonic() - start
-        assert process.stdout.read() == "out\n"
-    assert waited > 0.5
+    program = children.Program(script)
+    assert program.printed("in\n")
+    with cache.locked("key"):
+        assert program.printed("out\n", 0)
+    assert program.wait() == (0, "in\nout\n", "")

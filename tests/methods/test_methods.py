@@ -96,8 +96,10 @@ def two_steps(
     return losses, gradient, dict(module.named_buffers())
 
 
-# On four ranks in every suite: a queue, prototypes in balance, whitening by slices.
+# On four ranks in every suite: a queue, prototypes in balance, whitening by slices; on two each
+# kind of method. The gradient of all on ranks is in test_losses.py.
 ON_FOUR = ("moco_v2", "swav", "w_mse")
+ON_TWO = ("barlow_twins", "simclr", "byol", "dino", "nnclr", "tico", "supcon")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,8 @@ ON_FOUR = ("moco_v2", "swav", "w_mse")
             name,
             cut,
             marks=()
-            if cut == [5, 11] or (name in ON_FOUR and cut == [3, 6, 5, 2])
+            if (name, cut)
+            in [(name, [5, 11]) for name in ON_TWO] + [(name, [3, 6, 5, 2]) for name in ON_FOUR]
             else pytest.mark.slow,
         )
         for name in METHODS

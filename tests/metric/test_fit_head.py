@@ -89,6 +89,7 @@ def test_the_folder_computes_what_the_estimator_learned(name, backbone, tmp_path
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3 * wanted.max())
 
 
+@pytest.mark.slow
 def test_a_whole_run_scores_by_euclidean_distance_exports_and_is_done(backbone, tmp_path):
     made = recipe(backbone, "{name: rca, n_components: 6}", "export={}")
     run = lookalike.run(made, tmp_path / "run")

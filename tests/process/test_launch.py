@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
+import children
 import toy
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +47,7 @@ def launch(
     }
     clean |= {"PATH": path, "PYTHON": sys.executable, **environment}
     command = ["bash", str(LAUNCH / script), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd, env=clean)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=clean)
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def test_without_a_run_folder_every_script_ends_in_one_line(tmp_path, recorded, 
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("sys.exit(2)", 2),
+        pytest.param("sys.exit(2)", 2, marks=pytest.mark.slow),
         ("time.sleep(0.2 * (rank == '0')); sys.exit(200 if rank == '0' else 1)", 1),
         ("os.kill(os.getpid(), signal.SIGKILL)", 137),
     ],
@@ -311,6 +313,90 @@ def saved(run: Path) -> bool:
     return (run / "checkpoints" / f"step_{last:08d}" / "manifest.json").exists()
 
 
+# The launcher of one machine, whose ranks are forks of it that have imported everything.
+FORKING = """
+import os, subprocess, sys, types
+import children
+from lookalike import cli
+from lookalike.process import ranks
+
+class Forked:
+    def __init__(self, words, env, **how):
+        self.returncode, self.pid = None, os.fork()
+        if not self.pid:
+            os.setsid()
+            children.take_environment(env)
+            sys.argv[1:] = words[3:]
+            code = 1
+            try:
+                cli.main()
+            except SystemExit as end:
+                code = end.code
+            finally:
+                os._exit(code or 0)
+        with open(sys.argv[1], "a") as file:
+            print(self.pid, file=file)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+ranks.subprocess = types.SimpleNamespace(Popen=Forked, DEVNULL=subprocess.DEVNULL)
+sys.exit(ranks.launch(2, sys.argv[2:]))
+"""
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; one that has ended and is not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(fact: Callable[[], bool], seconds: float = 120) -> bool:
+    """Waits for it; whether it came about."""
+    end = time.monotonic() + seconds
+    while not fact() and time.monotonic() < end:
+        time.sleep(0.05)
+    return fact()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_ranks_save_and_leave_when_their_launcher_is_stopped_or_killed(tmp_path, number):
+    run, pids = tmp_path / "run", tmp_path / "pids"
+    stages = [f"{name}=null" for name in ("probe", "finetune", "evaluate", "export")]
+    words = ["run", str(toy.write(tmp_path / "r.yaml")), "pretrain.epochs=300", *stages]
+    # A test's process is a daemon, whose forks would be refused children of their own.
+    code = "import multiprocessing; multiprocessing.current_process()._config['daemon'] = False"
+    program = children.Program(
+        f"{code}\n{FORKING}", str(pids), "-m", "lookalike", *words, "--out", str(run)
+    )
+    metrics = run / "metrics.jsonl"
+    assert until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) == 2
+    assert all(alive(pid) for pid in started)
+    program.send_signal(number)
+    try:
+        assert until(lambda: not any(alive(pid) for pid in started), 60)
+    finally:
+        for pid in filter(alive, started):
+            os.kill(pid, signal.SIGKILL)
+    code, _, said = program.wait()
+    assert code == (-9 if number == signal.SIGKILL else 138), said
+    assert saved(run)
+    assert re.search(r"stopped by SIG(USR1|TERM) after step \d+ of 2700, saved", said)
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow  # from the shell on; in every suite the test above
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
 def test_a_launcher_that_is_stopped_or_killed_leaves_no_rank_and_everything_saved(tmp_path, number):

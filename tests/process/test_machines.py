@@ -28,6 +28,7 @@ REFUSED = forked(machine.all_of_it).value
 odd = pytest.mark.skipif(bool(REFUSED), reason=f"odd machines {REFUSED}")
 TESTS = Path(__file__).parents[1]
 STRANGER = 54321
+BRIEF = ("probe={grid: [0.1], max_iterations: 5}", "evaluate={intervals: 0, examples: 2}")
 ALONE = ("probe=null", "finetune=null", "evaluate=null", "export=null")
 
 
@@ -57,10 +58,12 @@ def open_folder(tmp_path: Path) -> Path:
 # ---- homes
 
 
+@pytest.mark.slow
 @odd
 def test_a_user_whom_nobody_knows_without_a_home_has_every_stage(open_folder):
     """From the interpreter's start on, since libraries look for a home when they are imported."""
     words = [str(toy.write(open_folder / "r.yaml")), "pretrain.epochs=1", "pretrain.workers=1"]
+    words += ["data.test_fraction=0.8", "pretrain.batch=48", *BRIEF]
     kept = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
     path = os.pathsep.join([str(TESTS), *sys.path])
     code = f"import machine; machine.become_nobody(); {children.CLI}"

@@ -103,7 +103,7 @@ def test_say_loses_no_line_whatever_the_encoding(monkeypatch, encoding):
 
 
 def test_a_reader_that_has_seen_enough_ends_the_program_without_a_word(recipe):
-    for words in (["show", recipe], ["schema"], ["schema", "--markdown"]):
+    for words in (["show", recipe], ["schema"]):
         done = children.run(GONE.format(*OUT) + CLI, *words)
         assert (done.returncode, done.stderr) == (141, "")
 

@@ -85,7 +85,7 @@ export: {{}}
 WAYS = {BANDS: ("[0, 4095]", "device"), XRAYS: ("{percentiles: [0, 100]}", "host")}
 
 
-@pytest.fixture(scope="module", params=[BANDS, XRAYS])
+@pytest.fixture(scope="module", params=[pytest.param(BANDS, marks=pytest.mark.slow), XRAYS])
 def way(request, tmp_path_factory):
     """Kind, folder of all, recipe, raw values by file; the whole recipe was run into `run`."""
     home = tmp_path_factory.mktemp(request.param)

@@ -440,15 +440,18 @@ def test_a_place_that_is_another_s_is_refused_before_anything_is_opened(
     assert (tmp_path / "mine" / "thesis.tex").read_bytes() == b"years of work"
 
 
-def test_to_look_for_onnx_does_not_start_onnxruntime():
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, "1"), pytest.param({"ORT_DISABLE_TELEMETRY": "0"}, "0", marks=pytest.mark.slow)],
+)
+def test_to_look_for_onnx_does_not_start_onnxruntime(given, wanted):
     script = (
         "import os, sys\nfrom lookalike.stages.export import onnx_at_hand, _onnxruntime\n"
         "onnx_at_hand()\nassert 'onnxruntime' not in sys.modules\n"
         "_onnxruntime()\nprint('onnxruntime' in sys.modules, os.environ['ORT_DISABLE_TELEMETRY'])"
     )
-    for given, wanted in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
-        done = children.run(script, **{"ORT_DISABLE_TELEMETRY": None, **given})
-        assert done.stdout.split() == ["True", wanted], done.stderr
+    done = children.run(script, **{"ORT_DISABLE_TELEMETRY": None, **given})
+    assert done.stdout.split() == ["True", wanted], done.stderr
 
 
 @pytest.mark.parametrize(

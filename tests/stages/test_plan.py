@@ -127,7 +127,7 @@ def told(recipe: Experiment, out: Path) -> tuple[str, str]:
     return "" if words[0] == "done without a step" else words[0], words[1]
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])
 def test_check_refuses_what_run_refuses_with_the_same_words(tmp_path, count):
     begun, draw, seen = starts(), random.Random(count), Counter()
     with fault.plan(stop), warnings.catch_warnings(action="ignore"):

@@ -34,7 +34,7 @@ PUBLISHED = {
     "lfw": trainable_lfw,
 }
 AFTER = ("backbone", "probe", "finetune", "evaluate", "export")
-# This one runs in every suite: the default probe of an ImageNet recipe, and a ViT.
+# This one runs in every suite, narrower: the default probe of an ImageNet recipe, and a ViT.
 QUICK = {"dino_vit_small_imagenet"}
 
 
@@ -68,7 +68,7 @@ def groups() -> dict[str, list[str]]:
 GROUPS = groups()
 
 
-def small(recipe: Path, root: Path) -> Recipe:
+def small(recipe: Path, root: Path, graph: bool = True) -> Recipe:
     """The recipe on a handful of images: fewer a batch, one epoch, everything else its own."""
     make = maker(recipe.stem)
     words = list(make(root)) if make else []
@@ -82,19 +82,27 @@ def small(recipe: Path, root: Path) -> Recipe:
         words += ["finetune.head_epochs=0"] if values.finetune.head_epochs else []
     if values.evaluate and recipe.stem.startswith("lfw"):
         words += ["evaluate.fars=[0.2]"]
+    if not graph:  # the quick form: a ViT of as many tokens, a fourth as wide
+        words += ["backbone.name=vit_tiny_patch16_224"]
+        words += ["export.onnx=false"] if values.export else []
     return load_recipe(recipe, dict.fromkeys(words))
 
 
 @pytest.mark.filterwarnings("ignore:.*where the published set has")
 @pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GROUPS],
+    ("name", "graph"),
+    [
+        *((name, False) for name in QUICK),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in GROUPS),
+    ],
 )
-def test_what_follows_pretraining_ends_at_its_real_size(name, tmp_path, capsys):
+def test_what_follows_pretraining_ends_at_its_real_size(name, graph, tmp_path, capsys):
+    """`graph`: with its ONNX, which takes as long as all the rest."""
     torch.set_num_threads(2)
     if name == "fashion_mnist" and not FASHION.exists():
         pytest.skip("apt-get install dataset-fashion-mnist")
-    recipe, run = small(RECIPES / f"{name}.yaml", tmp_path / "images"), tmp_path / "run"
+    recipe = small(RECIPES / f"{name}.yaml", tmp_path / "images", graph)
+    run = tmp_path / "run"
     values = recipe
     assert "backbone" in show(recipe)
     backbone = bare(Run(recipe), None)

@@ -35,7 +35,7 @@ from lookalike.scoring import topk
 from lookalike.scoring.ivf import SHARE, InvertedLists, nearest_in_lists, train_ivf
 from lookalike.scoring.search import nearest
 from lookalike.scoring.similarity import frame, nearness, points
-from lookalike.search import results
+from lookalike.search import opened, results
 from lookalike.search.index import CELLS, LENGTHS, NAMES, ROWS, SEEN, open_index, read_seen
 from lookalike.stages import search as stage
 
@@ -429,7 +429,8 @@ def test_embeddings_that_are_no_numbers_end_the_building(tmp_path, photos):
 
 
 def test_cells_are_kept_and_go_with_the_images(index, photos, monkeypatch):
-    monkeypatch.setattr(stage, "train_ivf", lambda x_ND, distance: by_hand(x_ND, 3))
+    for room in (stage, opened):
+        monkeypatch.setattr(room, "train_ivf", lambda x_ND, distance: by_hand(x_ND, 3))
     found = open_search(index, None, None, approximate=True)
     assert (index / CELLS).exists()
     again = open_index(index)

@@ -3,7 +3,6 @@
 import gc
 import multiprocessing
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -102,20 +101,19 @@ def test_a_dead_loader_process_is_named_with_its_samples_and_the_run_resumes(
             os._exit(9)
         return original(self, epoch, ids, parts)
 
-    began = time.monotonic()
     with monkeypatch.context() as patch:
         patch.setattr(Reader, "fill", dies)
         said = r"a loader process died.*worker \d of 2, process \d+, while reading"
         with pytest.raises(RunError, match=said) as caught:
             pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
-    assert time.monotonic() - began < 30
     named = str(caught.value).partition("samples ")[2].partition(":")[0].split(" or ")
     order = EpochOrder(len(Digits().split("train")), 144, 1, 3)
     (deadly,) = [ids.tolist() for _, ids in order.micro_batches(0, 9) if 77 in ids]
     assert ", ".join(map(str, deadly[:8])) + ", …" in named
     assert len(named) <= 2
-    pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
-    assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
+    if not before:
+        pretrain(toy.recipe("pretrain.workers=2"), tmp_path / "run")
+        assert toy.same(toy.tensors(tmp_path / "run"), toy.tensors(whole))
 
 
 def resident() -> int:
@@ -137,28 +135,33 @@ def slope(measured: list[tuple[int, int]]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("on", "workers"), [pytest.param("device", 0, marks=pytest.mark.slow), ("host", 2)]
+    ("on", "workers", "steps"),
+    [
+        pytest.param("device", 0, 1000, marks=pytest.mark.slow),
+        pytest.param("host", 2, 1000, marks=pytest.mark.slow),
+        ("host", 2, 300),
+    ],
 )
-def test_a_thousand_batches_leave_memory_and_descriptors_as_they_were(tmp_path, on, workers):
-    """Images in files, bad ones among them."""
+def test_many_batches_leave_memory_and_descriptors_as_they_were(tmp_path, on, workers, steps):
+    """Images in files, bad ones among them; of few batches a leak of a canvas each would show."""
     images = spoilt(tmp_path / "images")
     source = Folder(str(images), canvas=16, channels=1).split("train")
     host_crops = HostCrops(Symmetric(), 16) if on == "host" else None
     order, measured, opened = EpochOrder(len(source), 2, 1, 3), [], set()
     span = {
         "first_step": 0,
-        "last_step": 1000,
+        "last_step": steps,
         "rank": 0,
         "world": 1,
         "workers": workers,
         "pin": False,
     }
     for step, _ in enumerate(batches(source, order, **span, host_crops=host_crops)):
-        if step >= 300 and step % 50 == 0:
+        if step >= 0.3 * steps and step % (steps // 20) == 0:
             gc.collect()
             measured.append((step, resident()))
             opened.add(len(list(Path("/proc/self/fd").iterdir())))
-    assert slope(measured) < 1
+    assert slope(measured) < (1 if steps == 1000 else 4)
     assert len(opened) == 1
 
 

@@ -56,7 +56,9 @@ def uneven(tmp_path_factory) -> Path:
 # ---- the log goes on as if nothing had been
 
 
-@pytest.mark.parametrize("step", [1, 4, 7, 9, 13, 17])
+@pytest.mark.parametrize(
+    "step", [7, 9, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 4, 13, 17))]
+)
 def test_the_log_of_a_resumed_run_is_that_of_the_uninterrupted_one(tmp_path, uneven, step):
     with fault.plan(f"term:rank=0,step={step}"), pytest.raises(Stopped):
         pretrain(toy.recipe(*UNEVEN), tmp_path / "run")
@@ -162,7 +164,7 @@ class Mother:
         return next(int(line.split()[1]) for line in self.process.stdout if line.startswith(word))
 
 
-@pytest.mark.parametrize("most", [4, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_kills_end_bit_equal_to_an_uninterrupted_run(tmp_path, most):
     """Over whole runs, later stages too: weights, log and every file that a clean run has, and no
     other.
@@ -260,7 +262,7 @@ def full(monkeypatch, path: Path, *, room: int = 0, error: int = errno.ENOSPC) -
     return switch
 
 
-@pytest.mark.parametrize("room", [0, 17])
+@pytest.mark.parametrize("room", [pytest.param(0, marks=pytest.mark.slow), 17])
 def test_a_full_disk_buffers_the_log_and_stops_no_training(tmp_path, monkeypatch, uneven, room):
     run = tmp_path / "run"
     switch = full(monkeypatch, run / "metrics.jsonl", room=room)
@@ -319,7 +321,14 @@ def test_a_bundle_that_cannot_be_written_stops_no_rollback(tmp_path, monkeypatch
 # ---- loggers that fail
 
 
-@pytest.mark.parametrize("verb", ["__init__", "add_scalar", "close", "thread"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "__init__",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("add_scalar", "close")),
+        "thread",
+    ],
+)
 def test_tensorboard_may_fail_anywhere(tmp_path, monkeypatch, whole, verb):
     from torch.utils.tensorboard import SummaryWriter
 

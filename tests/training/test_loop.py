@@ -27,7 +27,9 @@ STEPS = 18
 EVERY_STEP = ("pretrain.keep=100",)
 
 
-@pytest.mark.parametrize("step", [1, 7, 9, 11, 17])
+@pytest.mark.parametrize(
+    "step", [1, 9, 11, *(pytest.param(s, marks=pytest.mark.slow) for s in (7, 17))]
+)
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, whole, step):
     run = tmp_path / "run"
     said = rf"SIGTERM after step {step} of {STEPS}, saved"
@@ -78,7 +80,11 @@ def test_a_finished_run_is_not_trained_again(whole):
 
 @pytest.mark.parametrize(
     ("backbone", "optimizer"),
-    [(toy.VIT, "{name: adamw, lr: 5e-4}"), (toy.RESNET, "{name: lars, lr: 0.05, bias_lr: 0.0012}")],
+    [
+        (toy.VIT, "{name: adamw, lr: 5e-4}"),
+        # In every suite the micro-batches below have both kinds of network.
+        pytest.param(toy.RESNET, "{name: lars, lr: 0.05, bias_lr: 0.0012}", marks=pytest.mark.slow),
+    ],
     ids=["without batch statistics", "with"],
 )
 def test_two_processes_have_the_loss_curve_of_one_over_20_steps(
@@ -108,7 +114,9 @@ def test_accumulation_trains_on_the_same_samples(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    "backbone", [toy.VIT, toy.RESNET], ids=["without batch statistics", "with"]
+    "backbone",
+    [toy.VIT, pytest.param(toy.RESNET, marks=pytest.mark.slow)],
+    ids=["without batch statistics", "with"],
 )
 def test_micro_batches_train_alike_on_any_number_of_ranks(ranks, tmp_path, backbone):
     """Every rank takes its part of every micro-batch: also a BatchNorm in the backbone sees the
@@ -192,7 +200,11 @@ def damage(folder: Path, kind: str) -> None:
 DAMAGES = ["flipped byte", "cut", "missing", "empty manifest", "manifest that leaves its folder"]
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    "kind",
+    # Each kind, by Checkpoints alone: checkpoint/test_checkpoints.py.
+    [k if k == "flipped byte" else pytest.param(k, marks=pytest.mark.slow) for k in DAMAGES],
+)
 def test_a_broken_checkpoint_is_passed_over_with_a_warning(tmp_path, whole, kind):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

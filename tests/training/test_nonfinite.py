@@ -71,4 +71,4 @@ def test_nan_on_one_rank_is_skipped_and_rolled_back_on_all(ranks, tmp_path):
 def train_quietly(out: str, *faults: str) -> None:
     with fault.plan(*faults), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pretrain(toy.recipe(), out)
+        pretrain(toy.recipe(backbone=toy.VIT), out)

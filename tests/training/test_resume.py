@@ -72,7 +72,13 @@ def test_workers_change_no_bit(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    ("worlds", "stages"), [((1, 2), (0, 0)), ((2, 1), (0, 0)), ((2, 2), (2, 0)), ((2, 1), (1, 3))]
+    ("worlds", "stages"),
+    [
+        ((1, 2), (0, 0)),
+        ((2, 1), (1, 3)),
+        pytest.param((2, 1), (0, 0), marks=pytest.mark.slow),
+        pytest.param((2, 2), (2, 0), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_resumes_on_other_ranks_and_another_zero_stage(ranks, tmp_path, worlds, stages):
     """A ViT, on which rounding does not grow: every step's loss within 1e-6 of the one

@@ -506,8 +506,8 @@ def test_as_many_views_as_asked_each_with_draws_of_its_own(n):
 @pytest.mark.parametrize(
     ("cut", "channels"),
     [
-        (False, 3),
         (True, 1),
+        pytest.param(False, 3, marks=pytest.mark.slow),
         pytest.param(False, 1, marks=pytest.mark.slow),
         pytest.param(True, 3, marks=pytest.mark.slow),
     ],

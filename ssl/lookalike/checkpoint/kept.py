@@ -39,7 +39,8 @@ def keep(path: Path | None, tensors: Mapping[str, Tensor], about: Mapping[str, A
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, save(held, told))
     except (RunError, OSError) as error:
-        reason = " ".join(str(error).split())
+        # Of the folder, so that one full disk is one warning.
+        reason = " ".join(str(error).replace(str(path), str(path.parent)).split())
         warnings.warn(f"{reason}: what is done so far is not kept", stacklevel=2)
 
 

@@ -84,8 +84,10 @@ def tell(reports: Sequence[Report], as_json: bool) -> None:
         if found:
             raise RunError("\nlookalike: ".join(found))
         for one in reports:
-            for line in one.get("notes", ()):
+            for line in [*told(one.get("able", ())), *one.get("notes", ())]:
                 say(f"{one['host']}: {line}")
+            if one.get("pace"):
+                say(f"{one['host']}: {one['pace']}")
             if one.get("there"):
                 say(
                     f"{one['host']}: the run folder is not there yet, it will be made in "
@@ -94,6 +96,12 @@ def tell(reports: Sequence[Report], as_json: bool) -> None:
         say(f"{len(reports)} machine{'s' * (len(reports) > 1)}, no problem found")
     elif found:
         raise SystemExit(2)
+
+
+def told(able: Sequence[str]) -> list[str]:
+    """Lines on GPUs, equal ones together."""
+    counts = {line: list(able).count(line) for line in able}
+    return [f"{count} × {line}" if count > 1 else line for line, count in counts.items()]
 
 
 def table(reports: Sequence[Report]) -> str:

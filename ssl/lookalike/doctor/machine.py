@@ -14,7 +14,9 @@ import torch
 
 from lookalike import comm
 from lookalike.data.images import Images
+from lookalike.data.pace import pace
 from lookalike.doctor.conditions import conditions
+from lookalike.doctor.devices import devices
 from lookalike.errors import Error
 from lookalike.folder import nearest, refuse_unwritable
 
@@ -33,8 +35,8 @@ SAME = {
 
 
 def report(find: Find | None, out: Path) -> Report:
-    """This machine: versions, GPUs, free disk at `out`, fingerprint of the images, what
-    went wrong.
+    """This machine: versions, GPUs, free disk at `out`, fingerprint of the images and
+    how many a second are decoded, what went wrong.
     """
     found: Report = {
         "host": socket.gethostname(),
@@ -43,6 +45,7 @@ def report(find: Find | None, out: Path) -> Report:
         "deepspeed": version("deepspeed"),
         "lookalike": f"{version('lookalike')} {source()}".removeprefix("missing "),
         "gpus": [_gpu(i) for i in range(torch.cuda.device_count())],
+        "able": devices(),
         "addresses": [comm.address(i) for i in range(torch.cuda.device_count())],
         "notes": conditions(out),
         "free": shutil.disk_usage(nearest(out)).free,
@@ -54,7 +57,10 @@ def report(find: Find | None, out: Path) -> Report:
     try:
         refuse_unwritable(out)
         if find:
-            found["data"] = find().fingerprint[:12]
+            images = find()
+            found["data"] = images.fingerprint[:12]
+            if seen := pace(images):
+                found |= {"pace": seen.line, "images_per_second": seen._asdict()}
     except Error as error:
         found["error"] = str(error)
     return found
@@ -71,7 +77,7 @@ def version(package: str) -> str:
 def source() -> str:
     """The first letters of a digest over our own files: two checkouts of one version may differ."""
     home = Path(__file__).parent.parent
-    files = sorted(home.rglob("*.py"))
+    files = sorted([*home.rglob("*.py"), *home.rglob("*.c")])
     return hashlib.sha256(
         b"".join(str(f.relative_to(home)).encode() + f.read_bytes() for f in files)
     ).hexdigest()[:8]
@@ -113,7 +119,7 @@ def here(find: Find | None, out: Path) -> list[Report]:
 
 def _add_gpus(machine: Report, one: Report) -> None:
     """Those that only this rank sees, as where each sees its own alone."""
-    for name, address in zip(one["gpus"], one["addresses"], strict=True):
+    for name, line, address in zip(one["gpus"], one["able"], one["addresses"], strict=False):
         if address not in machine["addresses"]:
-            machine["gpus"] = [*machine["gpus"], name]
+            machine["gpus"], machine["able"] = [*machine["gpus"], name], [*machine["able"], line]
             machine["addresses"] = [*machine["addresses"], address]

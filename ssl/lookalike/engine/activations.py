@@ -1,7 +1,8 @@
 """Activation checkpoints: a backbone's activations are computed again in backward instead of being
 kept.
 
-Chen, Xu, Zhang & Guestrin, arXiv 1604.06174. timm says where its models are cut.
+Chen, Xu, Zhang & Guestrin, arXiv 1604.06174. timm cuts its models between blocks, and draws again
+what was drawn.
 """
 
 from torch import nn

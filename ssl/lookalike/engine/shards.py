@@ -5,6 +5,8 @@ group (stages 1 and 2). `Split`: the parameters too (stage 3). All of DeepSpeed'
 in this file.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +19,7 @@ from lookalike.engine.state import (
     State,
     by_parameter,
     copied,
+    counter,
     load_model,
     load_optim,
     misfit,
@@ -24,7 +27,7 @@ from lookalike.engine.state import (
     optim_state,
 )
 from lookalike.errors import RunError
-from lookalike.nn.hooks import Deferred, Follower, follow, follow_one, followers
+from lookalike.nn.hooks import Deferred, Follower, Good, follow_one, followers, update
 
 Group = tuple[Sequence[nn.Parameter], Tensor]
 _FLAT = (
@@ -33,7 +36,13 @@ _FLAT = (
     "_hp_optimizer_states_linked",
     "_lazy_init_hp_params_optimizer_state",
 )
-_SPLIT = ("fp16_groups", "fp32_partitioned_groups_flat", "persistent_parameters")
+_ASKS = "is_invalid_grad_norm"
+_SPLIT = (
+    "fp16_groups",
+    "fp32_partitioned_groups_flat",
+    "persistent_parameters",
+    "_get_norm_groups",
+)
 
 
 class Layout(Protocol):
@@ -45,8 +54,8 @@ class Layout(Protocol):
     def load(self, state: State) -> None:
         """Takes back what `save` gave, at any stage and on any number of ranks."""
 
-    def follow(self) -> None:
-        """Commits and updates every module that moves after a good step."""
+    def follow(self, good: Good = True) -> None:
+        """Commits and updates every module that moves after a good step, where it was one."""
 
     def restore(self) -> None:
         """Makes the module a plain one again."""
@@ -57,6 +66,7 @@ class Whole:
 
     def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
+        self._followers = followers(module)
 
     def save(self) -> State:
         return State(model_state(self.module), optim_state(self.module, self.optimizer))
@@ -65,8 +75,9 @@ class Whole:
         load_model(self.module, state.model)
         load_optim(self.module, self.optimizer, state.optim)
 
-    def follow(self) -> None:
-        follow(self.module)
+    def follow(self, good: Good = True) -> None:
+        for part in self._followers:
+            follow_one(part, good)
 
     def restore(self) -> None:
         pass
@@ -86,6 +97,7 @@ class Flat:
         self.module, self.optimizer = module, optimizer
         self._tools, self._zero, self._sharded = deepspeed.utils, deepspeed.zero, sharded
         self._name = {id(p): name for name, p in module.named_parameters()}
+        self._followers = followers(module)
 
     def save(self) -> State:
         return State(model_state(self.module), self._collect())
@@ -95,9 +107,9 @@ class Flat:
         self._refresh(self.module)
         self._scatter(by_parameter(state.optim))
 
-    def follow(self) -> None:
-        for part in followers(self.module):
-            follow_one(part)
+    def follow(self, good: Good = True) -> None:
+        for part in self._followers:
+            follow_one(part, good)
             if isinstance(part, Follower):
                 self._refresh(part)
 
@@ -144,7 +156,7 @@ class Flat:
             first = known[0] if known else {}
             for key, value in first.items():
                 self.optimizer.state[flat][key] = (
-                    torch.zeros_like(flat) if value.dim() else value.clone()
+                    torch.zeros_like(flat) if value.dim() else counter(self.optimizer, value, flat)
                 )
         self._link()
         for parameters, _ in self._groups():
@@ -198,23 +210,23 @@ class Split(Flat):
         self._persist()
         self._scatter(by_parameter(state.optim))
 
-    def follow(self) -> None:
-        for part in followers(self.module):
+    def follow(self, good: Good = True) -> None:
+        for part in self._followers:
             if isinstance(part, Deferred):
-                part.commit()
+                part.commit(good)
             if isinstance(part, Follower):
-                self._update(part)
+                self._update(part, good)
 
-    def _update(self, part: Follower) -> None:
+    def _update(self, part: Follower, good: Good) -> None:
         """Shows it whole parameters, or their shards where these suffice."""
         own = list(part.parameters())
         if not own:
-            part.update()
+            update(part, good)
         elif part.elementwise:
-            self._update_shards(part, own)
+            self._update_shards(part, own, good)
         else:
             with self._gathered(list(self.module.parameters()), write=True):
-                part.update()
+                update(part, good)
             self._refresh(part)
             self._persist()
 
@@ -237,13 +249,13 @@ class Split(Flat):
                 shard = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
                 self._tools.safe_set_local_fp32_param(parameter, shard)
 
-    def _update_shards(self, part: Follower, own: Sequence[nn.Parameter]) -> None:
+    def _update_shards(self, part: Follower, own: Sequence[nn.Parameter], good: Good) -> None:
         """Shows each parameter's shard in its place: what works number by number needs no more."""
         shown = [(p, p.data) for p in self.module.parameters()]
         try:
             for parameter, _ in shown:
                 parameter.data = parameter.ds_tensor.data  # type: ignore[attr-defined]
-            part.update()
+            update(part, good)
         finally:
             for parameter, data in shown:
                 parameter.data = data
@@ -287,6 +299,53 @@ class Split(Flat):
 
     def _link(self) -> None:
         """Nothing is linked at this stage."""
+
+
+@contextlib.contextmanager
+def unasked(sharded: Any) -> Iterator[None]:
+    """While entered, DeepSpeed does not wait for the device to ask whether the gradient's norm is a
+    number, to skip a step behind the engine's back: the guard knows.
+    """
+    room: Any = sys.modules[type(sharded).__module__]
+    asks = getattr(room, _ASKS, None)
+    setattr(room, _ASKS, lambda norm: False)
+    try:
+        yield
+    finally:
+        setattr(room, _ASKS, asks)
+
+
+@contextlib.contextmanager
+def already_sent(deepspeed: Any) -> Iterator[None]:
+    """While entered, DeepSpeed starts without sending the first rank's parameters once more, one by
+    one, which it refuses for those that lie channels last.
+    """
+    kind = deepspeed.DeepSpeedEngine
+    original = kind._broadcast_model
+    kind._broadcast_model = lambda _: None
+    try:
+        yield
+    finally:
+        kind._broadcast_model = original
+
+
+def spare(sharded: Any, clip: float) -> None:
+    """What stage 3 need not do at the end of a step: gather its small parameters one by one, and,
+    where nothing is clipped, take a norm: two sums over ranks, for which the host waits.
+    """
+    if clip == 0:
+        sharded._get_norm_groups = lambda: [torch.zeros(())]
+    small = sharded.persistent_parameters
+    if small:
+        one_by_one, together = small[0].all_gather, small[0].all_gather_coalesced
+
+        def all_gather(param_list: Any = None, **how: Any) -> Any:
+            away = all(p.ds_status.name == "NOT_AVAILABLE" for p in small)
+            if param_list is not small or how or not away:
+                return one_by_one(param_list, **how)
+            return together(small).wait()
+
+        small[0].all_gather = all_gather
 
 
 def refuse_unknown(sharded: Any, names: Sequence[str], version: str) -> None:

@@ -1,16 +1,14 @@
 """A training state by parameter name: what one engine saves, any other can load."""
 
-import contextlib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lookalike.engine.scaler import Scaler
 from lookalike.errors import RunError
-
-Precision = Literal["fp32", "bf16"]
 
 
 class State(NamedTuple):
@@ -20,11 +18,6 @@ class State(NamedTuple):
 
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
-
-
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """bf16 for what is safe in it; parameters, statistics and losses stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -78,14 +71,27 @@ def by_parameter(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def load_optim(module: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Takes the optimizer's tensors back, each laid out as its parameter; counters stay on the
-    CPU.
+    """Takes the optimizer's tensors back, each laid out as its parameter; counters lie where the
+    optimizer wants them.
     """
     nested = by_parameter(tensors)
     optimizer.state.clear()
     for name, parameter in module.named_parameters():
         if name in nested:
             optimizer.state[parameter] = {
-                key: value.clone() if value.dim() == 0 else torch.empty_like(parameter).copy_(value)
+                key: counter(optimizer, value, parameter)
+                if value.dim() == 0
+                else torch.empty_like(parameter).copy_(value)
                 for key, value in nested[name].items()
             }
+
+
+def counter(optimizer: Optimizer, value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a count of steps: beside the parameter for fused kernels, else on the CPU."""
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    return value.to(parameter.device if fused else "cpu", copy=True)
+
+
+def with_scale(state: State, scaler: Scaler | None) -> State:
+    """The state with fp16's loss scale, where there is one."""
+    return state if scaler is None else State(state.model, {**state.optim, **scaler.save()})

@@ -12,7 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,20 +20,23 @@ from torch.optim import Optimizer
 
 from lookalike import comm
 from lookalike.engine.activations import checkpoint_activations as checkpoint_backbone
+from lookalike.engine.buckets import Buckets, Communicate
 from lookalike.engine.guard import Guard
-from lookalike.engine.shards import Flat, Layout, Split, Whole
-from lookalike.engine.state import Precision, State, autocast
+from lookalike.engine.scaler import scaler_for
+from lookalike.engine.shards import Flat, Layout, Split, Whole, already_sent, spare, unasked
+from lookalike.engine.state import State, with_scale
+from lookalike.engine.verdict import is_late, maybe_skipped
 from lookalike.errors import RunError
-from lookalike.nn.batchnorm import freeze_running_stats
-from lookalike.optim import is_layerwise
-from lookalike.recipe import NonNegative
+from lookalike.nn.hooks import Good
+from lookalike.nn.precision import Precision, autocast, products
+from lookalike.optim import Progress, is_layerwise
+from lookalike.recipe import SINCE_0_2, NonNegative, Positive
 
 Stage = Literal[0, 1, 2, 3]
-# numbers that cross ranks at a time; DeepSpeed's 500 million would hold 2 GB of each GPU
+# numbers that are gathered at a time; DeepSpeed's 500 million would hold 2 GB of each GPU
 _BUCKET = 50_000_000
-_SMALL = (
-    100_000  # numbers of a parameter that stage 3 still keeps whole on every rank between steps
-)
+# numbers of a parameter that stage 3 still keeps whole on every rank between steps
+_SMALL = 100_000
 
 
 class _Autocast(nn.Module):
@@ -55,7 +58,9 @@ class Zero:
 
     `stage`: what is cut over the ranks: 0 nothing, 1 the optimizer's state, 2 the gradient too, 3
     the parameters too; `checkpoint_activations`: the backbone's activations are computed again in
-    backward, not kept.
+    backward, not kept; `communicate`: as what gradients cross the ranks, bf16 is half as much and
+    rounds each sum to 8 bits; `bucket_mb`: how many MiB of gradient are sent at a time while
+    backward still runs.
     """
 
     def __init__(
@@ -68,6 +73,9 @@ class Zero:
         clip: NonNegative = 0.0,
         stage: Stage = 0,
         checkpoint_activations: bool = False,
+        communicate: Annotated[Communicate, SINCE_0_2] = "fp32",
+        bucket_mb: Annotated[Positive, SINCE_0_2] = 25.0,
+        late: bool | None = None,
     ) -> None:
         refuse_layerwise(is_layerwise(optimizer), stage)
         refuse_shapeless(module)
@@ -75,51 +83,94 @@ class Zero:
             checkpoint_backbone(module)
         deepspeed = _deepspeed()
         self.module, self.optimizer, self.stage = module, optimizer, stage
-        self.accumulate = accumulate
+        self.accumulate, self.precision = accumulate, precision
         comm.broadcast_module(module)
-        self._guard = Guard(module)
+        device = next(module.parameters()).device
+        self.late = is_late(late, device)
+        self._scaler = scaler_for(precision, device)
+        self._guard = Guard(module, whole=stage == 0, scaler=self._scaler)
         self._switch = Switch(optimizer)
-        with _calm():
+        sent: Communicate = communicate if comm.world_size() > 1 else "fp32"
+        with _calm(), already_sent(deepspeed):
             self._engine, wrapped, *_ = deepspeed.initialize(
                 model=_Autocast(module, precision),
                 optimizer=optimizer,
-                config=_config(accumulate, clip, stage),
+                config=_config(accumulate, clip, stage, sent, bucket_mb),
             )
+        self._buckets: Buckets | None = None
+        if stage == 0 and comm.world_size() > 1:
+            self._engine.enable_backward_allreduce = False
+            self._buckets = Buckets(module, bucket_mb, communicate)
         self._layout: Layout = Whole(module, optimizer)
         if stage > 0:
             self._layout = (Split if stage == 3 else Flat)(module, optimizer, deepspeed, wrapped)
+        if stage == 3:
+            spare(wrapped, clip)
+        self._sharded = wrapped
+
+    def start(self, progress: Progress) -> None:
+        self._guard.start(progress)
 
     def __call__(self, *inputs: Any) -> Any:
         self._guard.begin()
         return self._engine(*inputs)
 
     def backward(self, value: Tensor) -> None:
-        with freeze_running_stats(self.module):
-            self._engine.backward(value)
+        last = self._engine.is_gradient_accumulation_boundary()
+        rounding = products(value.device, self.precision)
+        with self._guard.still(), rounding, self._averaging(last):
+            self._engine.backward(self._guard.scaled(value))
+
+    @contextlib.contextmanager
+    def _averaging(self, last: bool) -> Iterator[None]:
+        """While entered, stage 0's gradients cross the ranks as they come; other stages do so by
+        themselves.
+        """
+        if self._buckets is not None:
+            self._buckets.begin(last)
+        yield
+        if self._buckets is not None:
+            self._buckets.end()
 
     def finite(self) -> Tensor:
         return self._guard.finite()
 
-    def step(self, skip: bool = False) -> None:
+    def broken(self, value: Tensor) -> Tensor:
+        return self._guard.broken(self.finite(), value)
+
+    def step(self, skip: bool | Tensor = False, trouble: bool | Tensor | None = None) -> None:
         last = self._engine.is_gradient_accumulation_boundary()
-        with self._switch.off(skip):
+        if last:
+            self._guard.unscale()
+        with self._switch.off(skip), self._unasked():
             self._engine.step()
         if last:
-            self._guard.end(skip)
+            self._guard.end(skip, skip if trouble is None else trouble)
 
-    def follow(self) -> None:
+    def _unasked(self) -> contextlib.AbstractContextManager[None]:
+        ask = self.stage == 0 or not self.late
+        return contextlib.nullcontext() if ask else unasked(self._sharded)
+
+    def follow(self, good: Good = True) -> None:
         with torch.no_grad():
-            self._layout.follow()
+            self._layout.follow(good)
+
+    def values(self) -> dict[str, float]:
+        return {} if self._scaler is None else {"loss_scale": float(self._scaler.scale)}
 
     def save(self) -> State:
-        return self._layout.save()
+        return with_scale(self._layout.save(), self._scaler)
 
     @torch.no_grad()
     def load(self, state: State) -> None:
         self._layout.load(state)
+        if self._scaler is not None:
+            self._scaler.load(state.optim)
 
     def close(self) -> None:
         self._guard.close()
+        if self._buckets is not None:
+            self._buckets.close()
         self._layout.restore()
         self._switch.close()
         self._engine.destroy()
@@ -127,27 +178,30 @@ class Zero:
 
 class Switch:
     """Stands before an optimizer's `step`: while off, DeepSpeed counts and clears as ever, but
-    nothing is moved.
+    nothing is moved; a boolean on the device may say so.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer, self._on = optimizer, True
+        self._optimizer, self._skip = optimizer, cast(bool | Tensor, False)
         step = optimizer.step
 
         @functools.wraps(step)
         def guarded(*arguments: Any, **named: Any) -> Any:
-            return step(*arguments, **named) if self._on else None
+            if self._skip is True:
+                return None
+            with maybe_skipped(optimizer, self._skip):
+                return step(*arguments, **named)
 
         optimizer.step = guarded  # type: ignore[method-assign]
 
     @contextlib.contextmanager
-    def off(self, wanted: bool) -> Iterator[None]:
+    def off(self, wanted: bool | Tensor) -> Iterator[None]:
         """While entered, `step` does nothing, if that is wanted."""
-        self._on = not wanted
+        self._skip = wanted
         try:
             yield
         finally:
-            self._on = True
+            self._skip = False
 
     def close(self) -> None:
         """The optimizer has its own `step` again."""
@@ -176,20 +230,22 @@ def refuse_shapeless(module: nn.Module) -> None:
             )
 
 
-def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
+def _config(
+    accumulate: int, clip: float, stage: Stage, communicate: Communicate, bucket_mb: float
+) -> dict[str, Any]:
     """DeepSpeed clips at 1.0 unless told otherwise; its batch sizes only satisfy its own checks."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulate,
         "gradient_clipping": clip,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": _zero_config(clip, stage),
+        "zero_optimization": _zero_config(clip, stage, bucket_mb),
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},
         "torch_autocast": {"enabled": False},
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
-        "communication_data_type": "fp32",
+        "communication_data_type": communicate,
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
         "memory_breakdown": False,
@@ -197,19 +253,23 @@ def _config(accumulate: int, clip: float, stage: Stage) -> dict[str, Any]:
     }
 
 
-def _zero_config(clip: float, stage: Stage) -> dict[str, Any]:
-    """Without the norm, stages 1 and 2 neither wait for the device nor skip a step behind the
-    loop's back.
+def _zero_config(clip: float, stage: Stage, bucket_mb: float) -> dict[str, Any]:
+    """Gradients cross in buckets, on a stream of their own, while backward runs: a bucket larger
+    than the gradient would be sent after it.
 
-    At stage 3 DeepSpeed would put a function of its own in the place of torch's `linear`, for the
-    whole process.
+    Without the norm, stages 1 and 2 neither wait for the device nor skip a step behind the loop's
+    back. A bucket of several ranks' shards is summed on all of them, twice the bytes of a sum for
+    each owner, but in one collective and not in W, each of which would hold the host. At stage 3
+    DeepSpeed would put a function of its own in the place of torch's `linear`, for the whole
+    process.
     """
     found: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": False,
+        "overlap_comm": True,
         "contiguous_gradients": True,
         "reduce_scatter": True,
-        "reduce_bucket_size": _BUCKET,
+        "use_multi_rank_bucket_allreduce": True,
+        "reduce_bucket_size": round(bucket_mb * 2**18),
         "allgather_partitions": True,
         "allgather_bucket_size": _BUCKET,
         "round_robin_gradients": False,

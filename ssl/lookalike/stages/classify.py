@@ -30,6 +30,9 @@ from lookalike.classification.targets import (
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch
 from lookalike.data.passport import passport
+from lookalike.engine import speed
+from lookalike.engine.speed import settled
+from lookalike.engine.tuning import prepared, tuned
 from lookalike.errors import DataError, RecipeError, RunError
 from lookalike.evaluation.draws import kept_scores, summed_up
 from lookalike.evaluation.features import Extracting, embedder, extracted
@@ -44,7 +47,6 @@ from lookalike.models.classifier import (
     refuse_names,
     save_classifier,
 )
-from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.scoring import calibration
@@ -61,6 +63,7 @@ from lookalike.training.courses import (
 )
 from lookalike.training.earlier import finished, set_aside
 from lookalike.training.inputs import on_device
+from lookalike.views.send import send
 
 _MOST_CONFUSED = 4096
 
@@ -136,9 +139,12 @@ def job(run: Run, backbone: Backbone) -> Job:
         make_order(course, sets[0])
     system = build_system(copy.deepcopy(opened), courses[0], classes)
     loop.make_optimizer(settings, system)
+    speed.refuse(f"{run.name}: classify", settings, settings.engine, system)
     refuse_lone(run.name, settings, system)
     if run.folder:
         run.remark(early.little_room(run.folder, "classify", system, settings))
+    for line in speed.remarks(f"{run.name}: classify", settings):
+        run.remark(line)
     return Job(
         run=run,
         settings=settings,
@@ -262,11 +268,12 @@ def make_classifier(job: Job, target: Path, about: dict[str, Any], made_of: dict
 
 def descend(job: Job, course: Course, about: dict[str, Any], made_of: dict[str, Any]) -> Classifier:
     """One training, from its newest checkpoint on; the classifier in eval mode, on every rank."""
-    run, settings = job.run, course.settings
+    run, settings = job.run, settled("classify", course.settings)
     system = build_system(start_of(job, course), course, job.classes)
-    module = global_batchnorm(system.train()).to(comm.device())
-    views, architecture = settings.views.build(), system.model.architecture
     order = make_order(course, job.sets[0])
+    full = order.batch // order.accumulate >= comm.world_size()
+    module = prepared(system, settings, full=full)
+    views, architecture = settings.views.build(), system.model.architecture
     made = on_device(partial(views, dtype=settings.dtype), architecture, course.seed)
     inputs = partial(make_inputs, made, course, len(job.classes))
     training = loop.Job(
@@ -282,7 +289,8 @@ def descend(job: Job, course: Course, about: dict[str, Any], made_of: dict[str, 
         on_save=partial(keep_run, run.out, run.experiment),
         label="classify" if course.is_main else f"classify: {course.words}",
     )
-    loop.train(training, settings)
+    with tuned(module, settings):
+        loop.train(training, settings)
     system.finish()
     model: Classifier = system.model.eval()
     return model
@@ -317,7 +325,7 @@ def make_inputs(
     says so.
     """
     (view_BCHW,) = views(batch.pixels, batch.ids_B, batch.epoch)
-    values = course.targets.values[batch.ids_B].to(view_BCHW.device, non_blocking=True)
+    values = send(course.targets.values[batch.ids_B], view_BCHW.device)
     if course.settings.mixing is None:
         return view_BCHW, values
     return course.settings.mixing(

@@ -49,7 +49,7 @@ def job(recipe: Experiment) -> Export:
     """Decides what an exported folder holds. Raises BackboneError where ONNX cannot be written."""
     settings = recipe.section(Export)
     if settings.onnx:
-        onnx_at_hand()
+        refuse_no_onnx()
     return settings
 
 
@@ -166,14 +166,19 @@ def to_onnx(model: Model, opset: int, *, softmax: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def onnx_at_hand() -> Any:
-    """The onnx package. Raises BackboneError when it, onnxruntime or onnxscript is missing.
+def refuse_no_onnx() -> None:
+    """Raises BackboneError when onnx, onnxruntime or onnxscript is missing.
 
     Only looked for: to import onnxruntime is to start it, and what it writes.
     """
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             raise BackboneError(_missing(name))
+
+
+def onnx_at_hand() -> Any:
+    """The onnx package. Raises BackboneError when one of the three is missing."""
+    refuse_no_onnx()
     try:
         import onnx
     except ImportError as error:

@@ -16,6 +16,9 @@ from lookalike import comm, rng
 from lookalike.checkpoint import keep_run, meet, written
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch
+from lookalike.engine import speed
+from lookalike.engine.speed import settled
+from lookalike.engine.tuning import prepared, tuned
 from lookalike.errors import DataError, RecipeError
 from lookalike.evaluation.features import Extracting, embedder, extracted
 from lookalike.experiment import Experiment, Finetune
@@ -29,12 +32,12 @@ from lookalike.metric.objectives import Objective
 from lookalike.metric.sampler import PKOrder
 from lookalike.models import Backbone, card, open_backbone, tunable
 from lookalike.models.embedding import Embedding, embedding_files
-from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.training import early, loop
 from lookalike.training.earlier import finished, set_aside
 from lookalike.training.inputs import on_device
+from lookalike.views.send import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +105,11 @@ def job(run: Run, backbone: Backbone) -> Job:
     system = build_system(opened, settings, divided.classes, run.seed)
     refuse_batch(run.name, settings, system)
     loop.make_optimizer(settings, system)
+    speed.refuse(f"{run.name}: finetune", settings, settings.engine, system)
     if run.folder:
         run.remark(early.little_room(run.folder, "finetune", system, settings))
+    for line in speed.remarks(f"{run.name}: finetune", settings):
+        run.remark(line)
     return Job(**decided, order=order, system=system)
 
 
@@ -116,6 +122,7 @@ def refuse_more_ranks(name: str, settings: Finetune, ranks: int) -> None:
             "every rank needs one"
         )
     loop.refuse_engine(name, "finetune", settings, ranks)
+    early.refuse_decode(name, "finetune", settings)
 
 
 def do(job: Job) -> Path:
@@ -149,14 +156,15 @@ def made_by(job: Job) -> dict[str, Any]:
 
 def descend(job: Job, folder: Path, about: dict[str, Any]) -> None:
     """Trains by gradients, in `folder`."""
-    run, settings, order = job.run, job.settings, job.order
+    run, settings, order = job.run, settled("finetune", job.settings), job.order
     assert job.system is not None and order is not None  # noqa: PT018 (one or none of both)
     if order.left_out and comm.rank() == 0:
         say(
             "finetune: classes of one image, which has no positive, are left out of all batches: "
             f"{order.left_out}"
         )
-    module = global_batchnorm(job.system.train()).to(comm.device())
+    full = order.batch // order.accumulate >= comm.world_size()
+    module = prepared(job.system, settings, full=full)
     model, views = job.system.model, settings.views.build()
     made = on_device(partial(views, dtype=settings.dtype), model.architecture, run.seed)
     inputs = partial(make_inputs, made, job.divided.labels_N)
@@ -172,14 +180,15 @@ def descend(job: Job, folder: Path, about: dict[str, Any]) -> None:
         accept_changes=run.accept_changes,
         on_save=partial(keep_run, run.out, run.experiment),
     )
-    loop.train(training, settings)
+    with tuned(module, settings):
+        loop.train(training, settings)
     job.system.finish()
 
 
 def write(job: Job, target: Path, about: dict[str, Any]) -> None:
     """The folder of the embedding that was trained, what the objective has learned folded in."""
     assert job.system is not None
-    model, settings = job.system.model, job.settings
+    model, settings = job.system.to(comm.exact_device()).model, job.settings
     facts = {
         **written(about),
         **job.made_of,
@@ -290,4 +299,4 @@ def make_inputs(
 ) -> tuple[Tensor, Tensor]:
     """One view of each image on the device, and its class."""
     (view_BCHW,) = views(batch.pixels, batch.ids_B, batch.epoch)
-    return view_BCHW, labels_N[batch.ids_B].to(view_BCHW.device, non_blocking=True)
+    return view_BCHW, send(labels_N[batch.ids_B], view_BCHW.device)

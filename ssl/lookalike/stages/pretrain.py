@@ -28,6 +28,9 @@ from lookalike.data.images import Images, subset
 from lookalike.data.loader import Batch
 from lookalike.data.order import EpochOrder, order_of
 from lookalike.data.passport import labels_digest, passport
+from lookalike.engine import speed
+from lookalike.engine.speed import settled
+from lookalike.engine.tuning import prepared, tuned
 from lookalike.errors import BackboneError, DataError, RecipeError, RunError
 from lookalike.evaluation.features import embedder, extract
 from lookalike.evaluation.labels import refuse_neighbours
@@ -42,13 +45,13 @@ from lookalike.models import (
     make_backbone,
     open_backbone,
 )
-from lookalike.nn.batchnorm import global_batchnorm
 from lookalike.nn.method import Method
 from lookalike.recipe import digests
 from lookalike.runs import Run
 from lookalike.scoring import knn
 from lookalike.training import early, loop
 from lookalike.training.inputs import on_device
+from lookalike.views.send import send
 
 Maker = Callable[[Backbone], Method]
 
@@ -165,6 +168,7 @@ def prepare(run: Run, settings: Pretrain, module: Method, must_match: dict[str, 
     if problem := views_problem(type(module), views):
         raise RecipeError(f"{run.name}: pretrain.{problem}")
     loop.make_optimizer(settings, module)
+    speed.refuse(f"{run.name}: pretrain", settings, settings.engine, module, settings.pieces)
     labels_N = labels_for(module, images)
     if settings.micro_batch == 1:
         tried, a = copy.deepcopy(module.backbone).train(), module.backbone.architecture
@@ -175,6 +179,8 @@ def prepare(run: Run, settings: Pretrain, module: Method, must_match: dict[str, 
     if run.folder:
         refuse_other_checkpoint(run, must_match, settings.epochs * order.steps_per_epoch)
         run.remark(early.little_room(run.folder, "pretrain", module, settings))
+    for line in speed.remarks(f"{run.name}: pretrain", settings):
+        run.remark(line)
     return Work(module, images, order, views, labels_N, must_match)
 
 
@@ -185,7 +191,10 @@ def do(job: Job) -> Path:
         write_recipe(run.out, run.experiment)  # which may have been damaged, or say more now
         return target
     run.tell_weights(job.work.module.backbone)
-    loop.train(training(run, settings, job.work), settings)
+    settings = settled("pretrain", settings)
+    planned = training(run, settings, job.work)
+    with tuned(planned.module, settings):
+        loop.train(planned, settings)
     if comm.rank() == 0:
         about = {**written(job.about), "epochs": settings.epochs, **job.made_of}
         backbone = job.work.module.backbone
@@ -294,6 +303,7 @@ def refuse_more_ranks(recipe: Experiment, ranks: int) -> None:
             "rank needs one"
         )
     loop.refuse_engine(recipe.name, "pretrain", settings, ranks)
+    early.refuse_decode(recipe.name, "pretrain", settings)
 
 
 def refuse_unmonitored(run: Run) -> None:
@@ -363,8 +373,7 @@ def placed(module: Method, settings: Pretrain) -> Any:
         if isinstance(part, Backbone):
             part.pieces = settings.pieces
     at_once = settings.batch // settings.accumulate // settings.pieces
-    full = at_once >= comm.world_size()
-    return global_batchnorm(module.train(), full=full).to(comm.device())
+    return prepared(module, settings, full=at_once >= comm.world_size())
 
 
 def labels_for(method: Method, images: Images) -> Tensor | None:
@@ -412,4 +421,4 @@ def make_inputs(
     made = views(batch.pixels, batch.ids_B, batch.epoch)
     if labels_N is None:
         return (made,)
-    return made, labels_N[batch.ids_B].to(made[0].device, non_blocking=True)
+    return made, send(labels_N[batch.ids_B], made[0].device)

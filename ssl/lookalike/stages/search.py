@@ -26,7 +26,7 @@ from lookalike.data.sources import Source, folder_at
 from lookalike.errors import DataError, Error, RunError, printable
 from lookalike.evaluation.features import Extracting, embedder, gathered
 from lookalike.experiment import load_recipe
-from lookalike.folder import recover, refuse_unwritable
+from lookalike.folder import refuse_unwritable
 from lookalike.log import note
 from lookalike.models import Architecture
 from lookalike.models.card import weights_digest
@@ -42,6 +42,8 @@ from lookalike.search.index import (
     read_seen,
     write_index,
 )
+from lookalike.search.opened import joined, with_cells
+from lookalike.search.opened import opened as asked
 
 BATCH = 256
 FEW = 1024
@@ -116,14 +118,11 @@ def search_index(
     open_backbone. `approximate`: with cells. Raises what open_index raises, DataError when no image
     can be read, Error when there is no model.
     """
-    join_ranks()
-    folder = Path(folder)
-    if comm.rank() == 0:
-        recover(folder)
-    comm.barrier()
-    if find is not None:
-        refuse_unwritable(folder.parent)
-    old = open_index(folder) if folder.exists() or find is None else None
+    if find is None:
+        return asked(folder, model, approximate=approximate)
+    folder = joined(folder)
+    refuse_unwritable(folder.parent)
+    old = open_index(folder) if folder.exists() else None
     if old is None and model is None:
         raise Error(
             f"{printable(folder)}: no such index yet: --model FOLDER|NAME is missing, which is to "
@@ -131,14 +130,6 @@ def search_index(
         )
     opened = old.model if old and model is None else open_model(str(model), like)
     digest = old.digest if old and model is None else weights_digest(opened)
-    if find is None:
-        assert old is not None
-        if digest != old.digest:
-            raise RunError(
-                f"{printable(folder)}: made by another model than {printable(str(model))}: add "
-                "--from to embed anew"
-            )
-        return with_cells(folder, old) if approximate and old.cells is None else old
     return update(folder, old, find(opened.architecture), opened, digest, approximate)
 
 
@@ -163,15 +154,6 @@ def open_search(
     if model is not None:
         like = Run(recipe).like(model)
     return search_index(index, find, model, like=like, approximate=approximate)
-
-
-def with_cells(folder: Path, index: SearchIndex) -> SearchIndex:
-    """The same index, its cells found and kept."""
-    index.cells = train_ivf(index.x_ND, index.distance)
-    if comm.rank() == 0:
-        write_index(folder, index, read_seen(folder, len(index)))
-    comm.barrier(patient=True)
-    return index
 
 
 def update(

@@ -281,7 +281,7 @@ def _draw(
     if not shown:
         return
     known = [canvases, *(x[None] for _, x, _ in others)]
-    maps_BDhw = torch.cat([seen.patches(x.to(comm.device())).cpu() for x in known])
+    maps_BDhw = torch.cat([seen.patches(x.to(comm.exact_device())).cpu() for x in known])
     group_Bhw = groups(maps_BDhw, job.settings.clusters, job.run.seed)
     guess_BHW = segmented(seen, learned, k, canvases).cpu()
     top, left, height, width = seen.box

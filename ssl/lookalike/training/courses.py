@@ -17,7 +17,7 @@ from lookalike.errors import DataError, RecipeError
 from lookalike.evaluation.draws import ALL
 from lookalike.evaluation.few import Subset, listed, subsets
 from lookalike.experiment import Classify
-from lookalike.training import loop
+from lookalike.training import early, loop
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,7 @@ def refuse_batch(name: str, course: Course, ranks: int) -> None:
             "classify.batch"
         )
     loop.refuse_engine(name, "classify", settings, ranks)
+    early.refuse_decode(name, "classify", settings)
 
 
 def make_order(course: Course, images: Images) -> loop.Order:

@@ -9,12 +9,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lookalike.data import nvjpeg
 from lookalike.errors import RecipeError
 from lookalike.experiment import Training
 from lookalike.folder import nearest
 
 # Numbers of state that an optimizer keeps for each that it trains.
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "lars": 1}
+
+
+def refuse_decode(name: str, section: str, settings: Training) -> None:
+    """Raises RecipeError where JPEGs are to be decoded on a device that cannot."""
+    if settings.decode == "device" and (why := nvjpeg.unusable()):
+        raise RecipeError(f"{name}: {section}.decode: device, but {why}: decode: host")
 
 
 def refuse_lone_image(

@@ -44,14 +44,15 @@ def measure(embeddings: Sequence[Tensor]) -> dict[str, float]:
         found["health/alignment"] = comm.mean(
             (l2_normalize(first) - l2_normalize(others[0])).square().sum(dim=1)
         )
-    return {name: float(value) for name, value in found.items()}
+    values = torch.stack([value.double() for value in found.values()]).tolist()
+    return dict(zip(found, values, strict=True))
 
 
 def _effective_rank(x_ND: Tensor) -> Tensor:
     """exp of the entropy of the singular values' shares; from the smaller of the two Gram matrices,
     in fp64.
     """
-    x_ND = x_ND.double()
+    x_ND = (x_ND.cpu() if x_ND.device.type == "mps" else x_ND).double()
     gram = x_ND @ x_ND.T if len(x_ND) <= x_ND.shape[1] else x_ND.T @ x_ND
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-30)

@@ -3,7 +3,7 @@ one screen.
 """
 
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,16 +14,16 @@ from torch.optim import Optimizer
 
 from lookalike import comm, rng
 from lookalike.checkpoint import Checkpoints, Saver, differences, written
+from lookalike.data import nvjpeg
 from lookalike.data.images import Images
 from lookalike.data.loader import Batch, batches, workers_for
-from lookalike.data.order import BatchOrder
+from lookalike.data.order import BatchOrder, shares
 from lookalike.data.prefetch import prefetch
 from lookalike.data.reader import HostCrops
 from lookalike.engine import Engine, State
 from lookalike.errors import LostError, RecipeError, RunError
 from lookalike.experiment import ENGINE, Training
 from lookalike.log import Terminal, say
-from lookalike.nn.hooks import start_step
 from lookalike.nn.loss import Loss
 from lookalike.optim import Progress, parameter_groups, set_rates, set_weight_decay
 from lookalike.process import fault
@@ -31,9 +31,11 @@ from lookalike.process.signals import Signals, Stopped
 from lookalike.process.watchdog import Watchdog
 from lookalike.training.bad_samples import BadSamples, keep_first
 from lookalike.training.health import CollapseDetector, measure, queue_ages
+from lookalike.training.inputs import made_by, tell_of_another
 from lookalike.training.meter import Meter
 from lookalike.training.metrics import Metrics
 from lookalike.training.nonfinite import NonFinitePolicy
+from lookalike.training.verdict import Met, Verdicts
 
 
 class Order(BatchOrder, Protocol):
@@ -91,12 +93,13 @@ class Told(NamedTuple):
 
 @dataclass
 class Standing:
-    """Where a training stands, and what a rollback sets back: steps done, batches to come, what the
-    log and the alarms have gathered.
+    """Where a training stands, and what a rollback sets back: steps done of an order, batches to
+    come, what the log and the alarms have gathered.
     """
 
     done: int
     told: Told
+    order: Order
     stream: Generator[Batch, None, None]
     meter: Meter
     detector: CollapseDetector
@@ -118,6 +121,7 @@ def train(job: Job, settings: Training) -> None:
     terminal = Terminal(job.label or job.title, steps, per_epoch, at.done, active=first)
     watchdog = Watchdog(job.folder, comm.timeout(settings.timeout), at.done)
     nonfinite = NonFinitePolicy(job.folder, job.title, at.told.trouble)
+    verdicts = Verdicts(engine.late, wary=nonfinite.in_trouble)
     with metrics, terminal, saver, Signals() as signals, watchdog:
         while at.done < steps:
             # forward and backward
@@ -125,35 +129,33 @@ def train(job: Job, settings: Training) -> None:
             progress = Progress(at.done, steps, at.done / per_epoch, order.seed)
             lr = set_step(engine, settings, settings.rate(at.done, per_epoch), progress)
             loss, new_bad = gradients(engine, job, at)
-            broken = not bool(engine.finite() & loss.value.isfinite())
+            at.done += 1
 
             # what one rank met, all do something about: step, or skip it
-            met = (signals.caught > 0, new_bad, broken, saver.failures)
-            stop, bad, skip, failures = sum_over_ranks(*met)
-            engine.step(skip=skip > 0)
-            at.done += 1
-            at.bad.check(bad)
-            nonfinite.on_failed_save(saver, failures)
-            if not skip:
-                engine.follow()
-                nonfinite.reset()
-            elif nonfinite.on_bad_step(engine, order, at.done):
+            here = (signals.caught > 0, new_bad, saver.failures)
+            decision = verdicts.decide(at.done, engine.broken(loss.value), *here)
+            engine.step(*decision)
+            if decision.good is not False:
+                engine.follow(decision.good)
+
+            # of this step, or of the one before where the host does not wait for the device
+            due = what_is_due(at.done, job, settings, steps)
+            stop, good, again = look(verdicts.known(settle=any(due)), engine, saver, at, nonfinite)
+            if again:
                 at = roll_back(engine, saver, job, settings, steps, at, nonfinite)
                 metrics.cut(at.done)
                 continue
-            else:
-                at.meter.drop(order.accumulate)
 
             # measure and log
-            if every(at.done, settings.health_every) and not skip:
+            if due.health and good:
                 check_health(engine, loss, at, settings, order.batch)
-            if every(at.done, job.monitor_every):
+            if due.monitor:
                 at.meter.record(job.monitor())
-            if every(at.done, settings.log_every) or at.done in (1, steps):
-                log_step(metrics, terminal, at, lr, nonfinite.skipped)
+            if due.log:
+                log_step(metrics, terminal, engine, at, lr, nonfinite.skipped)
 
             # save and stop
-            if stop or at.done == steps or every(at.done, settings.save_every_epochs * per_epoch):
+            if stop or due.save:
                 save(engine, saver, job, at, nonfinite)
             if stop and at.done < steps:
                 finish_saving(saver)
@@ -162,6 +164,48 @@ def train(job: Job, settings: Training) -> None:
     finish_saving(saver)
     report_bad(job, at.bad)
     engine.close()
+
+
+class Due(NamedTuple):
+    """What follows a step."""
+
+    health: bool
+    monitor: bool
+    log: bool
+    save: bool
+
+
+def what_is_due(done: int, job: Job, settings: Training, steps: int) -> Due:
+    """After `done` of `steps` steps."""
+    per_epoch = job.order.steps_per_epoch
+    return Due(
+        every(done, settings.health_every),
+        every(done, job.monitor_every),
+        every(done, settings.log_every) or done in (1, steps),
+        done == steps or every(done, settings.save_every_epochs * per_epoch),
+    )
+
+
+def look(
+    known: Iterable[Met], engine: Engine, saver: Saver, at: Standing, nonfinite: NonFinitePolicy
+) -> tuple[bool, bool, bool]:
+    """Does what the verdicts ask for; whether to stop, whether the last step was good, whether to
+    go back to the newest checkpoint.
+    """
+    stop, good, order = False, True, at.order
+    for met in known:
+        stop, good = stop or met.stop, not met.skip
+        at.bad.check(met.bad)
+        nonfinite.on_failed_save(saver, met.failures)
+        if good:
+            nonfinite.reset()
+        elif not met.trouble:
+            nonfinite.on_overflow()
+        elif nonfinite.on_bad_step(engine, order, met.step):
+            return stop, good, True
+        else:
+            at.meter.drop(order.accumulate, newer=(at.done - met.step) * order.accumulate)
+    return stop, good, False
 
 
 def gradients(engine: Engine, job: Job, at: Standing) -> tuple[Loss, int]:
@@ -174,11 +218,26 @@ def gradients(engine: Engine, job: Job, at: Standing) -> tuple[Loss, int]:
             engine.step()
         with at.meter.timing_data():
             batch = next(at.stream)
-        loss: Loss = engine(*fault.spoiled(job.inputs(batch)))
-        engine.backward(loss.value)
+        inputs = fault.spoiled(job.inputs(batch))
+        with comm.rows_known(rows_of(job, micro, batch)):
+            loss: Loss = engine(*inputs)
+            engine.backward(loss.value)
         at.meter.add(loss.value, loss.terms)
         new_bad += at.bad.add(batch.bad)
     return loss, new_bad
+
+
+def rows_of(job: Job, micro: int, batch: Batch) -> list[int]:
+    """How many images of the micro-batch each rank holds. Raises RunError where this one holds
+    others.
+    """
+    found = shares(job.order, micro, comm.world_size(), job.pieces)
+    if found[comm.rank()] != len(batch.ids_B):
+        raise RunError(
+            f"{job.title}: {len(batch.ids_B)} images came where the order's batch gives this rank "
+            f"{found[comm.rank()]}: let its micro_batches hold batch / accumulate"
+        )
+    return found
 
 
 def set_step(engine: Engine, settings: Training, factor: float, progress: Progress) -> float:
@@ -191,13 +250,8 @@ def set_step(engine: Engine, settings: Training, factor: float, progress: Progre
     rates = set_rates(engine.optimizer, factor, progress.epoch)
     if settings.final_weight_decay is not None:
         set_weight_decay(engine.optimizer, settings.final_weight_decay, progress.progress)
-    start_step(engine.module, progress)
+    engine.start(progress)
     return max(rates.values())
-
-
-def sum_over_ranks(*counts: int) -> list[int]:
-    """The sum of each over ranks: what one rank met, all do something about."""
-    return [int(n) for n in comm.all_sum(torch.tensor(counts, dtype=torch.int64)).tolist()]
 
 
 def every(done: int, n: int) -> bool:
@@ -246,6 +300,7 @@ def resume(engine: Engine, checkpoints: Checkpoints, job: Job, steps: int) -> tu
     found = checkpoints.newest(job.must_match, job.accept_changes)
     if found is None:
         return 0, Told({}, 0, (), 0)
+    tell_of_another(found.about)
     changed = [*job.changed, *differences(found.about, job.must_match)]
     refuse_nothing(job.folder, job.title, found.step, steps, changed)
     try:
@@ -265,6 +320,7 @@ def standing(job: Job, settings: Training, steps: int, done: int, told: Told) ->
     return Standing(
         done,
         told,
+        job.order,
         batches_from(job, settings, done, steps),
         Meter(job.order.batch / job.order.accumulate, told.meter),
         CollapseDetector(told.alarm),
@@ -318,6 +374,7 @@ def batches_from(
         workers=workers_for(job.images, settings.workers, world),
         pin=device.type == "cuda",
         host_crops=job.host_crops,
+        decode=(device, nvjpeg.on(device)) if settings.decode == "device" else None,
     )
     return prefetch(found, device)
 
@@ -337,11 +394,13 @@ def refuse_nothing(folder: Path, title: str, done: int, steps: int, changed: Seq
         )
 
 
-def log_step(metrics: Metrics, terminal: Terminal, at: Standing, lr: float, skipped: int) -> None:
+def log_step(
+    metrics: Metrics, terminal: Terminal, engine: Engine, at: Standing, lr: float, skipped: int
+) -> None:
     """A line of the log, where there is anything to tell."""
     if at.meter.has_values:
         counts = {"lr": lr, "bad_samples": at.bad.count, "skipped": skipped}
-        values = {**at.meter.values(), **counts}
+        values = {**at.meter.values(), **counts, **engine.values()}
         metrics.write(at.done, values)
         terminal.show(at.done, values)
 
@@ -367,7 +426,8 @@ def save(engine: Engine, saver: Saver, job: Job, at: Standing, nonfinite: NonFin
     state = engine.save()
     job.on_save()
     if comm.rank() == 0:
-        about = {**written(job.must_match), "world": comm.world_size(), "told": told._asdict()}
+        about = {**written(job.must_match), "world": comm.world_size(), "views": made_by()}
+        about["told"] = told._asdict()
         saver.save(at.done, state._asdict(), about)
 
 

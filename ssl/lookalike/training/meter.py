@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,10 +42,10 @@ class Meter:
         for name, part in {"loss": value, **terms}.items():
             self._parts.setdefault(name, []).append(part.detach())
 
-    def drop(self, count: int) -> None:
-        """Forgets the last `count` micro-batches."""
+    def drop(self, count: int, newer: int = 0) -> None:
+        """Forgets the last `count` micro-batches before the `newer` newest."""
         for parts in self._parts.values():
-            del parts[-count:]
+            del parts[-count - newer : len(parts) - newer]
 
     @property
     def has_values(self) -> bool:
@@ -56,11 +56,7 @@ class Meter:
         """Every micro-batch's loss and terms since the last call of `values`, those before a resume
         first.
         """
-        fresh = {
-            name: torch.stack(parts).double().tolist()
-            for name, parts in self._parts.items()
-            if parts
-        }
+        fresh = _read({name: parts for name, parts in self._parts.items() if parts})
         return {
             name: self._earlier.get(name, []) + fresh.get(name, [])
             for name in {**self._earlier, **fresh}
@@ -90,3 +86,14 @@ class Meter:
         }
         self._reset()
         return found
+
+
+def _read(parts: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, list[float]]:
+    """The numbers of tensors without dimension, all read at once from each device."""
+    stacked = {name: torch.stack(list(each)) for name, each in parts.items()}
+    found: dict[str, list[float]] = {}
+    for device in {tensor.device for tensor in stacked.values()}:
+        here = {name: tensor for name, tensor in stacked.items() if tensor.device == device}
+        values = iter(torch.cat(list(here.values())).tolist())
+        found |= {name: [next(values) for _ in tensor] for name, tensor in here.items()}
+    return {name: found[name] for name in stacked}

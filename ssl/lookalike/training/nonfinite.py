@@ -35,6 +35,17 @@ class NonFinitePolicy:
         """The counts, as JSON data."""
         return self.skipped, self._row, self._reached
 
+    @property
+    def in_trouble(self) -> bool:
+        """The last step was non-finite."""
+        return self._row > 0
+
+    def on_overflow(self) -> None:
+        """A step was skipped on every rank because fp16's scaled gradient overflowed: the scale is
+        halved, and nothing is wrong.
+        """
+        self.skipped += 1
+
     def reset(self) -> None:
         """A good step ends what was before."""
         self._row = 0

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lookalike.errors import RunError
 from lookalike.views import colour, compiling
 from lookalike.views.form import ViewFormat
 
@@ -94,8 +95,13 @@ def refuse(why: str) -> None:
 
 
 def found() -> Kernel:
-    """The kernel that is used, or why none is."""
-    if os.environ.get(SWITCH, "1") == "0":
+    """The kernel that is used, or why none is. Raises RunError where the switch is neither 0 nor
+    1.
+    """
+    asked = os.environ.get(SWITCH) or "1"
+    if asked not in ("0", "1"):
+        raise RunError(f"environment: {SWITCH}={asked[:80]!r}: say 0 or 1, or unset it")
+    if asked == "0":
         return Kernel(None, f"{SWITCH}=0")
     return Kernel(None, _refused) if _refused else _beside()
 
