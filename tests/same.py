@@ -100,6 +100,8 @@ METRIC = QUICKSTART | {
     "finetune.epochs": "3",
     "evaluate.examples": "0",
 }
+# Whose schedule has steps later than so few epochs.
+STEPPED = {"reidentification": {"finetune.schedule": "cosine"}}
 ESTIMATOR = {"pretrain.epochs": "1", "pretrain.log_every": "1", "evaluate.examples": "0"}
 # What the loop and the engines have beside stages: losses, chunks, kNN, clipping, autocast.
 OPTIONS = {
@@ -360,7 +362,8 @@ def items(base: Side, tree: Side, work: Path) -> Iterator[Item]:
     for side in (base, tree):
         recipes.append([each.stem for each in sorted(side.root.glob("recipes/metric/*.yaml"))])
     for name in common("metric", *recipes):
-        yield command(f"metric/{name}", f"recipes/metric/{name}.yaml", METRIC)
+        words = {**METRIC, **STEPPED.get(name, {})}
+        yield command(f"metric/{name}", f"recipes/metric/{name}.yaml", words)
     for name in ("mahalanobis", "csml"):
         yield command(f"estimators/{name}", f"recipes/digits_{name}.yaml", ESTIMATOR)
     yield command("finetune", toy, REFINED)
