@@ -32,6 +32,24 @@ VIT = (
     "args: {patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}}"
 )
 
+# Small heads of each method, some of whose keys are not the defaults.
+HEADS: dict[str, dict[str, Any]] = {
+    "barlow_twins": {"projector": (16, 32), "off_diagonal": 0.02},
+    "byol": {"projector": (16, 8), "predictor": (16, 8)},
+    "dcl": {"projector": (16, 8), "sigma": 0.5},
+    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "frozen_epochs": 0},
+    "moco_v2": {"projector": (16, 8), "queue": 40, "momentum": 0.9},
+    "moco_v3": {"projector": (16, 8), "predictor": (16, 8)},
+    "nnclr": {"projector": (16, 8), "predictor": (16, 8), "queue": 40},
+    "simclr": {"projector": (16, 8)},
+    "simsiam": {"projector": (16, 8), "predictor": 4},
+    "supcon": {"projector": (16, 8)},
+    "swav": {"projector": (16, 8), "prototypes": 12, "frozen_epochs": 0},
+    "tico": {"projector": (16, 8), "beta": 0.1},
+    "vicreg": {"projector": (16, 32)},
+    "w_mse": {"projector": (16, 4), "slice_size": 6},
+}
+
 TEXT = """
 seed: 3
 data: {{name: digits}}

@@ -22,22 +22,6 @@ from lookalike.methods import METHODS
 from lookalike.metric.objectives import OBJECTIVE, OBJECTIVES, Objective
 from lookalike.stages.pretrain import pretrain
 
-HEADS: dict[str, dict[str, Any]] = {
-    "barlow_twins": {"projector": (16, 32)},
-    "byol": {"projector": (16, 8), "predictor": (16, 8)},
-    "dcl": {"projector": (16, 8), "sigma": 0.5},
-    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "frozen_epochs": 0},
-    "moco_v2": {"projector": (16, 8), "queue": 40},
-    "moco_v3": {"projector": (16, 8), "predictor": (16, 8)},
-    "nnclr": {"projector": (16, 8), "predictor": (16, 8), "queue": 40},
-    "simclr": {"projector": (16, 8)},
-    "simsiam": {"projector": (16, 8), "predictor": 4},
-    "supcon": {"projector": (16, 8)},
-    "swav": {"projector": (16, 8), "prototypes": 12, "frozen_epochs": 0},
-    "tico": {"projector": (16, 8)},
-    "vicreg": {"projector": (16, 32)},
-    "w_mse": {"projector": (16, 4), "slice_size": 6},
-}
 REQUIRED = {
     "RankedListLoss": {"margin": 0.4, "Tn": 1.0},
     "WeightedSum": {"parts": [{"objective": "CrossEntropyLoss"}]},
@@ -71,7 +55,7 @@ def asked() -> Iterator[list[int]]:
 
 def by_method(name: str, cut: list[int]) -> list[Tensor]:
     torch.manual_seed(0)
-    module = METHODS[name](toy.architecture("vit").build(), **HEADS[name]).train()
+    module = METHODS[name](toy.architecture("vit").build(), **toy.HEADS[name]).train()
     views = [view.split(cut)[comm.rank()] for view in toy.views(0, sum(cut))]
     labels = (torch.arange(sum(cut)) % 3).split(cut)[comm.rank()]
     loss = module(views, labels) if name == "supcon" else module(views)
@@ -184,7 +168,7 @@ def test_cat_is_the_same_for_even_rows_which_need_no_padding(ranks, cut):
 
 
 def test_every_method_is_here():
-    assert HEADS.keys() == METHODS.keys()
+    assert toy.HEADS.keys() == METHODS.keys()
 
 
 def trained(out: str) -> int:

@@ -35,22 +35,6 @@ from lookalike.models import Architecture, Backbone
 from lookalike.nn.precision import rounded
 from lookalike.stages.pretrain import pretrain
 
-HEADS: dict[str, dict[str, Any]] = {
-    "barlow_twins": {"projector": (16, 32)},
-    "byol": {"projector": (16, 8), "predictor": (16, 8)},
-    "dcl": {"projector": (16, 8)},
-    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "frozen_epochs": 0},
-    "moco_v2": {"projector": (16, 8), "queue": 40},
-    "moco_v3": {"projector": (16, 8), "predictor": (16, 8)},
-    "nnclr": {"projector": (16, 8), "predictor": (16, 8), "queue": 40},
-    "simclr": {"projector": (16, 8)},
-    "simsiam": {"projector": (16, 8), "predictor": 4},
-    "supcon": {"projector": (16, 8)},
-    "swav": {"projector": (16, 8), "prototypes": 12, "frozen_epochs": 0},
-    "tico": {"projector": (16, 8)},
-    "vicreg": {"projector": (16, 32)},
-    "w_mse": {"projector": (16, 4), "slice_size": 6},
-}
 # Networks of each: backbone, projector, predictor, and the teacher's.
 COMPILED = {"byol": 5, "moco_v2": 4, "moco_v3": 5, "tico": 4, "nnclr": 3, "simsiam": 3, "dino": 4}
 # torch's compiler, of itself, where warnings are errors.
@@ -62,7 +46,7 @@ slow = pytest.mark.slow
 
 def make(name: str, kind: str = "resnet", seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return METHODS[name](toy.architecture(kind).build(), **HEADS[name]).train()
+    return METHODS[name](toy.architecture(kind).build(), **toy.HEADS[name]).train()
 
 
 def inputs(name: str) -> tuple[Any, ...]:

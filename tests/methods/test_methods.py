@@ -22,28 +22,12 @@ from lookalike.nn.teacher import Teacher
 from lookalike.optim import Progress
 from lookalike.stages.pretrain import build_method
 
-HEADS: dict[str, dict[str, Any]] = {
-    "barlow_twins": {"projector": (16, 32), "off_diagonal": 0.02},
-    "byol": {"projector": (16, 8), "predictor": (16, 8)},
-    "dcl": {"projector": (16, 8), "sigma": 0.5},
-    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "frozen_epochs": 0},
-    "moco_v2": {"projector": (16, 8), "queue": 40, "momentum": 0.9},
-    "moco_v3": {"projector": (16, 8), "predictor": (16, 8)},
-    "nnclr": {"projector": (16, 8), "predictor": (16, 8), "queue": 40},
-    "simclr": {"projector": (16, 8)},
-    "simsiam": {"projector": (16, 8), "predictor": 4},
-    "supcon": {"projector": (16, 8)},
-    "swav": {"projector": (16, 8), "prototypes": 12, "frozen_epochs": 0},
-    "tico": {"projector": (16, 8), "beta": 0.1},
-    "vicreg": {"projector": (16, 32)},
-    "w_mse": {"projector": (16, 4), "slice_size": 6},
-}
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def make(name: str, kind: str = "resnet", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return METHODS[name](toy.architecture(kind).build(), **HEADS[name]).train()
+    return METHODS[name](toy.architecture(kind).build(), **toy.HEADS[name]).train()
 
 
 def inputs(
@@ -324,7 +308,11 @@ def test_dinos_centre_is_the_running_mean_of_the_teachers_logits():
 @pytest.mark.parametrize("accumulate", [1, 2, 5])
 def test_ticos_covariance_after_micro_batches_is_that_of_as_many_steps(accumulate):
     """Against a loop that knows neither stage nor commit: one outer product a row, in fp64."""
-    module, beta, wanted = make("tico").double(), HEADS["tico"]["beta"], torch.zeros(8, 8).double()
+    module, beta, wanted = (
+        make("tico").double(),
+        toy.HEADS["tico"]["beta"],
+        torch.zeros(8, 8).double(),
+    )
     for step in range(2):
         before, covariances = module.past_DD.clone(), []
         for micro in range(accumulate):

@@ -35,22 +35,6 @@ from lookalike.nn.precision import (
     unsupported,
 )
 
-HEADS: dict[str, dict[str, Any]] = {
-    "barlow_twins": {"projector": (16, 32)},
-    "byol": {"projector": (16, 8), "predictor": (16, 8)},
-    "dcl": {"projector": (16, 8)},
-    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "frozen_epochs": 0},
-    "moco_v2": {"projector": (16, 8), "queue": 40},
-    "moco_v3": {"projector": (16, 8), "predictor": (16, 8)},
-    "nnclr": {"projector": (16, 8), "predictor": (16, 8), "queue": 40},
-    "simclr": {"projector": (16, 8)},
-    "simsiam": {"projector": (16, 8), "predictor": 4},
-    "supcon": {"projector": (16, 8)},
-    "swav": {"projector": (16, 8), "prototypes": 12, "frozen_epochs": 0},
-    "tico": {"projector": (16, 8)},
-    "vicreg": {"projector": (16, 32)},
-    "w_mse": {"projector": (16, 4), "slice_size": 6},
-}
 REQUIRED: dict[str, dict[str, Any]] = {
     "RankedListLoss": {"margin": 0.4, "Tn": 1.0},
     "WeightedSum": {"parts": [{"objective": "CrossEntropyLoss"}]},
@@ -80,7 +64,7 @@ def method(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     views = toy.views(0, 12)
     more = [view[..., 4:12, 4:12] for view in views] if METHODS[name].more_views else []
     labels = (torch.arange(12) % 3,) if name == "supcon" else ()
-    made = METHODS[name](toy.architecture("vit").build(), **HEADS[name]).train()
+    made = METHODS[name](toy.architecture("vit").build(), **toy.HEADS[name]).train()
     return made, ([*views, *more], *labels)
 
 

@@ -36,22 +36,6 @@ WAITING = {
     "masked_select",
     "equal",
 }
-HEADS = {
-    "barlow_twins": {"projector": (16, 32), "off_diagonal": 0.02},
-    "byol": {"projector": (16, 8), "predictor": (16, 8)},
-    "dcl": {"projector": (16, 8), "sigma": 0.5},
-    "dino": {"hidden": 16, "bottleneck": 8, "prototypes": 12, "frozen_epochs": 0},
-    "moco_v2": {"projector": (16, 8), "queue": 40, "momentum": 0.9},
-    "moco_v3": {"projector": (16, 8), "predictor": (16, 8)},
-    "nnclr": {"projector": (16, 8), "predictor": (16, 8), "queue": 40},
-    "simclr": {"projector": (16, 8)},
-    "simsiam": {"projector": (16, 8), "predictor": 4},
-    "supcon": {"projector": (16, 8)},
-    "swav": {"projector": (16, 8), "prototypes": 12, "frozen_epochs": 0},
-    "tico": {"projector": (16, 8), "beta": 0.1},
-    "vicreg": {"projector": (16, 32)},
-    "w_mse": {"projector": (16, 4), "slice_size": 6},
-}
 
 
 class Reads(TorchDispatchMode):
@@ -123,7 +107,7 @@ def views(name: str, step: int):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_of_a_method_reads_nothing(name):
     torch.manual_seed(0)
-    module = METHODS[name](toy.architecture().build(), **HEADS[name]).train()
+    module = METHODS[name](toy.architecture().build(), **toy.HEADS[name]).train()
     assert reads(engine_of(module, clip=1.0), lambda step: views(name, step)) == {}
 
 
@@ -131,14 +115,14 @@ def test_a_step_of_a_method_reads_nothing(name):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_of_an_optimizer_and_of_the_scaler_reads_nothing(optimizer, precision):
     torch.manual_seed(0)
-    module = METHODS["moco_v2"](toy.architecture().build(), **HEADS["moco_v2"]).train()
+    module = METHODS["moco_v2"](toy.architecture().build(), **toy.HEADS["moco_v2"]).train()
     engine = engine_of(module, "plain", optimizer, precision=precision, accumulate=1)
     assert reads(engine, lambda step: views("moco_v2", step)) == {}
 
 
 def zero_reads(stage) -> dict[str, int]:
     torch.manual_seed(0)
-    module = METHODS["moco_v2"](toy.architecture().build(), **HEADS["moco_v2"]).train()
+    module = METHODS["moco_v2"](toy.architecture().build(), **toy.HEADS["moco_v2"]).train()
     engine = engine_of(module, stage, precision="fp16", clip=1.0)
     return reads(engine, lambda step: views("moco_v2", step))
 
